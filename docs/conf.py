@@ -1,0 +1,39 @@
+"""The documentation's settings."""
+
+from __future__ import annotations
+
+import mikit
+
+project = "mikit"
+author = "The mikit developers"
+copyright = "2026, the mikit developers"
+release = version = mikit.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinxcontrib.bibtex",
+    "myst_nb",
+]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "README.md"]
+bibtex_bibfiles = ["references.bib"]
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_inline"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Formula", "Shapes", "Unit", "Kind", "Checks", "Cost", "Pitfalls", "Source"]
+
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+
+html_theme = "furo"
+html_title = f"mikit {release}"
+html_static_path: list[str] = ["_static"]

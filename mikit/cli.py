@@ -1,0 +1,233 @@
+"""The command line: options in, a call, words out. torch is imported by the commands that need it, not by the help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import mikit
+from mikit.errors import InputError
+from mikit.outputs import new_folder, require_free, write_text
+from mikit.terminal import Steps, answered, refuse, say, show_measurement, show_table
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mikit",
+    help="Measure how much one neural network's activations say about another's.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_VERDICTS = ("trustworthy", "caution", "unreliable")
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; one per processor by default.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _begin(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        say(mikit.__version__)
+        raise typer.Exit
+
+
+@app.command()
+@answered()
+def estimate(
+    teacher: Annotated[
+        Path, typer.Argument(metavar="TEACHER", help="What is explained: .npy, .npz, .pt, .safetensors or a store.")
+    ],
+    student: Annotated[
+        Path | None, typer.Argument(metavar="STUDENT", help="What conditions. Left out with --labels.")
+    ] = None,
+    estimator: Annotated[str, typer.Option(help="Name of the instrument.")] = "auto",
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Labels to explain from the one file of activations.")
+    ] = None,
+    groups: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One entry per row; rows of one group stay together.")
+    ] = None,
+    teacher_key: Annotated[str | None, typer.Option(help="Array in TEACHER, where it holds several.")] = None,
+    student_key: Annotated[str | None, typer.Option(help="Array in STUDENT, where it holds several.")] = None,
+    folds: Annotated[int, typer.Option(help="Parts the rows are dealt into.")] = 5,
+    rotations: Annotated[int, typer.Option(help="How many of the parts report in turn.")] = 1,
+    permutations: Annotated[int | None, typer.Option(help="Estimates on permuted data.")] = None,
+    seed: Seed = 0,
+    require: Annotated[
+        str | None, typer.Option(metavar="VERDICT", help="Exit with 3 unless the verdict is this good.")
+    ] = None,
+    json_file: Json = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure what a student's activations say about a teacher's, or about labels."""
+    if require is not None and require not in _VERDICTS:
+        raise InputError(f'--require is "{require}"; it must be one of {", ".join(_VERDICTS)}.')
+    if (student is None) == (labels is None):
+        raise InputError(
+            "Give two files, the teacher's activations and the student's; or one file of activations and --labels."
+        )
+    _require_free_json(json_file, overwrite)
+    with Steps() as steps:
+        steps.begin("Reading")
+        from mikit.activations import read_array
+        from mikit.measuring import measure
+
+        first = read_array(teacher, key=teacher_key)
+        second = None if student is None else read_array(student, key=student_key)
+        measurement = measure(
+            first if second is None else second,
+            None if second is None else first,
+            estimator,
+            labels=None if labels is None else read_array(labels),
+            groups=None if groups is None else read_array(groups).values,
+            folds=folds,
+            rotations=rotations,
+            permutations=permutations,
+            seed=seed,
+            progress=steps.begin,
+        )
+    if json_file == "-":
+        say(measurement.to_json())
+    else:
+        show_measurement(measurement)
+        if json_file is not None:
+            write_text(Path(json_file), measurement.to_json() + "\n", overwrite=overwrite)
+    if require is not None and _VERDICTS.index(measurement.verdict) > _VERDICTS.index(require):
+        raise refuse(f"The verdict is {measurement.verdict}; --require asks for {require}.", 3)
+
+
+@app.command()
+@answered()
+def trace(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER_STORE", help="Activations of the teacher.")],
+    students: Annotated[list[Path], typer.Argument(metavar="STUDENT_STORE...", help="Activations of the students.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder to make.")],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Labels, in the order of the teacher's ids.")
+    ] = None,
+    noise: Annotated[
+        list[float] | None, typer.Option(help="Teacher noise; repeat it for several. 0.1, 0.3 and 1 by default.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Folds of held-out information.")] = 5,
+    probe: Annotated[str, typer.Option(help="Probe of the label information: logistic or lda.")] = "logistic",
+    seed: Seed = 0,
+    jobs: Jobs = None,
+    json_file: Json = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trace the information between a teacher's and its students' stored activations, layer by layer."""
+    _require_free_json(json_file, overwrite)
+    with Steps() as steps, new_folder(out, overwrite=overwrite) as folder:
+        steps.begin("Reading")
+        from joblib import cpu_count
+
+        from mikit.activations import ActivationStore, read_array
+        from mikit.flow import trace as trace_stores
+
+        flow = trace_stores(
+            ActivationStore.open(teacher),
+            [ActivationStore.open(student) for student in students],
+            labels=None if labels is None else read_array(labels).values,
+            noise=tuple(noise) if noise else (0.1, 0.3, 1.0),
+            folds=folds,
+            probe=probe,
+            seed=seed,
+            jobs=jobs or cpu_count(),
+            progress=steps,
+        )
+        flow.save(folder)
+    counts = flow.frame["verdict"].value_counts().to_dict()
+    summary = {"run": str(out), "rows": len(flow.frame), "verdicts": counts, "settings": flow.settings}
+    _tell(json_file, summary, overwrite, f"{out}: {len(flow.frame):,} rows. Next: mikit report {out}")
+
+
+@app.command()
+@answered()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that mikit trace made.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to make; RUN/report by default.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write one HTML page with the figures, verdicts and table of a traced run."""
+    with Steps() as steps:
+        steps.begin("Reading")
+        from mikit.flow import Flow
+        from mikit.reporting import report as write_report
+
+        flow = Flow.load(run)
+        target = run / "report" if out is None else out
+        with new_folder(target, overwrite=overwrite) as folder:
+            steps.begin("Drawing")
+            page = write_report(flow, folder)
+    say(str(target / page.name))
+
+
+@app.command()
+@answered()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")] = Path("mikit-demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and phases: shows that it works.")] = False,
+    seeds: Annotated[int | None, typer.Option(help="Runs of every student; 3 by default, 1 with --quick.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz", help="Images of your own: train_images, train_labels, test_images, test_labels."
+        ),
+    ] = None,
+    jobs: Jobs = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a teacher and its students on digits, and look at how information flows through them."""
+    require_free(out, overwrite=overwrite)
+    with Steps() as steps:
+        steps.begin("Loading")
+        from mikit.datasets import digits, from_npz
+        from mikit.demo import run_demo, settings_for
+
+        images = digits() if data is None else from_npz(data)
+        settings = settings_for(images, seeds=(1 if quick else 3) if seeds is None else seeds, quick=quick)
+        result = run_demo(out, images, settings, overwrite=overwrite, jobs=jobs, stages=steps)
+    for number, line in enumerate(result.lines, start=1):
+        say(f"{number}. {line}")
+    say(f"Open {result.folder / 'report' / 'index.html'} ({result.wall_time:.0f} s)")
+
+
+@app.command()
+@answered()
+def doctor() -> None:
+    """Say whether mikit works on this machine."""
+    from mikit.doctor import examine
+
+    found = examine(Path.cwd())
+    show_table(("", "", ""), [(item.name, "pass" if item.well else "fail", item.sentence) for item in found])
+    if not all(item.well for item in found):
+        raise refuse("mikit does not work here as it should; see the lines marked fail.", 1)
+
+
+def _require_free_json(json_file: str | None, overwrite: bool) -> None:
+    if json_file is not None and json_file != "-":
+        require_free(Path(json_file), overwrite=overwrite)
+
+
+def _tell(json_file: str | None, content: dict[str, Any], overwrite: bool, sentence: str) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if json_file == "-":
+        say(text)
+        return
+    say(sentence)
+    if json_file is not None:
+        write_text(Path(json_file), text + "\n", overwrite=overwrite)

@@ -1,0 +1,361 @@
+"""The only learned things: critics that score pairs, and heads that predict the teacher from the student.
+
+A critic standardises its inputs with buffers taken from example features, so that a start with small weights is right
+for features of any scale. The buffers are part of ``state_dict``.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mikit.errors import InputError
+
+__all__ = ["HEADS", "Bilinear", "Critic", "EmbeddingCritic", "Joint", "Separable", "mean_head"]
+
+HEADS = ("linear", "linear2", "relu3", "bn_relu3x2")
+# Hidden activations of a joint critic held at once.
+_PAIR_ENTRIES = 2**24
+
+
+class Critic(nn.Module, abc.ABC):
+    """Scores every pair of a student row and a teacher row.
+
+    Args:
+        d_x: Width of the student's rows.
+        d_y: Width of the teacher's rows.
+    """
+
+    mean_x: Tensor
+    scale_x: Tensor
+    mean_y: Tensor
+    scale_y: Tensor
+
+    def __init__(self, d_x: int, d_y: int) -> None:
+        super().__init__()
+        if d_x < 1 or d_y < 1:
+            raise InputError(f"A critic was asked for widths d_x = {d_x} and d_y = {d_y}; both must be at least 1.")
+        self.d_x = d_x
+        self.d_y = d_y
+        for side, width in (("x", d_x), ("y", d_y)):
+            self.register_buffer(f"mean_{side}", torch.zeros(width))
+            self.register_buffer(f"scale_{side}", torch.ones(width))
+
+    @abc.abstractmethod
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the scores ``(n, m)`` of all pairs of rows ``(n, d_x)`` and ``(m, d_y)``."""
+
+    @abc.abstractmethod
+    def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the scores ``(n,)`` of the pairs ``(x_i, y_i)`` alone."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return :meth:`scores`."""
+        return self.scores(x, y)
+
+    @torch.no_grad()
+    def standardise_by(self, x: Tensor, y: Tensor) -> None:
+        """Take mean and standard deviation of every column from example rows; a constant column gets scale 1."""
+        for side, value in (("x", x), ("y", y)):
+            value64 = value.detach().double()
+            mean = value64.mean(dim=0)
+            deviation = (value64 - mean).square().mean(dim=0).sqrt()
+            # float64 examples keep float64 statistics: an offset of many standard deviations is subtracted exactly.
+            dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+            resolution = torch.finfo(dtype).eps * mean.abs()
+            scale = torch.where(deviation > resolution, deviation, 1.0)
+            setattr(self, f"mean_{side}", mean.to(dtype))
+            setattr(self, f"scale_{side}", scale.to(dtype))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return matrices in one group and vectors (biases) in another with ``weight_decay=0``."""
+        matrices = [p for p in self.parameters() if p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.ndim <= 1]
+        return [{"params": matrices}, *([{"params": vectors, "weight_decay": 0.0}] if vectors else [])]
+
+    def _standardised(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        for name, value, width in (("x", x, self.d_x), ("y", y, self.d_y)):
+            if value.ndim != 2 or value.shape[1] != width:
+                raise InputError(
+                    f"{name} has shape {tuple(value.shape)}, but this critic was built for rows of width {width}. "
+                    "Build it from features of the layer it is used on."
+                )
+        dtype = next(self.parameters()).dtype
+        return ((x - self.mean_x) / self.scale_x).to(dtype), ((y - self.mean_y) / self.scale_y).to(dtype)
+
+
+class EmbeddingCritic(Critic, abc.ABC):
+    """A critic whose score is a dot product, so that all pairs can be streamed from two thin matrices."""
+
+    @abc.abstractmethod
+    def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``u (n, k)`` and ``v (m, k)`` with ``scores(x, y) = u @ v.T``."""
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``u @ v.T``, ``(n, m)``; a caller that cannot hold that streams :meth:`embed`."""
+        with torch.autocast(x.device.type, enabled=False):
+            u, v = self.embed(x, y)
+            return u @ v.T
+
+    def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``u_i . v_i``, ``(n,)``."""
+        with torch.autocast(x.device.type, enabled=False):
+            u, v = self.embed(x, y)
+            return (u * v).sum(dim=1)
+
+
+@final
+class Separable(EmbeddingCritic):
+    """Two encoders and a dot product.
+
+    Formula: ``s(x, y) = <u(x), v(y)> + a(x) + b(y)``; ``u, a`` are one perceptron of the student's row and ``v, b`` one
+    of the teacher's, each with a linear path beside its hidden layers. The offsets travel as two more embedding
+    columns, ``[u, a, 1]`` and ``[v, 1, b]``.
+
+    Args:
+        d_x: Width of the student's rows.
+        d_y: Width of the teacher's rows.
+        width: Hidden units per layer.
+        depth: Hidden layers.
+        embedding: Width of ``u`` and ``v``: the rank of the score matrix.
+        offsets: Whether to have ``a`` and ``b``.
+
+    Raises:
+        InputError: If a size is below 1.
+
+    Cost:
+        ``O((n + m) width²)`` for the encoders and ``O(n m embedding)`` for the scores.
+
+    Pitfalls:
+        The score matrix has rank ``embedding + 2`` at most: a dependence that needs more is underestimated.
+
+    Source:
+        The two-tower critic of contrastive learning; offsets and linear path are ours.
+
+    Example:
+        >>> critic = Separable(3, 2, embedding=4)
+        >>> critic.scores(torch.zeros(5, 3), torch.zeros(6, 2)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(
+        self, d_x: int, d_y: int, *, width: int = 128, depth: int = 2, embedding: int = 32, offsets: bool = True
+    ) -> None:
+        super().__init__(d_x, d_y)
+        self.width = width
+        self.depth = depth
+        self.embedding = embedding
+        self.offsets = offsets
+        outputs = embedding + int(offsets)
+        self.encoder_x = _perceptron(d_x, width, depth, outputs)
+        self.encoder_y = _perceptron(d_y, width, depth, outputs)
+        self.linear_x = _small_linear(d_x, outputs)
+        self.linear_y = _small_linear(d_y, outputs)
+
+    def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[u, a, 1] (n, embedding + 2)`` and ``[v, 1, b] (m, embedding + 2)``."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = self._standardised(x, y)
+            u = self.encoder_x(x) + self.linear_x(x)
+            v = self.encoder_y(y) + self.linear_y(y)
+            if not self.offsets:
+                return u, v
+            v, b = v[:, :-1], v[:, -1:]
+            return torch.cat([u, torch.ones_like(u[:, :1])], dim=1), torch.cat([v, torch.ones_like(b), b], dim=1)
+
+    def extra_repr(self) -> str:
+        """Return the hyper-parameters."""
+        return f"{self.d_x}, {self.d_y}, width={self.width}, depth={self.depth}, embedding={self.embedding}"
+
+
+@final
+class Bilinear(EmbeddingCritic):
+    """A matrix between the two sides.
+
+    Formula: ``s(x, y) = x^T W y`` on standardised rows, ``W`` starting at 0.
+
+    Args:
+        d_x: Width of the student's rows.
+        d_y: Width of the teacher's rows.
+
+    Raises:
+        InputError: If a width is below 1.
+
+    Cost:
+        ``O(n d_x d_y)`` for the embedding and ``O(n m d_y)`` for the scores; ``d_x d_y`` parameters.
+
+    Pitfalls:
+        Even for Gaussian data the exact log-ratio has squares of ``x`` and ``y`` besides the product, so the bound with
+        this critic stays below the truth unless the dependence is weak.
+
+    Source:
+        The critic of contrastive predictive coding.
+
+    Example:
+        >>> Bilinear(3, 2).scores(torch.ones(1, 3), torch.ones(1, 2)).tolist()
+        [[0.0]]
+    """
+
+    def __init__(self, d_x: int, d_y: int) -> None:
+        super().__init__(d_x, d_y)
+        self.weight = nn.Parameter(torch.zeros(d_x, d_y))
+
+    def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x W (n, d_y)`` and ``y (m, d_y)``, both standardised."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = self._standardised(x, y)
+            return x @ self.weight, y
+
+    def extra_repr(self) -> str:
+        """Return the hyper-parameters."""
+        return f"{self.d_x}, {self.d_y}"
+
+
+@final
+class Joint(Critic):
+    """A perceptron that reads both rows at once.
+
+    Formula: ``s(x, y) = g([x, y])``. The first layer is applied to each side once and added per pair.
+
+    Args:
+        d_x: Width of the student's rows.
+        d_y: Width of the teacher's rows.
+        width: Hidden units per layer.
+        depth: Hidden layers.
+
+    Raises:
+        InputError: If a size is below 1.
+
+    Cost:
+        ``O(n m width² (depth - 1))`` time. Pairs are scored in chunks of rows, and with gradients each chunk is
+        recomputed in ``backward``, so that memory stays at the ``(n, m)`` scores plus 64 MiB per hidden layer.
+
+    Pitfalls:
+        Some ``width`` times slower than :class:`Separable`, and nothing can be streamed: keep ``n m`` in the millions.
+
+    Source:
+        The concatenated critic of contrastive bounds.
+
+    Example:
+        >>> Joint(3, 2).scores(torch.zeros(5, 3), torch.zeros(6, 2)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, d_x: int, d_y: int, *, width: int = 128, depth: int = 2) -> None:
+        super().__init__(d_x, d_y)
+        if width < 1 or depth < 1:
+            raise InputError(f"A joint critic needs width and depth of at least 1, not {width} and {depth}.")
+        self.width = width
+        self.depth = depth
+        self.first_x = nn.Linear(d_x, width)
+        self.first_y = nn.Linear(d_y, width, bias=False)
+        layers: list[nn.Module] = [nn.SiLU()]
+        for _ in range(depth - 1):
+            layers += [nn.Linear(width, width), nn.SiLU()]
+        self.rest = nn.Sequential(*layers, _small_linear(width, 1, bias=True))
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``(n, m)``, computed in chunks of rows."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = self._standardised(x, y)
+            h_x, h_y = self.first_x(x), self.first_y(y)
+            rows = max(1, _PAIR_ENTRIES // (h_y.shape[0] * self.width))
+            if rows >= h_x.shape[0]:
+                return self._chunk(h_x, h_y)
+            parts = h_x.split(rows)
+            if torch.is_grad_enabled():
+                kept = [
+                    checkpoint(self._chunk, part, h_y, use_reentrant=False, preserve_rng_state=False) for part in parts
+                ]
+            else:
+                kept = [self._chunk(part, h_y) for part in parts]
+            return torch.cat(kept)
+
+    def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``(n,)``."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = self._standardised(x, y)
+            pairs: Tensor = self.rest(self.first_x(x) + self.first_y(y))
+            return pairs.squeeze(-1)
+
+    def extra_repr(self) -> str:
+        """Return the hyper-parameters."""
+        return f"{self.d_x}, {self.d_y}, width={self.width}, depth={self.depth}"
+
+    def _chunk(self, h_x: Tensor, h_y: Tensor) -> Tensor:
+        scores: Tensor = self.rest(h_x[:, None, :] + h_y[None, :, :])
+        return scores.squeeze(-1)
+
+
+def mean_head(arch: str, d_in: int, d_out: int, *, spatial: bool) -> nn.Sequential:
+    """Return the network that predicts the teacher's mean from the student: ``(n, d_in) -> (n, d_out)``.
+
+    Args:
+        arch: ``"linear"``: one affine layer. ``"linear2"``: two linear layers without bias, nothing between them.
+            ``"relu3"``: three linear layers without bias, ReLU between them. ``"bn_relu3x2"``: three linear layers, the
+            first two of twice the teacher's width and followed by batch normalisation and ReLU.
+        d_in: The student's width or channels.
+        d_out: The teacher's width or channels; hidden layers are that wide (twice for ``"bn_relu3x2"``).
+        spatial: Whether to read maps ``(n, c, h, w)`` by 1x1 convolutions instead of rows.
+
+    Raises:
+        InputError: If there is no such head or a width is below 1.
+
+    Cost:
+        ``O(n h w d_out (d_in + d_out))`` time, times up to 4 for ``"bn_relu3x2"``.
+
+    Pitfalls:
+        Batch normalisation makes a prediction depend on the rest of its batch while training.
+
+    Source:
+        ``"linear2"`` and ``"relu3"`` are the layouts of two released VID codes (amzn/xfer, HobbitLong/RepDistiller);
+        ``"bn_relu3x2"`` follows a third (sseung0703/Variational_Information_Distillation), with a linear end.
+
+    Example:
+        >>> mean_head("relu3", 8, 4, spatial=True)(torch.zeros(2, 8, 5, 3)).shape
+        torch.Size([2, 4, 5, 3])
+    """
+    if d_in < 1 or d_out < 1:
+        raise InputError(f"A head was asked for {d_in} inputs and {d_out} outputs; both must be at least 1.")
+
+    def layer(a: int, b: int, *, bias: bool) -> nn.Module:
+        return nn.Conv2d(a, b, 1, bias=bias) if spatial else nn.Linear(a, b, bias=bias)
+
+    def normalised(a: int, b: int) -> list[nn.Module]:
+        return [layer(a, b, bias=False), nn.BatchNorm2d(b) if spatial else nn.BatchNorm1d(b), nn.ReLU()]
+
+    if arch == "linear":
+        return nn.Sequential(layer(d_in, d_out, bias=True))
+    if arch == "linear2":
+        return nn.Sequential(layer(d_in, d_out, bias=False), layer(d_out, d_out, bias=False))
+    if arch == "relu3":
+        inner = layer(d_out, d_out, bias=False)
+        return nn.Sequential(
+            layer(d_in, d_out, bias=False), nn.ReLU(), inner, nn.ReLU(), layer(d_out, d_out, bias=False)
+        )
+    if arch == "bn_relu3x2":
+        hidden = 2 * d_out
+        return nn.Sequential(*normalised(d_in, hidden), *normalised(hidden, hidden), layer(hidden, d_out, bias=True))
+    raise InputError(f'There is no head "{arch}". Use one of {", ".join(HEADS)}.')
+
+
+def _perceptron(d_in: int, width: int, depth: int, d_out: int) -> nn.Sequential:
+    if min(width, depth, d_out) < 1:
+        raise InputError(f"A critic needs width, depth and embedding of at least 1, not {width}, {depth} and {d_out}.")
+    layers: list[nn.Module] = []
+    for index in range(depth):
+        layers += [nn.Linear(d_in if index == 0 else width, width), nn.SiLU()]
+    return nn.Sequential(*layers, _small_linear(width, d_out, bias=True))
+
+
+def _small_linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
+    """Return a linear layer whose outputs start small, so that a critic starts close to scoring all pairs alike."""
+    layer = nn.Linear(d_in, d_out, bias=bias)
+    nn.init.normal_(layer.weight, std=0.3 / d_in**0.5)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,17 @@
+"""The one exception mikit raises on purpose: input that cannot be used."""
+
+from __future__ import annotations
+
+from typing import final
+
+__all__ = ["InputError"]
+
+
+@final
+class InputError(ValueError):
+    """What was passed in cannot be used.
+
+    The message is written for the person who made the call: it says what was wrong, where (which array, file or
+    layer, and the first row where that helps) and what to do about it. The command line prints it and exits with
+    code 2; any other exception is a defect of mikit.
+    """

@@ -1,0 +1,45 @@
+"""The measures. Each is a loss when called and an instrument when measured; names select them here and nowhere else."""
+
+from __future__ import annotations
+
+from mikit.errors import InputError
+from mikit.estimators.auto import Auto
+from mikit.estimators.base import Estimator
+from mikit.estimators.contrastive import InfoNCE
+from mikit.estimators.distribution import MMD
+from mikit.estimators.fitting import FitRecord, Training
+from mikit.estimators.gaussian import GaussianMI
+from mikit.estimators.labels import LabelInformation
+from mikit.estimators.neighbors import KSG
+from mikit.estimators.variational import VID
+
+__all__ = [
+    "KSG",
+    "MMD",
+    "REGISTRY",
+    "VID",
+    "Auto",
+    "Estimator",
+    "FitRecord",
+    "GaussianMI",
+    "InfoNCE",
+    "LabelInformation",
+    "Training",
+    "estimator_named",
+]
+
+REGISTRY: dict[str, type[Estimator]] = {
+    cls.name: cls for cls in (Auto, GaussianMI, KSG, InfoNCE, VID, LabelInformation, MMD)
+}
+
+
+def estimator_named(name: str) -> type[Estimator]:
+    """Return the class registered under ``name``.
+
+    Raises:
+        InputError: If there is none, with the names that exist.
+    """
+    try:
+        return REGISTRY[name.lower().replace("-", "_")]
+    except KeyError:
+        raise InputError(f'There is no estimator "{name}". The names are {", ".join(sorted(REGISTRY))}.') from None

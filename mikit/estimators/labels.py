@@ -1,0 +1,303 @@
+"""What features say about class labels, as far as a declared probe can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mikit.errors import InputError
+from mikit.estimators.base import Estimator
+from mikit.estimators.fitting import FitRecord, Training
+from mikit.functional.probes import CLIP, Array, LinearProbe, fit_gaussian_probe, fit_logistic_probe, label_entropy
+
+__all__ = ["LabelInformation", "RotatedInformation", "rotated_information"]
+
+_PROBES: dict[str, Callable[..., LinearProbe]] = {"logistic": fit_logistic_probe, "lda": fit_gaussian_probe}
+
+
+@final
+class LabelInformation(Estimator):
+    """Information on class labels ``(n,)`` that a linear probe finds in features ``(n, d)``.
+
+    Formula: ``I_V = H(Y) - CE = mean_i [log q(y_i | x_i) - log π(y_i)]`` with ``q`` the probe fitted on other rows and
+    ``π`` the class frequencies of the rows it was fitted to.
+
+    ``fit`` fits the probe itself, by convex optimisation or in closed form, not by minibatches. ``between`` makes a
+    starting point from example features: the same probe with its strongest regularisation. The probe's weights and bias
+    are parameters, so that as a loss they train along with the student; standardisation and class frequencies are
+    buffers and stay as they were at ``between`` or ``fit``.
+
+    Args:
+        probe: ``"logistic"`` (multinomial, ridge chosen on the select part) or ``"lda"`` (Gaussian classes with one
+            covariance, shrinkage and temperature chosen on the select part; some ten times quicker).
+
+    Unit: nats.
+
+    Kind: V-information of the probe's family. On fresh rows it is at most ``H(Y)`` in expectation and a lower bound in
+    expectation on the mutual information; it may grow with depth, because later layers make the same information easier
+    to read. There is no ceiling in the number of rows; :meth:`label_entropy` is the most it can reach.
+
+    Raises:
+        InputError: If a class has no row in the fit part, a label is unknown, or shapes do not match.
+
+    Cost:
+        Logistic: some 40 passes of ``O(n d C)`` plus ``O(d³)``; for 10,000 rows and 256 columns about 0.2 s.
+
+    Pitfalls:
+        Compare values at one number of rows only: the probe learns more from more rows. Rows that the network was
+        trained on inflate the value. A network's own logits give less than a probe on them when it is overconfident.
+        Spatial features are pooled first, and pooling hides what early layers hold: name the readout. As a loss, the
+        example features must hold every class.
+
+    Source:
+        Xu et al., ICLR 2020 (arXiv 2002.10689), for V-information.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> y = torch.randint(0, 2, (1000,), generator=g)
+        >>> x = torch.randn(1000, 2, generator=g) + 2.0 * y[:, None]
+        >>> probe = LabelInformation.between(x, y)
+        >>> _ = probe.fit(x[:600], y[:600], select=(x[600:800], y[600:800]), generator=g)
+        >>> 0.4 < float(probe.estimate(x[800:], y[800:])) < probe.label_entropy(y)
+        True
+    """
+
+    mean: Tensor
+    scale: Tensor
+    log_prior: Tensor
+
+    name = "label_information"
+    unit = "nats"
+    kind = "V-information"
+    explains = "labels"
+    learned = True
+
+    def __init__(self, probe: str = "logistic") -> None:
+        super().__init__()
+        if probe not in _PROBES:
+            raise InputError(f'probe is "{probe}"; use one of {", ".join(_PROBES)}.')
+        self.probe = probe
+        self.weights: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+
+    def extra_repr(self) -> str:
+        """Return the hyper-parameters."""
+        return f"probe={self.probe!r}"
+
+    @classmethod
+    def between(
+        cls, x: Tensor, y: Tensor, *, probe: str = "logistic", generator: torch.Generator | None = None
+    ) -> Self:
+        """Return an instance whose probe starts from the strongest regularisation on these rows; draws nothing."""
+        instance = cls(probe)
+        instance._install(_PROBES[probe](_array(x), _codes(y), _classes(y)), x)
+        return instance
+
+    def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
+        """Return a new instance with the same probe, started from ``x`` and ``y``."""
+        return type(self).between(x, y, probe=self.probe, generator=generator)
+
+    def fit(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        select: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator,
+        training: Training | None = None,
+    ) -> FitRecord:
+        """Fit the probe; ``training`` has no part in it. The record counts the optimiser's function evaluations.
+
+        Raises:
+            InputError: If there is no select part: the regularisation is chosen on it.
+        """
+        if select is None:
+            raise InputError("LabelInformation chooses its regularisation on a select part; pass select=(x, y).")
+        classes = _classes(y)
+        fitted = _PROBES[self.probe](
+            _array(x), _codes(y), classes, select=(_array(select[0]), _known(_codes(select[1]), classes))
+        )
+        self._install(fitted, x)
+        steps = fitted.iterations
+        return FitRecord(steps, steps, ((steps, fitted.select_cross_entropy),), stopped_early=fitted.converged)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the cross-entropy of the probe less that of the class frequencies: minus the V-information."""
+        return -self.pointwise(x, y).mean()
+
+    def estimate(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the V-information in nats; it falls below 0 where the probe is worse than the class frequencies."""
+        return self.pointwise(x, y).mean().detach()
+
+    def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``log q(y | x) - log π(y)`` per row."""
+        if self.weights is None or self.bias is None:
+            raise InputError("This LabelInformation has no probe yet. Build it with between, or use mikit.measure.")
+        if x.ndim != 2 or x.shape[1] != self.mean.shape[0]:
+            raise InputError(
+                f"x has shape {tuple(x.shape)}, but the probe reads {self.mean.shape[0]} columns. Pool or flatten "
+                "feature maps first, and build the probe from features of the same width."
+            )
+        if y.ndim != 1 or y.shape[0] != x.shape[0] or y.is_floating_point():
+            raise InputError(
+                f"The labels have shape {tuple(y.shape)} and dtype {y.dtype} for {x.shape[0]} rows. Pass one class "
+                "index per row."
+            )
+        if bool((y < 0).any()) or bool((y >= self.bias.shape[0]).any()):
+            _known(_codes(y), self.bias.shape[0])
+        with torch.autocast(x.device.type, enabled=False):
+            z = ((x.to(self.mean.dtype) - self.mean) / self.scale).clamp(-CLIP, CLIP)
+            logits = z.to(self.weights.dtype) @ self.weights + self.bias
+            log_q = torch.log_softmax(logits, dim=1)
+            rows = torch.arange(y.shape[0], device=y.device)
+            return log_q[rows, y] - self.log_prior.to(log_q.dtype)[y]
+
+    def label_entropy(self, y: Tensor) -> float:
+        """Return ``H(Y)`` of these labels in nats: the most the estimate can reach in expectation."""
+        return label_entropy(_codes(y))
+
+    def minimum_rows(self, d_x: int, d_y: int) -> int:
+        """Return 10: below that no class can stand in every part."""
+        return 10
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return the weights, and the bias without weight decay."""
+        if self.weights is None or self.bias is None:
+            return []
+        return [{"params": [self.weights]}, {"params": [self.bias], "weight_decay": 0.0}]
+
+    def _install(self, fitted: LinearProbe, like: Tensor) -> None:
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        weights = torch.from_numpy(fitted.weights).to(like.device, dtype)
+        bias = torch.from_numpy(fitted.bias).to(like.device, dtype)
+        if self.weights is not None and self.bias is not None and self.weights.shape == weights.shape:
+            # The parameters stay the same objects, so that an optimiser that holds them goes on working.
+            with torch.no_grad():
+                self.weights.copy_(weights)
+                self.bias.copy_(bias)
+        else:
+            self.weights, self.bias = nn.Parameter(weights), nn.Parameter(bias)
+        for name, value in (("mean", fitted.mean), ("scale", fitted.scale), ("log_prior", fitted.log_prior)):
+            # float64 whatever the features' dtype: a float32 mean would lose the digits that a large offset leaves.
+            self.register_buffer(name, torch.from_numpy(np.array(value, dtype=np.float64)).to(like.device))
+
+
+@final
+@dataclass(frozen=True)
+class RotatedInformation:
+    """Label information with every row held out once.
+
+    Attributes:
+        pointwise: Held-out ``log q(y | x) - log π(y)`` per row ``(n,)``, in nats.
+        fit_value: Mean over the folds of the value on the rows a probe was fitted to.
+        fits: Number of probes fitted.
+        converged: How many of them met their tolerance.
+    """
+
+    pointwise: Array
+    fit_value: float
+    fits: int
+    converged: int
+
+    @property
+    def value(self) -> float:
+        """The held-out value, pooled over all rows."""
+        return float(self.pointwise.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the pooled value, rows counted as independent."""
+        return float(self.pointwise.std(ddof=1) / np.sqrt(self.pointwise.shape[0]))
+
+
+def rotated_information(
+    features: Array, labels: Array, parts: Sequence[Array], *, classes: int, probe: str = "logistic"
+) -> RotatedInformation:
+    """Return label information with each part held out in turn: one part reports, the next selects, the rest fit.
+
+    Formula: the mean over all rows of ``log q(y | x) - log π(y)``, each row under the probe that did not see it.
+
+    Args:
+        features: ``(n, d)``.
+        labels: Class indices ``0 .. classes-1``, ``(n,)``.
+        parts: Row indices of at least 3 parts that cover every row once; rows of one group belong in one part.
+        classes: Number of classes.
+        probe: ``"logistic"`` or ``"lda"``.
+
+    Returns:
+        The contribution of every row, in nats (V-information), and the value on the fit parts.
+
+    Raises:
+        InputError: If the parts do not cover the rows once, or a class is missing in a fit part.
+
+    Cost:
+        One probe per part.
+
+    Pitfalls:
+        The standard error holds the sampling of rows, not that of the fits; compare layers on the same rows and parts.
+
+    Source:
+        Cross-fitting; no single paper.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(0, 2, 1000)
+        >>> x = rng.standard_normal((1000, 2)) + 2.0 * y[:, None]
+        >>> found = rotated_information(x, y, np.array_split(rng.permutation(1000), 5), classes=2)
+        >>> 0.4 < found.value < label_entropy(y), found.converged
+        (True, 5)
+    """
+    if probe not in _PROBES:
+        raise InputError(f'probe is "{probe}"; use one of {", ".join(_PROBES)}.')
+    n = features.shape[0]
+    if len(parts) < 3:
+        raise InputError(f"{len(parts)} parts are too few: at least 3 are needed, to fit, to select and to report.")
+    if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(n)):
+        raise InputError(f"The parts must hold each of the {n} rows exactly once.")
+    contributions = np.empty(n)
+    fit_values, converged = [], 0
+    for turn, report in enumerate(parts):
+        after = (turn + 1) % len(parts)
+        fit = np.concatenate([part for index, part in enumerate(parts) if index not in (turn, after)])
+        fitted = _PROBES[probe](
+            features[fit], labels[fit], classes, select=(features[parts[after]], labels[parts[after]])
+        )
+        contributions[report] = fitted.information(features[report], labels[report])
+        fit_values.append(float(fitted.information(features[fit], labels[fit]).mean()))
+        converged += fitted.converged
+    return RotatedInformation(contributions, sum(fit_values) / len(parts), len(parts), converged)
+
+
+def _array(x: Tensor) -> Array:
+    if x.ndim != 2:
+        raise InputError(
+            f"x has shape {tuple(x.shape)}, but the probe reads rows of shape (n, d). Pool or flatten feature maps "
+            "first."
+        )
+    x = x.detach().cpu()
+    return (x if x.dtype == torch.float64 else x.float()).numpy()
+
+
+def _codes(y: Tensor) -> Array:
+    if y.ndim != 1 or y.is_floating_point():
+        raise InputError(f"The labels have shape {tuple(y.shape)} and dtype {y.dtype}; pass one class index per row.")
+    return y.detach().cpu().numpy().astype(np.int64)
+
+
+def _classes(y: Tensor) -> int:
+    return int(y.max()) + 1 if y.numel() else 0
+
+
+def _known(codes: Array, classes: int) -> Array:
+    wrong = np.flatnonzero((codes < 0) | (codes >= classes))
+    if wrong.shape[0]:
+        raise InputError(
+            f"Row {wrong[0]} has class {codes[wrong[0]]}, but the probe was fitted to the classes 0 to {classes - 1}. "
+            "Every class must occur in the rows the probe is fitted to."
+        )
+    return codes

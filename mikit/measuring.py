@@ -1,0 +1,382 @@
+"""From two samples to a number: join, split, fit a fresh copy, report on other rows, and check."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+from torch import Tensor
+
+from mikit import checks
+from mikit.errors import InputError
+from mikit.estimators import estimator_named
+from mikit.estimators.base import Estimator, clustered_standard_error
+from mikit.estimators.fitting import FitRecord, Training
+from mikit.inputs import as_group_codes, as_labels, as_rows
+from mikit.measurement import Check, Measurement, Null
+from mikit.provenance import data_hash, library_versions
+from mikit.rows import joined_order, permuted_rows, recoded, split_folds
+
+__all__ = ["measure"]
+
+
+def measure(
+    x: Any,
+    y: Any = None,
+    estimator: Estimator | type[Estimator] | str = "auto",
+    *,
+    labels: Any = None,
+    groups: Any = None,
+    x_ids: Any = None,
+    y_ids: Any = None,
+    folds: int = 5,
+    rotations: int = 1,
+    permutations: int | None = None,
+    training: Training | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Measurement:
+    """Measure what ``x`` says about ``y``, on rows that the instrument was not fitted to.
+
+    An instrument with learned parts is copied, built anew and fitted on the fit part (three fifths of the rows by
+    default), stopped by the select part (a fifth) and reported on the report part (a fifth); an instrument without
+    learned parts reports on all rows. Then the checks are run, among them the same estimate on permuted data.
+
+    Formula: that of the estimator; the interval is ``value ± t · SE`` at 95 %, rows of one group counting as one.
+
+    Args:
+        x: The student's activations, what conditions: NumPy array, tensor, memory map, or a stored array with ids;
+            ``(n, d_x)``, or ``(n, c, h, w)`` and ``(n, t, d)`` where the estimator says so.
+        y: The teacher's activations, what is explained, with one row for each row of ``x``; or the labels, for an
+            estimator that explains labels.
+        estimator: An instrument, its class, or its name in the registry. ``"auto"`` chooses by evidence.
+        labels: The labels, in place of ``y``.
+        groups: One entry per row; rows of one group (patches of an image, copies of an item) stay in one part and
+            are permuted together.
+        x_ids: Sample ids of ``x``, where it does not carry them itself.
+        y_ids: Sample ids of ``y`` (or of the labels). Where both sides have ids, rows are joined by them.
+        folds: Parts the rows are dealt into; one reports, one selects, the others fit.
+        rotations: How many of the folds report in turn, up to ``folds``; more use more rows and cost as much again.
+        permutations: Estimates on permuted data; 4 by default, 1 for an instrument that is trained.
+        training: Training recipe in place of the instrument's own.
+        seed: Seed of every random draw. The global generators are left alone.
+        progress: Called with a sentence at each step.
+
+    Returns:
+        A frozen :class:`~mikit.Measurement`.
+
+    Raises:
+        InputError: If an array cannot be used (NaN, infinity, shape, dtype), if rows or ids do not match, if there
+            are too few rows, or if the arguments contradict each other.
+
+    Cost:
+        One fit and one report per rotation, and one of each per permutation.
+
+    Pitfalls:
+        Between two layers of deterministic networks on continuous input the information is infinite or undefined
+        unless noise is declared; what is measured then is the estimator's resolution. Rows that repeat one item
+        count as independent evidence unless ``groups`` names them. Choosing the instrument that gives the highest
+        number is not measuring.
+
+    Source:
+        The split into fit, select and report parts follows the practice of held-out evaluation; no single paper.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.standard_normal((2000, 2))
+        >>> y = 0.6 * x + 0.8 * rng.standard_normal((2000, 2))
+        >>> m = measure(x, y, "gaussian")
+        >>> m.verdict, m.interval[0] < 0.446 < m.interval[1]  # the truth is 0.446 nats
+        ('trustworthy', True)
+    """
+    start = time.perf_counter()
+    tell = progress or (lambda sentence: None)
+    _require_settings(folds, rotations, permutations)
+    x_values, x_ids = _values_and_ids(x, x_ids, "x")
+    y_values, y_ids, explains_labels = _target(y, labels, y_ids)
+    features = as_rows(x_values, "x")
+    target = as_labels(y_values) if explains_labels else as_rows(y_values, "y")
+    if x_ids is not None and y_ids is not None:
+        order = torch.from_numpy(joined_order(x_ids, y_ids, "x", "labels" if explains_labels else "y"))
+        if order.shape[0] != target.shape[0] or len(x_ids) != features.shape[0]:
+            raise InputError("There are not as many sample ids as rows; give one id per row.")
+        target = target[order]
+    generator = torch.Generator().manual_seed(seed)
+    prototype = _prototype(estimator, features, target, explains_labels, generator)
+    if prototype.explains == "labels" and not explains_labels:
+        target = as_labels(y_values, "y")
+    _require_rows(prototype, features, target)
+    codes = None if groups is None else as_group_codes(groups, features.shape[0])
+
+    with torch.no_grad():
+        prototype, chosen = prototype.choose(features, target, generator=generator)
+    if chosen:
+        tell(f"auto chose {prototype.describe()}: {chosen}")
+    tell("Measuring")
+    result = _run(prototype, features, target, codes, folds, rotations, training, seed)
+    interval = _interval(result.value, result.standard_error, features.shape[0], codes)
+
+    wanted = permutations if permutations is not None else (1 if prototype.learned else 4)
+    null = None
+    if wanted:
+        values = []
+        for index in range(wanted):
+            tell(f"Measuring permuted data, {index + 1} of {wanted}")
+            draw = torch.Generator().manual_seed(seed + 7919 * (index + 1))
+            permuted_x, permuted_y = _without_pairing(prototype, features, target, codes, draw)
+            values.append(_run(prototype, permuted_x, permuted_y, codes, folds, rotations, training, seed).value)
+        null = Null(tuple(values), "rows" if codes is None else "groups")
+
+    return Measurement(
+        value=result.value,
+        unit=prototype.unit,
+        kind=prototype.kind,
+        interval=interval,
+        standard_error=result.standard_error,
+        ceiling=prototype.ceiling(result.report_rows),
+        checks=_all_checks(prototype, features, target, codes, result, interval, null),
+        null=null,
+        estimator=prototype.describe(),
+        chosen=chosen,
+        seed=seed,
+        sizes={
+            "fit": result.fit_rows,
+            "select": result.select_rows,
+            "report": result.report_rows,
+            "d_x": features[0].numel(),
+            "d_y": 1 if prototype.explains == "labels" else target[0].numel(),
+        },
+        parts=result.parts,
+        versions=library_versions(),
+        data_hash=data_hash(features, target),
+        wall_time=time.perf_counter() - start,
+    )
+
+
+class _Run:
+    """One estimate: the number, its error, and what the fit looked like."""
+
+    def __init__(self) -> None:
+        self.value = float("nan")
+        self.standard_error: float | None = None
+        self.fit_rows = self.select_rows = self.report_rows = 0
+        self.parts: dict[str, float] = {}
+        self.records: list[FitRecord] = []
+        self.leakage: Check | None = None
+        self.own_checks: tuple[Check, ...] = ()
+
+
+def _run(
+    prototype: Estimator,
+    x: Tensor,
+    y: Tensor,
+    codes: Tensor | None,
+    folds: int,
+    rotations: int,
+    training: Training | None,
+    seed: int,
+) -> _Run:
+    run = _Run()
+    generator = torch.Generator().manual_seed(seed + 1)
+    if not prototype.learned:
+        instrument = prototype.fresh(x, y, generator=generator)
+        with torch.no_grad():
+            run.value = float(instrument.estimate(x, y))
+            run.standard_error = instrument.standard_error(x, y, groups=codes)
+            run.own_checks = instrument.checks(x, y)
+        run.report_rows = x.shape[0]
+        return run
+    parts = split_folds(x.shape[0], folds, groups=codes, generator=generator)
+    contributions: list[Tensor] = []
+    values: list[float] = []
+    errors: list[float | None] = []
+    fit_values: list[float] = []
+    select_values: list[float] = []
+    for turn in range(rotations):
+        report, select = parts[turn], parts[(turn + 1) % folds]
+        others = [part for index, part in enumerate(parts) if index not in (turn, (turn + 1) % folds)]
+        fit = torch.cat(others).sort().values
+        instrument = prototype.fresh(x[fit], y[fit], generator=generator)
+        run.records.append(
+            instrument.fit(x[fit], y[fit], select=(x[select], y[select]), generator=generator, training=training)
+        )
+        instrument.eval()
+        with torch.no_grad():
+            values.append(float(instrument.estimate(x[report], y[report])))
+            # Evaluated on as many rows as the report part, so that instruments with a ceiling are comparable.
+            seen = fit[: report.shape[0]]
+            fit_values.append(float(instrument.estimate(x[seen], y[seen])))
+            select_values.append(float(instrument.estimate(x[select], y[select])))
+            per_row = instrument.pointwise(x[report], y[report])
+            if per_row is not None:
+                contributions.append(per_row)
+            elif rotations == 1:
+                errors.append(
+                    instrument.standard_error(
+                        x[report], y[report], groups=None if codes is None else recoded(codes[report])
+                    )
+                )
+            if turn == 0:
+                run.leakage = checks.leakage((x[fit], y[fit]), (x[report], y[report]))
+                run.own_checks = instrument.checks(x[report], y[report])
+        run.fit_rows, run.select_rows = max(run.fit_rows, fit.shape[0]), max(run.select_rows, select.shape[0])
+        run.report_rows += report.shape[0]
+    if contributions:
+        pooled = torch.cat(contributions)
+        reported = torch.cat([parts[turn] for turn in range(rotations)])
+        run.value = float(pooled.double().mean())
+        run.standard_error = clustered_standard_error(pooled, None if codes is None else recoded(codes[reported]))
+    else:
+        run.value = sum(values) / len(values)
+        run.standard_error = errors[0] if errors else None
+    run.parts = {"fit": sum(fit_values) / rotations, "select": sum(select_values) / rotations}
+    return run
+
+
+def _all_checks(
+    prototype: Estimator,
+    x: Tensor,
+    y: Tensor,
+    codes: Tensor | None,
+    run: _Run,
+    interval: tuple[float, float],
+    null: Null | None,
+) -> tuple[Check, ...]:
+    vectors = x.ndim == 2 and y.ndim == 2
+    found = [
+        checks.sampling_error(run.value, run.standard_error),
+        checks.constant_columns(x, y if prototype.explains == "vectors" else x[:, :0]),
+    ]
+    if prototype.needs_pairs:
+        found.append(checks.duplicated_rows(x, y, grouped=codes is not None))
+    if prototype.kind != "discrepancy":
+        found += [
+            checks.saturation(run.value, prototype.ceiling(run.report_rows), prototype.unit),
+            checks.negativity(run.value, run.standard_error),
+            checks.against_null(run.value, interval, run.standard_error, null),
+        ]
+        if vectors and prototype.unit == "nats":
+            found.append(checks.well_posedness(x, y))
+    if prototype.explains == "labels":
+        frequencies = torch.bincount(y).double() / y.shape[0]
+        entropy = float(torch.special.entr(frequencies).sum())
+        found.append(checks.label_bound(run.value, run.standard_error, entropy))
+    if prototype.learned:
+        found += [
+            checks.fit_report_gap(run.parts["fit"], run.value, run.standard_error),
+            checks.convergence(run.records),
+        ]
+        if run.leakage is not None:
+            found.append(run.leakage)
+    return (*found, *run.own_checks)
+
+
+def _require_settings(folds: int, rotations: int, permutations: int | None) -> None:
+    if folds < 3:
+        raise InputError(f"folds is {folds}; at least 3 are needed: one to fit, one to select and one to report.")
+    if not 1 <= rotations <= folds:
+        raise InputError(f"rotations is {rotations}; it must lie between 1 and the number of folds, {folds}.")
+    if permutations is not None and permutations < 0:
+        raise InputError(f"permutations is {permutations}; it cannot be negative.")
+
+
+def _values_and_ids(value: Any, ids: Any, name: str) -> tuple[Any, Any]:
+    """Take a stored array apart: it carries ``values`` and ``ids``."""
+    if isinstance(value, (np.ndarray, Tensor)) or not (hasattr(value, "values") and hasattr(value, "ids")):
+        return value, ids
+    if ids is not None:
+        raise InputError(f"{name} carries its own sample ids; do not pass {name}_ids as well.")
+    return value.values, value.ids
+
+
+def _target(y: Any, labels: Any, y_ids: Any) -> tuple[Any, Any, bool]:
+    if (y is None) == (labels is None):
+        raise InputError("Pass either y, the activations to explain, or labels, but not both and not neither.")
+    if labels is not None:
+        return *_values_and_ids(labels, y_ids, "labels"), True
+    return *_values_and_ids(y, y_ids, "y"), False
+
+
+def _prototype(
+    estimator: Estimator | type[Estimator] | str,
+    x: Tensor,
+    y: Tensor,
+    explains_labels: bool,
+    generator: torch.Generator,
+) -> Estimator:
+    if isinstance(estimator, str):
+        if estimator == "auto" and explains_labels:
+            estimator = "label_information"
+        estimator = estimator_named(estimator)
+    explains = estimator.explains
+    if explains_labels and explains != "labels":
+        name = estimator.name
+        raise InputError(
+            f'labels were given, but "{name}" explains vectors. Use "label_information", or pass the activations as y.'
+        )
+    if isinstance(estimator, Estimator):
+        return estimator
+    if explains == "labels" and not explains_labels:
+        y = as_labels(y, "y")
+    if estimator.needs_pairs and x.shape[0] != y.shape[0]:
+        _refuse_row_counts(x.shape[0], y.shape[0])
+    return estimator.between(x, y, generator=generator)
+
+
+def _require_rows(estimator: Estimator, x: Tensor, y: Tensor) -> None:
+    if estimator.needs_pairs and x.shape[0] != y.shape[0]:
+        _refuse_row_counts(x.shape[0], y.shape[0])
+    if x.device != y.device:
+        raise InputError(f"x is on {x.device} and y is on {y.device}. Move both to one device.")
+    layouts = {2: "nd", 3: "ntd", 4: "nchw"}
+    for name, value in (("x", x), ("y", y)):
+        if name == "y" and estimator.explains == "labels":
+            continue
+        if layouts.get(value.ndim) not in estimator.shapes:
+            read = " or ".join(
+                {"nd": "(n, d)", "ntd": "(n, t, d)", "nchw": "(n, c, h, w)"}[s] for s in estimator.shapes
+            )
+            raise InputError(
+                f"{name} has shape {tuple(value.shape)}, but {type(estimator).__name__} reads {read}. Pool or flatten "
+                "it first, and say which in the report."
+            )
+    width_y = 1 if estimator.explains == "labels" else y[0].numel()
+    least = estimator.minimum_rows(x[0].numel(), width_y)
+    if min(x.shape[0], y.shape[0]) < least:
+        raise InputError(
+            f"There are {min(x.shape[0], y.shape[0])} rows, but {type(estimator).__name__} needs at least {least} for "
+            f"{x[0].numel()} and {width_y} columns. Record more samples or reduce the columns first."
+        )
+
+
+def _refuse_row_counts(n: int, m: int) -> None:
+    raise InputError(
+        f"x has {n} rows and y has {m}. Row i of both must come from the same sample: pass sample ids to join by, or "
+        "record both on the same samples. mikit never truncates the longer one."
+    )
+
+
+def _without_pairing(
+    prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the data under the null: pairing broken, or for discrepancies the two samples mixed."""
+    n = x.shape[0]
+    if prototype.zero_when_independent:
+        return x, y[permuted_rows(n, groups=codes, generator=generator).to(y.device)]
+    if prototype.needs_pairs:
+        swap = (torch.rand(n, generator=generator) < 0.5).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(swap, y, x), torch.where(swap, x, y)
+    pooled = torch.cat([x, y])[torch.randperm(n + y.shape[0], generator=generator).to(x.device)]
+    return pooled[:n], pooled[n:]
+
+
+def _interval(value: float, standard_error: float | None, n: int, codes: Tensor | None) -> tuple[float, float]:
+    if standard_error is None:
+        return float("nan"), float("nan")
+    independent = n if codes is None else int(codes.max()) + 1
+    reach = float(student_t.ppf(0.975, max(independent - 1, 1))) * standard_error
+    return value - reach, value + reach

@@ -1,0 +1,7 @@
+"""The report of a flow: one self-contained HTML page."""
+
+from __future__ import annotations
+
+from mikit.reporting.page import report
+
+__all__ = ["report"]
