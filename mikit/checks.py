@@ -26,6 +26,7 @@ __all__ = [
     "label_bound",
     "leakage",
     "negativity",
+    "positive_control",
     "sampling_error",
     "saturation",
     "well_posedness",
@@ -198,6 +199,26 @@ def against_null(value: float, interval: tuple[float, float], standard_error: fl
     if null.mean > threshold:
         return Check(name, "warn", null.mean, threshold, f"{said}: that much of the value needs no pairing.")
     return Check(name, "pass", null.mean, threshold, f"{said}.")
+
+
+def positive_control(value: float, control: float | None) -> Check:
+    """Ask whether the instrument can see this value at all.
+
+    ``control`` is what it reads on a Gaussian pair of the same rows and widths that holds exactly ``value`` nats. Warns
+    when that is off by more than a tenth and 0.05 nats, fails from a fifth.
+    """
+    name = "positive control"
+    if control is None:
+        return Check(
+            name, "not applicable", None, None, "No control was measured: it would cost another fit, or 0 nats."
+        )
+    miss = abs(control - value)
+    said = f"On a Gaussian pair of the same size that holds {value:.3f} nats, the instrument reads {control:.3f}"
+    if miss > max(0.05, 0.2 * value):
+        return Check(name, "fail", control, 0.2 * value, f"{said}: it cannot see this much with so few rows.")
+    if miss > max(0.05, 0.1 * value):
+        return Check(name, "warn", control, 0.1 * value, f"{said}: expect the value to be off by as much.")
+    return Check(name, "pass", control, 0.1 * value, f"{said}.")
 
 
 def negativity(value: float, standard_error: float | None) -> Check:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -128,8 +130,11 @@ def measure(
             tell(f"Measuring permuted data, {index + 1} of {wanted}")
             draw = torch.Generator().manual_seed(seed + 7919 * (index + 1))
             permuted_x, permuted_y = _without_pairing(prototype, features, target, codes, draw)
-            values.append(_run(prototype, permuted_x, permuted_y, codes, folds, rotations, training, seed).value)
+            values.append(
+                _run(prototype, permuted_x, permuted_y, codes, folds, rotations, training, seed, value_only=True).value
+            )
         null = Null(tuple(values), "rows" if codes is None else "groups")
+    control = _control(prototype, features, target, result.value, seed)
 
     return Measurement(
         value=result.value,
@@ -138,7 +143,7 @@ def measure(
         interval=interval,
         standard_error=result.standard_error,
         ceiling=prototype.ceiling(result.report_rows),
-        checks=_all_checks(prototype, features, target, codes, result, interval, null),
+        checks=_all_checks(prototype, features, target, codes, result, interval, null, control),
         null=null,
         estimator=prototype.describe(),
         chosen=chosen,
@@ -157,17 +162,19 @@ def measure(
     )
 
 
+@dataclass
 class _Run:
     """One estimate: the number, its error, and what the fit looked like."""
 
-    def __init__(self) -> None:
-        self.value = float("nan")
-        self.standard_error: float | None = None
-        self.fit_rows = self.select_rows = self.report_rows = 0
-        self.parts: dict[str, float] = {}
-        self.records: list[FitRecord] = []
-        self.leakage: Check | None = None
-        self.own_checks: tuple[Check, ...] = ()
+    value: float = float("nan")
+    standard_error: float | None = None
+    fit_rows: int = 0
+    select_rows: int = 0
+    report_rows: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    records: list[FitRecord] = field(default_factory=list)
+    leakage: Check | None = None
+    own_checks: tuple[Check, ...] = ()
 
 
 def _run(
@@ -179,6 +186,8 @@ def _run(
     rotations: int,
     training: Training | None,
     seed: int,
+    *,
+    value_only: bool = False,
 ) -> _Run:
     run = _Run()
     generator = torch.Generator().manual_seed(seed + 1)
@@ -186,8 +195,9 @@ def _run(
         instrument = prototype.fresh(x, y, generator=generator)
         with torch.no_grad():
             run.value = float(instrument.estimate(x, y))
-            run.standard_error = instrument.standard_error(x, y, groups=codes)
-            run.own_checks = instrument.checks(x, y)
+            if not value_only:
+                run.standard_error = instrument.standard_error(x, y, groups=codes)
+                run.own_checks = instrument.checks(x, y)
         run.report_rows = x.shape[0]
         return run
     parts = split_folds(x.shape[0], folds, groups=codes, generator=generator)
@@ -245,6 +255,7 @@ def _all_checks(
     run: _Run,
     interval: tuple[float, float],
     null: Null | None,
+    control: float | None,
 ) -> tuple[Check, ...]:
     vectors = x.ndim == 2 and y.ndim == 2
     found = [
@@ -260,7 +271,7 @@ def _all_checks(
             checks.against_null(run.value, interval, run.standard_error, null),
         ]
         if vectors and prototype.unit == "nats":
-            found.append(checks.well_posedness(x, y))
+            found += [checks.well_posedness(x, y), checks.positive_control(run.value, control)]
     if prototype.explains == "labels":
         frequencies = torch.bincount(y).double() / y.shape[0]
         entropy = float(torch.special.entr(frequencies).sum())
@@ -372,6 +383,22 @@ def _without_pairing(
         return torch.where(swap, y, x), torch.where(swap, x, y)
     pooled = torch.cat([x, y])[torch.randperm(n + y.shape[0], generator=generator).to(x.device)]
     return pooled[:n], pooled[n:]
+
+
+def _control(prototype: Estimator, x: Tensor, y: Tensor, value: float, seed: int) -> float | None:
+    """Return what the instrument reads on a Gaussian pair of this size that holds ``value`` nats; None if costly."""
+    vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2
+    if prototype.learned or not vectors or prototype.unit != "nats" or not 0.05 <= value < float("inf"):
+        return None
+    generator = torch.Generator().manual_seed(seed + 104729)
+    n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
+    pairs = min(d_x, d_y)
+    rho = (-math.expm1(-2 * value / pairs)) ** 0.5
+    first = torch.randn(n, d_x, generator=generator, dtype=torch.float64)
+    second = torch.randn(n, d_y, generator=generator, dtype=torch.float64)
+    second[:, :pairs] = rho * first[:, :pairs] + (1 - rho**2) ** 0.5 * second[:, :pairs]
+    with torch.no_grad():
+        return float(prototype.estimate(first.to(x.device), second.to(x.device)))
 
 
 def _interval(value: float, standard_error: float | None, n: int, codes: Tensor | None) -> tuple[float, float]:

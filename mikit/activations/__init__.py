@@ -1,1 +1,41 @@
-"""."""
+"""Activations: captured by hooks, read out by name, kept in a store, read from files."""
+
+from mikit.activations.capturing import CapturedActivations, capture
+from mikit.activations.hashing import hash_of_array, hash_of_model
+from mikit.activations.reading import StoredArray, read_array
+from mikit.activations.readout import (
+    READOUT_NAMES,
+    FirstToken,
+    Flatten,
+    Grid,
+    Pool,
+    Projection,
+    Readout,
+    Tokens,
+    Whole,
+    parse_readout,
+)
+from mikit.activations.recording import collect_activations, record_activations
+from mikit.activations.store import ActivationStore
+
+__all__ = [
+    "READOUT_NAMES",
+    "ActivationStore",
+    "CapturedActivations",
+    "FirstToken",
+    "Flatten",
+    "Grid",
+    "Pool",
+    "Projection",
+    "Readout",
+    "StoredArray",
+    "Tokens",
+    "Whole",
+    "capture",
+    "collect_activations",
+    "hash_of_array",
+    "hash_of_model",
+    "parse_readout",
+    "read_array",
+    "record_activations",
+]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mikit.activations.manifest import Layer
 from mikit.errors import InputError
 from mikit.inputs import refuse_non_finite
 
@@ -48,6 +49,11 @@ def checked_ids(value: Any, name: str) -> np.ndarray:
 
 
 def rows_to_store(value: Any, name: str) -> np.ndarray:
+    """Return an array as it is stored: float16 to float64, little-endian, contiguous, finite, ``(n, ...)``.
+
+    Raises:
+        InputError: If it is not an array of real numbers, is empty, or holds NaN or infinity.
+    """
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise InputError(f"{name} is a tensor of layout {value.layout}. Pass a dense one.")
@@ -70,6 +76,20 @@ def rows_to_store(value: Any, name: str) -> np.ndarray:
     return np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
 
 
+def described_layers(arrays: Mapping[str, np.ndarray], readouts: Mapping[str, str] | str) -> tuple[Layer, ...]:
+    """Return what the manifest says about the layers of a batch.
+
+    Raises:
+        InputError: If a layer or readout has no proper name, or a readout is missing or given for no layer.
+    """
+    if isinstance(readouts, Mapping) and (extra := [layer for layer in readouts if layer not in arrays]):
+        raise InputError(f"readouts names {extra[0]!r}, which is not a layer of the batch. Give one for each layer.")
+    return tuple(
+        Layer(_layer_name(layer), _readout_name(readouts, layer), str(array.dtype), array.shape[1:])
+        for layer, array in arrays.items()
+    )
+
+
 def _layer_name(layer: Any) -> str:
     if not isinstance(layer, str) or not layer:
         raise InputError(f"The batch names a layer {layer!r}. Layer names are strings that are not empty.")
@@ -77,6 +97,11 @@ def _layer_name(layer: Any) -> str:
 
 
 def phase_number(phase: Any) -> int:
+    """Return a phase as an int.
+
+    Raises:
+        InputError: If it is not a whole number from 0.
+    """
     if isinstance(phase, bool) or not isinstance(phase, (int, np.integer)) or phase < 0:
         raise InputError(f"phase is {phase!r}. Phases are whole numbers from 0: the epoch or step of training.")
     return int(phase)

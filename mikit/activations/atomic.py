@@ -27,7 +27,7 @@ TEMPORARY_PREFIX = ".tmp-"
 _SECONDS_TO_WAIT = 20.0
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that ``path`` names its old content or all of the new one, whatever happens meanwhile.
 
     The caller syncs the folder once all its files are in place.

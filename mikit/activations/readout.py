@@ -32,7 +32,16 @@ __all__ = [
     "parse_readout",
 ]
 
-READOUT_NAMES = ("pool", "flatten", "tokens", "cls", "whole", "pool<g>", "projection:<width>", "projection:<width>@<seed>")
+READOUT_NAMES = (
+    "pool",
+    "flatten",
+    "tokens",
+    "cls",
+    "whole",
+    "pool<g>",
+    "projection:<width>",
+    "projection:<width>@<seed>",
+)
 """The names :func:`parse_readout` knows; ``<...>`` stands for a whole number."""
 
 _PROJECTION_BLOCK = 1 << 22  # entries of a projection matrix drawn at once

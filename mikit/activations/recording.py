@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from mikit.activations.admission import checked_ids
 from mikit.activations.capturing import capture
 from mikit.activations.readout import Readout, parse_readout
-from mikit.activations.store import ActivationStore, checked_ids
+from mikit.activations.store import ActivationStore
 from mikit.errors import InputError
 
 __all__ = ["collect_activations", "record_activations"]
@@ -213,9 +214,7 @@ def _moved(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
 
 
-def _names(
-    readout: str | Readout | Mapping[str, str | Readout], layers: Sequence[str]
-) -> dict[str, str]:
+def _names(readout: str | Readout | Mapping[str, str | Readout], layers: Sequence[str]) -> dict[str, str]:
     if isinstance(readout, Mapping):
         return {layer: parse_readout(value).name for layer, value in readout.items()}
     return dict.fromkeys(layers, parse_readout(readout).name)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import numpy as np
-import torch
-from safetensors.numpy import save
 from torch import Tensor
 
-from mikit.activations.array_files import map_npy, map_tensor, tensor_entries, write_npy
-from mikit.activations.atomic import TEMPORARY_PREFIX, file_sha256, locked, sync_folder, write_atomically
-from mikit.activations.manifest import FORMATS, Layer, Manifest, Phase, Shard, StoredFile
+from mikit.activations.admission import checked_ids, described_layers, phase_number, rows_to_store
+from mikit.activations.atomic import file_sha256
+from mikit.activations.folder import MANIFEST_NAME, StoreFolder, absolute_folder
+from mikit.activations.manifest import FORMATS, Layer, Phase, Shard
 from mikit.errors import InputError
-from mikit.inputs import as_labels, refuse_non_finite
+from mikit.inputs import as_labels
 
-__all__ = ["ActivationStore", "checked_ids"]
-
-_MANIFEST, _LOCK, _DATA, _TENSOR = "manifest.json", ".lock", "data", "activations"
-_NOT_SAFE = re.compile(r"[^0-9A-Za-z_.]+")
+__all__ = ["ActivationStore"]
 
 
 @final
@@ -86,17 +78,13 @@ class ActivationStore:
             "data_hash": data_hash,
             "format": format,
         }
-        self._root = _absolute(path)
-        self._data = self._root / _DATA
-        self._ids_of_file: dict[str, np.ndarray] = {}
-        self._tidied = False
-        if not self._has_manifest():
-            self._create({key: value for key, value in given.items() if value is not None})
-        self._manifest = self._load()
+        self._folder = StoreFolder(
+            absolute_folder(path), {key: value for key, value in given.items() if value is not None}
+        )
         for key, value in given.items():
-            if value is not None and value != (held := getattr(self._manifest, key)):
+            if value is not None and value != (held := getattr(self._folder.manifest, key)):
                 raise InputError(
-                    f"The store {str(self._root)!r} was created with {key}={held!r}, not {value!r}. Open it without "
+                    f"The store {str(self.path)!r} was created with {key}={held!r}, not {value!r}. Open it without "
                     f"{key}, or give this run a folder of its own."
                 )
 
@@ -110,8 +98,8 @@ class ActivationStore:
         Raises:
             InputError: If there is no store at ``path``, or it cannot be read.
         """
-        root = _absolute(path)
-        if not (root / _MANIFEST).is_file():
+        root = absolute_folder(path)
+        if not (root / MANIFEST_NAME).is_file():
             what = "is a folder without a manifest" if root.is_dir() else "does not exist"
             raise InputError(f"There is no activation store at {str(root)!r}: it {what}. Check the path.")
         return cls(root)
@@ -121,65 +109,65 @@ class ActivationStore:
     @property
     def path(self) -> Path:
         """The folder."""
-        return self._root
+        return self._folder.root
 
     @property
     def network(self) -> str | None:
         """Name of the network."""
-        return self._manifest.network
+        return self._folder.manifest.network
 
     @property
     def seed(self) -> int | None:
         """Seed of the run."""
-        return self._manifest.seed
+        return self._folder.manifest.seed
 
     @property
     def model_hash(self) -> str | None:
         """Hash of the network's weights."""
-        return self._manifest.model_hash
+        return self._folder.manifest.model_hash
 
     @property
     def data_hash(self) -> str | None:
         """Hash of the samples."""
-        return self._manifest.data_hash
+        return self._folder.manifest.data_hash
 
     @property
     def format(self) -> str:
         """``"npy"`` or ``"safetensors"``."""
-        return self._manifest.format
+        return self._folder.manifest.format
 
     @property
     def versions(self) -> dict[str, str]:
         """The library versions that created the store."""
-        return dict(self._manifest.versions)
+        return dict(self._folder.manifest.versions)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers, in the order of the first append."""
-        return tuple(layer.name for layer in self._manifest.layers)
+        return tuple(layer.name for layer in self._folder.manifest.layers)
 
     @property
     def phases(self) -> tuple[int, ...]:
         """The phases with activations, ascending."""
-        return tuple(phase.phase for phase in self._manifest.phases)
+        return tuple(phase.phase for phase in self._folder.manifest.phases)
 
     @property
     def notes(self) -> dict[int, dict[str, float]]:
         """The scalars noted for each phase."""
-        return {phase: dict(notes) for phase, notes in sorted(self._manifest.notes.items())}
+        return {phase: dict(notes) for phase, notes in sorted(self._folder.manifest.notes.items())}
 
     def readout(self, layer: str) -> str:
         """Return the name of the readout of ``layer``."""
-        return self._manifest.layers[self._index(layer)].readout
+        return self._folder.manifest.layers[self._index(layer)].readout
 
     def shape(self, layer: str, phase: int) -> tuple[int, ...]:
         """Return the shape of ``read(layer, phase)``, from the manifest alone."""
         rows = sum(shard.rows for shard in self._phase(phase).shards)
-        return (rows, *self._manifest.layers[self._index(layer)].shape)
+        return (rows, *self._folder.manifest.layers[self._index(layer)].shape)
 
     def __repr__(self) -> str:
         return (
-            f"ActivationStore({str(self._root)!r}, network={self.network!r}, seed={self.seed!r}, "
+            f"ActivationStore({str(self.path)!r}, network={self.network!r}, seed={self.seed!r}, "
             f"{len(self.layers)} layers, phases={list(self.phases)})"
         )
 
@@ -187,7 +175,7 @@ class ActivationStore:
 
     def ids(self, phase: int) -> np.ndarray:
         """Return the sample ids of the rows of ``phase``, ``(n,)``, int64 or strings."""
-        return np.concatenate([self._ids(shard.ids) for shard in self._phase(phase).shards])
+        return np.concatenate([self._folder.small_array(shard.ids) for shard in self._phase(phase).shards])
 
     def read(self, layer: str, phase: int) -> np.ndarray:
         """Return the activations of ``layer`` at ``phase``, ``(n, ...)``, read-only, rows as in ``ids(phase)``.
@@ -208,7 +196,7 @@ class ActivationStore:
         parts = self._shards(layer, phase)
         if len(self._phase(phase).shards) == 1:
             return next(parts)
-        whole = np.empty(self.shape(layer, phase), self._manifest.layers[self._index(layer)].dtype)
+        whole = np.empty(self.shape(layer, phase), self._folder.manifest.layers[self._index(layer)].dtype)
         start = 0
         for part in parts:
             whole[start : start + part.shape[0]] = part
@@ -232,15 +220,15 @@ class ActivationStore:
         Raises:
             InputError: If an id has no label.
         """
-        if self._manifest.labels is None:
+        if self._folder.manifest.labels is None:
             return None
         wanted = np.asarray(ids)
-        known, labels = (self._ids(file) for file in self._manifest.labels)
+        known, labels = (self._folder.small_array(file) for file in self._folder.manifest.labels)
         order = np.argsort(known, kind="stable")
         missing = wanted[~np.isin(wanted, known)]
         if missing.size:
             raise InputError(
-                f"{missing.size} of {wanted.size} sample ids have no label in {str(self._root)!r}; the first is "
+                f"{missing.size} of {wanted.size} sample ids have no label in {str(self.path)!r}; the first is "
                 f"{missing[0]!r}. Set the labels of all samples."
             )
         return labels[order[np.searchsorted(known, wanted, sorter=order)]]
@@ -248,7 +236,11 @@ class ActivationStore:
     @property
     def training_ids(self) -> np.ndarray | None:
         """Ids of the samples the network was trained on; None if they were not set."""
-        return None if self._manifest.training_ids is None else self._ids(self._manifest.training_ids).copy()
+        return (
+            None
+            if self._folder.manifest.training_ids is None
+            else self._folder.small_array(self._folder.manifest.training_ids).copy()
+        )
 
     def verify(self) -> None:
         """Read every file and compare it with the hash taken when it was written.
@@ -258,8 +250,8 @@ class ActivationStore:
 
         Cost: One pass over the whole store.
         """
-        for file in self._manifest.files():
-            path = self._path_of(file)
+        for file in self._folder.manifest.files():
+            path = self._folder.path_of(file)
             if file_sha256(path) != file.sha256:
                 raise InputError(
                     f"The file {str(path)!r} is not what was written: its SHA-256 differs from the manifest's. Restore "
@@ -288,7 +280,7 @@ class ActivationStore:
         Cost: Writes the rows once, reads them back once for the hash, and syncs one file per layer.
         """
         number = phase_number(phase)
-        arrays = {_layer_name(layer): rows_to_store(value, f"layer {layer!r}") for layer, value in batch.items()}
+        arrays = {layer: rows_to_store(value, f"layer {layer!r}") for layer, value in batch.items()}
         if not arrays:
             raise InputError("The batch holds no layers.")
         rows = checked_ids(ids, "ids")
@@ -298,29 +290,21 @@ class ActivationStore:
                     f"The layer {layer!r} has {array.shape[0]} rows, but there are {rows.shape[0]} ids. Pass one id per "
                     "row; mikit never truncates."
                 )
-        described = tuple(
-            Layer(layer, _readout_name(readouts, layer), str(array.dtype), array.shape[1:])
-            for layer, array in arrays.items()
-        )
-        with self._writing():
-            manifest = self._manifest
+        described = described_layers(arrays, readouts)
+        folder = self._folder
+        with folder.writing():
             layers = self._agreed(described)
             id_kind = self._agreed_id_kind(rows)
-            shards = next((held.shards for held in manifest.phases if held.phase == number), ())
+            shards = next((held.shards for held in folder.manifest.phases if held.phase == number), ())
             self._refuse_known(rows, number, shards)
-            stem = f"{manifest.writes + 1:06d}"
             shard = Shard(
                 rows.shape[0],
-                self._write(f"{stem}-ids.npy", _npy(rows)),
-                tuple(
-                    self._write_activation(f"{stem}-{index:03d}-{_slug(layer.name)}", arrays[layer.name])
-                    for index, layer in enumerate(layers)
-                ),
+                folder.write_small("ids", rows),
+                tuple(folder.write_rows(index, layer, arrays[layer.name]) for index, layer in enumerate(layers)),
             )
-            others = tuple(held for held in manifest.phases if held.phase != number)
+            others = tuple(held for held in folder.manifest.phases if held.phase != number)
             phases = sorted((*others, Phase(number, (*shards, shard))), key=lambda held: held.phase)
-            self._commit(layers=layers, id_kind=id_kind, phases=tuple(phases))
-            self._ids_of_file[shard.ids.name] = rows
+            folder.commit(layers=layers, id_kind=id_kind, phases=tuple(phases))
 
     def set_labels(self, ids: Any, labels: Any) -> None:
         """Set the labels of samples, in place of those set before.
@@ -337,10 +321,10 @@ class ActivationStore:
         if as_labels(values).shape[0] != keys.shape[0]:
             raise InputError(f"There are {values.shape[0]} labels for {keys.shape[0]} ids. Pass one label per id.")
         values = values.reshape(-1).astype(str if values.dtype.kind in "US" else np.int64)
-        with self._writing():
-            stem = f"{self._manifest.writes + 1:06d}"
-            files = (self._write(f"{stem}-ids.npy", _npy(keys)), self._write(f"{stem}-labels.npy", _npy(values)))
-            self._commit(labels=files, id_kind=self._agreed_id_kind(keys))
+        with self._folder.writing():
+            id_kind = self._agreed_id_kind(keys)
+            files = (self._folder.write_small("ids", keys), self._folder.write_small("labels", values))
+            self._folder.commit(labels=files, id_kind=id_kind)
 
     def set_training_ids(self, ids: Any) -> None:
         """Set the ids of the samples the network was trained on, in place of those set before.
@@ -352,9 +336,9 @@ class ActivationStore:
             InputError: If an id stands twice, or the ids are of another kind than those of the rows.
         """
         keys = checked_ids(ids, "training ids")
-        with self._writing():
-            file = self._write(f"{self._manifest.writes + 1:06d}-ids.npy", _npy(keys))
-            self._commit(training_ids=file, id_kind=self._agreed_id_kind(keys))
+        with self._folder.writing():
+            id_kind = self._agreed_id_kind(keys)
+            self._folder.commit(training_ids=self._folder.write_small("training-ids", keys), id_kind=id_kind)
 
     def note(self, phase: int, **scalars: float) -> None:
         """Note finite scalars for a phase, ``note(3, accuracy=0.9)``; a name noted before gets the new value.
@@ -371,9 +355,9 @@ class ActivationStore:
                 raise InputError(f"The note {name!r} is {value!r}. Note a number.") from cause
             if not np.isfinite(noted[name]):
                 raise InputError(f"The note {name!r} for phase {number} is {value}. Note a finite number.")
-        with self._writing():
-            notes = {**self._manifest.notes, number: {**self._manifest.notes.get(number, {}), **noted}}
-            self._commit(notes=notes)
+        with self._folder.writing():
+            notes = {**self._folder.manifest.notes, number: {**self._folder.manifest.notes.get(number, {}), **noted}}
+            self._folder.commit(notes=notes)
 
     def discard(self, phase: int) -> None:
         """Delete the activations and notes of a phase, so that it can be recorded again.
@@ -384,176 +368,37 @@ class ActivationStore:
         Pitfalls:
             There is no way back. When the last phase goes, the store forgets its layers, and may hold others.
         """
-        with self._writing():
+        with self._folder.writing():
             self._phase(phase)
-            phases = tuple(held for held in self._manifest.phases if held.phase != phase)
-            notes = {number: notes for number, notes in self._manifest.notes.items() if number != phase}
-            others = phases or self._manifest.labels or self._manifest.training_ids
-            self._commit(
+            phases = tuple(held for held in self._folder.manifest.phases if held.phase != phase)
+            notes = {number: notes for number, notes in self._folder.manifest.notes.items() if number != phase}
+            others = phases or self._folder.manifest.labels or self._folder.manifest.training_ids
+            self._folder.commit(
                 phases=phases,
                 notes=notes,
-                layers=self._manifest.layers if phases else (),
-                id_kind=self._manifest.id_kind if others else None,
+                layers=self._folder.manifest.layers if phases else (),
+                id_kind=self._folder.manifest.id_kind if others else None,
             )
-            self._remove_strays()
-
-    # ------------------------------------------------------------------ files
-
-    def _has_manifest(self) -> bool:
-        try:
-            return (self._root / _MANIFEST).is_file()
-        except OSError as cause:
-            raise InputError(f"The store {str(self._root)!r} cannot be read: {cause}.") from cause
-
-    def _create(self, metadata: dict[str, Any]) -> None:
-        if self._root.exists() and not self._root.is_dir():
-            raise InputError(f"{str(self._root)!r} is a file. A store is a folder; choose another path.")
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            # A creation that was killed leaves nothing but these behind.
-            foreign = sorted(
-                entry
-                for entry in os.listdir(self._root)
-                if entry not in (_LOCK, _DATA, _MANIFEST) and not entry.startswith(TEMPORARY_PREFIX)
-            )
-            if foreign:
-                raise InputError(
-                    f"The folder {str(self._root)!r} is not a store and not empty: it holds {foreign[0]!r}. Choose a new "
-                    "folder."
-                )
-            with locked(self._root / _LOCK, self._root):
-                self._data.mkdir(exist_ok=True)
-                if not (self._root / _MANIFEST).is_file():
-                    self._manifest = Manifest(**{"format": "npy", **metadata})
-                    self._save(self._manifest)
-                    sync_folder(self._root.parent)
-        except OSError as cause:
-            raise InputError(f"The store {str(self._root)!r} cannot be created: {cause}.") from cause
-
-    def _load(self) -> Manifest:
-        path = self._root / _MANIFEST
-        try:
-            text = path.read_bytes()
-        except OSError as cause:
-            raise InputError(f"The store {str(self._root)!r} cannot be read: {cause}.") from cause
-        return Manifest.from_json(text, f"The file {str(path)!r}")
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the lock over one change, seen from the newest state."""
-        try:
-            with locked(self._root / _LOCK, self._root):
-                self._manifest = self._load()
-                if not self._tidied:
-                    self._remove_strays()
-                    self._tidied = True
-                try:
-                    yield
-                except BaseException:
-                    with contextlib.suppress(OSError, InputError):
-                        self._remove_strays()
-                    raise
-        except OSError as cause:
-            raise InputError(
-                f"The store {str(self._root)!r} could not be written: {cause}. Nothing it held before is lost; mend the "
-                "cause and append again."
-            ) from cause
-
-    def _commit(self, **changes: Any) -> None:
-        sync_folder(self._data)
-        changed = replace(self._manifest, writes=self._manifest.writes + 1, **changes)
-        self._save(changed)
-        self._manifest = changed
-
-    def _save(self, manifest: Manifest) -> None:
-        content = manifest.to_json().encode()
-        write_atomically(self._root / _MANIFEST, lambda file: _write_all(file, content))
-        sync_folder(self._root)
-
-    def _remove_strays(self) -> None:
-        """Remove what an interrupted change left behind: files that the manifest on disk does not name."""
-        self._manifest = self._load()
-        named = {file.name for file in self._manifest.files()}
-        for folder in (self._root, self._data):
-            for entry in os.listdir(folder):
-                unnamed = folder == self._data and re.match(r"\d{6,}-", entry) and entry not in named
-                if entry.startswith(TEMPORARY_PREFIX) or unnamed:
-                    (folder / entry).unlink(missing_ok=True)
-
-    def _write(self, name: str, write: Callable[[BinaryIO], None]) -> StoredFile:
-        path = self._data / name
-        write_atomically(path, write)
-        return StoredFile(name, path.stat().st_size, file_sha256(path))
-
-    def _write_activation(self, stem: str, array: np.ndarray) -> StoredFile:
-        if self.format == "npy":
-            return self._write(f"{stem}.npy", _npy(array))
-        content = save({_TENSOR: array})
-        return self._write(f"{stem}.safetensors", lambda file: _write_all(file, content))
-
-    def _path_of(self, file: StoredFile) -> Path:
-        path = self._data / file.name
-        if not path.resolve().is_relative_to(self._data.resolve()):
-            raise InputError(f"The file {str(path)!r} leads out of the store. Restore it from a copy.")
-        try:
-            actual = path.stat().st_size
-        except OSError as cause:
-            raise InputError(f"The file {str(path)!r} of the store cannot be read: {cause}. Restore it.") from cause
-        if actual != file.bytes:
-            raise InputError(
-                f"The file {str(path)!r} of the store is {'truncated' if actual < file.bytes else 'too long'}: "
-                f"{file.bytes} bytes were written, but it is {actual} bytes long. Restore it from a copy, or discard its "
-                "phase and record it again."
-            )
-        return path
-
-    def _ids(self, file: StoredFile) -> np.ndarray:
-        """Read a file of ids or labels, once."""
-        if file.name not in self._ids_of_file:
-            path = self._path_of(file)
-            self._ids_of_file[file.name] = np.array(map_npy(path, f"The file {str(path)!r}"))
-        return self._ids_of_file[file.name]
-
-    def _shards(self, layer: str, phase: int) -> Iterator[np.ndarray]:
-        index = self._index(layer)
-        return (self._map(shard, index) for shard in self._phase(phase).shards)
-
-    def _map(self, shard: Shard, index: int) -> np.ndarray:
-        layer = self._manifest.layers[index]
-        path = self._path_of(shard.layers[index])
-        source = f"The file {str(path)!r}"
-        if self.format == "npy":
-            array = map_npy(path, source)
-        else:
-            entries = tensor_entries(path, source)
-            if _TENSOR not in entries:
-                raise InputError(f"{source} does not hold the tensor {_TENSOR!r}. Restore it from a copy.")
-            array = map_tensor(path, entries[_TENSOR], source)
-        if array.shape != (shard.rows, *layer.shape) or array.dtype != np.dtype(layer.dtype):
-            raise InputError(
-                f"{source} holds {array.dtype} of shape {array.shape}, but the manifest says {layer.dtype} of shape "
-                f"{(shard.rows, *layer.shape)}. Restore it from a copy."
-            )
-        return array
+            self._folder.remove_strays()
 
     # ------------------------------------------------------------------ agreement
 
     def _index(self, layer: str) -> int:
         if layer not in self.layers:
             raise InputError(
-                f"The store {str(self._root)!r} has no layer {layer!r}; its layers are {list(self.layers)}."
+                f"The store {str(self.path)!r} has no layer {layer!r}; its layers are {list(self.layers)}."
             )
         return self.layers.index(layer)
 
     def _phase(self, phase: int) -> Phase:
-        for held in self._manifest.phases:
+        for held in self._folder.manifest.phases:
             if held.phase == phase:
                 return held
-        raise InputError(f"The store {str(self._root)!r} has no phase {phase!r}; its phases are {list(self.phases)}.")
+        raise InputError(f"The store {str(self.path)!r} has no phase {phase!r}; its phases are {list(self.phases)}.")
 
     def _agreed(self, described: tuple[Layer, ...]) -> tuple[Layer, ...]:
         """Return the layers of the store, which those of a batch must equal."""
-        held = self._manifest.layers
+        held = self._folder.manifest.layers
         if not held:
             return described
         given = {layer.name: layer for layer in described}
@@ -578,14 +423,14 @@ class ActivationStore:
 
     def _agreed_id_kind(self, ids: np.ndarray) -> str:
         kind = "str" if ids.dtype.kind == "U" else "int64"
-        held = self._manifest.id_kind
+        held = self._folder.manifest.id_kind
         if held is not None and held != kind:
             raise InputError(f"The ids of the store are {held}, but these are {kind}. Use one kind of id throughout.")
         return kind
 
     def _refuse_known(self, ids: np.ndarray, phase: int, shards: tuple[Shard, ...]) -> None:
         for shard in shards:
-            known = ids[np.isin(ids, self._ids(shard.ids))]
+            known = ids[np.isin(ids, self._folder.small_array(shard.ids))]
             if known.size:
                 raise InputError(
                     f"{known.size} of {ids.size} sample ids are in phase {phase} already; the first is {known[0]!r}. "
@@ -610,21 +455,8 @@ def _pieces(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
         yield gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
 
 
-def _npy(array: np.ndarray) -> Callable[[BinaryIO], None]:
-    return lambda file: write_npy(file, array)
-
-
-def _write_all(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
-
-
 def _absolute(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if not text or "\0" in text:
         raise InputError(f"{text!r} is not a path. Pass the folder of the store.")
     return Path(text).absolute()
-
-
-def _slug(layer: str) -> str:
-    """Return a part of a file name that reminds of the layer; the number before it is what tells layers apart."""
-    return _NOT_SAFE.sub("-", layer)[:40].strip(".-") or "layer"

@@ -8,6 +8,7 @@ space and in each space by itself, and every count includes the sample at the ce
 
 from __future__ import annotations
 
+import math
 from typing import Literal, cast
 
 import numpy as np
@@ -146,17 +147,18 @@ def ksg_pointwise(
     rows_x, rows_y = _columns(x, "x"), _columns(y, "y")
     n = rows_x.shape[0]
     _require(rows_x, rows_y, k, metric, strip)
-    space_x, space_y = _varying(rows_x, scale), _varying(rows_y, scale)
-    if space_x.shape[1] == 0 or space_y.shape[1] == 0:
+    rows_x, rows_y = _varying(rows_x), _varying(rows_y)
+    if rows_x.shape[1] == 0 or rows_y.shape[1] == 0:
         return torch.zeros(n, dtype=torch.float64, device=x.device)
-    width = space_x.shape[1] + space_y.shape[1]
+    width = rows_x.shape[1] + rows_y.shape[1]
     chosen: Metric = metric if metric is not None else ("chebyshev" if width <= _TREE_WIDTH else "euclidean")
-    if scale:
-        space_x, space_y = _to_unit_norm(space_x, chosen), _to_unit_norm(space_y, chosen)
+    space_x, offset_x = _scaled(rows_x, chosen, scale)
+    space_y, offset_y = _scaled(rows_y, chosen, scale)
+    offset = max(offset_x, offset_y)
     if width <= _TREE_WIDTH and (chosen == "chebyshev" or width == 2):
-        joint, near_x, near_y = _counts_by_tree(space_x.cpu().numpy(), space_y.cpu().numpy(), k)
+        joint, near_x, near_y = _counts_by_tree(space_x.cpu().numpy(), space_y.cpu().numpy(), k, offset)
     else:
-        joint, near_x, near_y = _counts_by_strips(space_x, space_y, k, chosen, strip)
+        joint, near_x, near_y = _counts_by_strips(space_x, space_y, k, chosen, offset, strip)
     contributions = digamma(n) + digamma(joint) - (digamma(near_x) + digamma(near_y))
     return torch.from_numpy(contributions).to(x.device)
 
@@ -199,30 +201,32 @@ def _require(x: Tensor, y: Tensor, k: int, metric: Metric | None, strip: int | N
             )
 
 
-def _varying(rows: Tensor, scale: bool) -> Tensor:
-    """Return the columns that hold more than one value, centred, and of unit variance if ``scale``."""
-    if rows.shape[1] == 0:
-        return rows
-    low, high = rows.amin(dim=0), rows.amax(dim=0)
-    varies = high > low
-    rows, reach = rows[:, varies], (high - low)[varies]
+def _varying(rows: Tensor) -> Tensor:
+    """Return the columns that hold more than one value."""
+    return rows[:, rows.amax(dim=0) > rows.amin(dim=0)] if rows.shape[1] else rows
+
+
+def _scaled(rows: Tensor, metric: Metric, scale: bool) -> tuple[Tensor, float]:
+    """Return the rows centred (and scaled), and how far their columns were off centre in the units they are left in."""
+    reach = rows.amax(dim=0) - rows.amin(dim=0)
     if scale:
         # Dividing by the range first keeps the squares of tiny and of huge columns inside float64.
         rows = rows / reach
-    rows = rows - rows.mean(dim=0)
-    return rows / rows.square().mean(dim=0).sqrt() if scale else rows
-
-
-def _to_unit_norm(rows: Tensor, metric: Metric) -> Tensor:
+    mean = rows.mean(dim=0)
+    rows = rows - mean
+    if not scale:
+        return rows, float(mean.abs().max())
+    deviation = rows.square().mean(dim=0).sqrt()
+    rows = rows / deviation
     squares = rows.square()
-    norms = squares.sum(dim=1) if metric == "euclidean" else squares.amax(dim=1)
-    return rows / norms.mean().sqrt()
+    norm = (squares.sum(dim=1) if metric == "euclidean" else squares.amax(dim=1)).mean().sqrt()
+    return rows / norm, float((mean / deviation).abs().max() / norm)
 
 
 # ---------------------------------------------------------------------------------------------------- few columns
 
 
-def _counts_by_tree(x: _Floats, y: _Floats, k: int) -> tuple[_Integers, _Integers, _Integers]:
+def _counts_by_tree(x: _Floats, y: _Floats, k: int, offset: float) -> tuple[_Integers, _Integers, _Integers]:
     """Count as the module says, by k-d trees under the Chebyshev metric."""
     points = np.concatenate([x, y], axis=1)
     # Samples that coincide are searched for once, and only k + 1 of them are kept as neighbours: further copies
@@ -235,7 +239,8 @@ def _counts_by_tree(x: _Floats, y: _Floats, k: int) -> tuple[_Integers, _Integer
         kept = np.repeat(queries, np.minimum(copies, k + 1), axis=0)
     tree = cKDTree(kept, balanced_tree=False)
     distances = np.asarray(tree.query(queries, k=k + 1, p=np.inf, workers=torch.get_num_threads())[0])
-    slack = 8 * _EPSILON * np.abs(queries).max(axis=1)
+    # Neighbours at equal distances come out unequal by the rounding of their columns, which this takes off.
+    slack = 8 * _EPSILON * (np.abs(queries).max(axis=1) + distances[:, k] + offset)
     radius = np.maximum(distances[:, k] - slack, 0.0)
     joint = np.where(distances[:, k] > 0, (distances <= radius[:, None]).sum(axis=1), copies)
     radius = radius[codes]
@@ -299,7 +304,7 @@ def _distinct(points: _Floats) -> tuple[_Integers, _Integers, _Integers]:
 
 
 def _counts_by_strips(
-    x: Tensor, y: Tensor, k: int, metric: Metric, strip: int | None
+    x: Tensor, y: Tensor, k: int, metric: Metric, offset: float, strip: int | None
 ) -> tuple[_Integers, _Integers, _Integers]:
     """Count as the module says, comparing all pairs of rows a strip at a time in buffers that are reused."""
     n, device = x.shape[0], x.device
@@ -313,7 +318,7 @@ def _counts_by_strips(
     buffer_x, buffer_y = x.new_empty(strip, n), x.new_empty(strip, n)
     buffer = x.new_full((strip, padded), torch.inf)
     mask = torch.empty(strip, n, dtype=torch.bool, device=device)
-    slack = _rounding(x, y, metric)
+    size, share = _rounding(x, y, metric, offset)
     counts = torch.empty(3, n, dtype=torch.int64, device=device)
     for start in range(0, n, strip):
         stop = min(start + strip, n)
@@ -330,9 +335,7 @@ def _counts_by_strips(
             between[own - start, own] = torch.inf
         joint = torch.maximum(between_x, between_y, out=nearest[:, :n])
         smallest = _smallest(nearest, k)
-        within = slack[start:stop]
-        if metric == "euclidean":
-            within = within + 4 * _EPSILON * smallest[:, -1]
+        within = share * (size[start:stop] + smallest[:, -1])
         radius = torch.maximum(smallest[:, -1] - within, within)
         together = (smallest <= radius[:, None]).sum(dim=1)
         atoms = (together == k).nonzero()[:, 0]  # k samples or more coincide with these
@@ -352,13 +355,12 @@ def _gram_sides(rows: Tensor) -> tuple[Tensor, Tensor]:
     return left, torch.cat([rows, ones, squares], dim=1).T.contiguous()
 
 
-def _rounding(x: Tensor, y: Tensor, metric: Metric) -> Tensor:
-    """Return, per row, the size below which a computed distance is rounding (a squared one if Euclidean)."""
+def _rounding(x: Tensor, y: Tensor, metric: Metric, offset: float) -> tuple[Tensor, float]:
+    """Return the size of each row, and the share of it and of a distance that is rounding (squared, if Euclidean)."""
     if metric == "chebyshev":
-        size, terms = torch.maximum(x.abs().amax(dim=1), y.abs().amax(dim=1)), 0
-    else:
-        size, terms = torch.maximum(x.square().sum(dim=1), y.square().sum(dim=1)), max(x.shape[1], y.shape[1])
-    return torch.mul(size, (8 + terms**0.5) * _EPSILON)
+        return torch.maximum(x.abs().amax(dim=1), y.abs().amax(dim=1)) + offset, 8 * _EPSILON
+    size = torch.maximum(x.square().sum(dim=1), y.square().sum(dim=1))
+    return size, (8 + math.sqrt(max(x.shape[1], y.shape[1]))) * _EPSILON
 
 
 def _chebyshev(queries: Tensor, rows: Tensor, out: Tensor, scratch: Tensor) -> None:

@@ -156,7 +156,9 @@ def short_names(names: Sequence[str], limit: int = 12) -> list[str]:
     return short
 
 
-def name_ticks(ax: Axes, names: Sequence[str], places: Sequence[float], width: float, axis: str = "x") -> None:
+def name_ticks(
+    ax: Axes, names: Sequence[str], places: Sequence[float], width: float, *, axis: str = "x", upright_below: float = 0.19
+) -> None:
     """Layer names as tick labels, turned where they would touch.
 
     Args:
@@ -165,6 +167,7 @@ def name_ticks(ax: Axes, names: Sequence[str], places: Sequence[float], width: f
         places: Positions of the ticks.
         width: Inches between two ticks.
         axis: ``"x"`` or ``"y"``.
+        upright_below: Inches between two ticks from which downwards the names stand upright instead of slanting.
     """
     short = short_names(names)
     if axis == "y":
@@ -173,7 +176,7 @@ def name_ticks(ax: Axes, names: Sequence[str], places: Sequence[float], width: f
     longest = max(len(name) for name in short)
     if longest * 0.066 < width - 0.06:
         ax.set_xticks(places, short)
-    elif width > 0.19:
+    elif width >= upright_below:
         ax.set_xticks(places, short, rotation=42, ha="right", rotation_mode="anchor")
     else:
         ax.set_xticks(places, short, rotation=90, ha="center", va="top")

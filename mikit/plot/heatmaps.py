@@ -230,7 +230,7 @@ class _MapGrid:
     def _name(self, line: Any, network: str, label: str) -> None:
         own = self.layers[network]
         for place, ax in enumerate(line):
-            name_ticks(ax, self.theirs, [i + 0.5 for i in range(len(self.theirs))], self.cell)
+            name_ticks(ax, self.theirs, [i + 0.5 for i in range(len(self.theirs))], self.cell, upright_below=0.3)
             name_ticks(ax, own, [i + 0.5 for i in range(len(own))], self.cell, axis="y")
             ax.tick_params(labelleft=place == 0)
         line[0].set_ylabel(label)

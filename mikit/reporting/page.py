@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 _HIDDEN = ("layer_index", "teacher_layer_index")
+_BLANK_IF_NEGATIVE = ("teacher_phase",)
 _FIGURES: tuple[tuple[str, str, str, str, Callable[[Flow], Figure]], ...] = (
     (
         "phases",
@@ -185,7 +186,7 @@ def _figure(flow: Flow, name: str, heading: str, quantity: str, reading: str, dr
         f"{head}<p>{_text(reading)}</p>"
         f'<div class="scroll" tabindex="0" role="group" aria-label="{_text(heading)}">'
         f'<img src="data:image/svg+xml;base64,{data}" width="{width}" height="{height}" '
-        f'style="min-width:{min(width, 620)}px" alt="{_text(heading)}: {_text(reading)}"></div></section>'
+        f'style="min-width:{min(width, max(620, round(0.7 * width)))}px" alt="{_text(heading)}: {_text(reading)}"></div></section>'
     )
 
 
@@ -217,7 +218,8 @@ def _rows_json(frame: pd.DataFrame) -> str:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         column: dict[str, Any] = {"name": str(name).replace("_", " "), "key": str(name), "number": numeric}
         if numeric:
-            column["values"] = [_cell(value) for value in frame[name].tolist()]
+            blank = -1 if name in _BLANK_IF_NEGATIVE else None
+            column["values"] = [None if value == blank else _cell(value) for value in frame[name].tolist()]
         else:
             codes, words = pd.factorize(frame[name].map(str, na_action="ignore"))
             column |= {"values": codes.tolist(), "words": [str(word) for word in words]}

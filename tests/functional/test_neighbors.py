@@ -176,10 +176,10 @@ def test_the_size_of_a_strip_does_not_matter(metric: Metric) -> None:
 def test_tree_and_strips_agree() -> None:
     x, y = _pair(900, 1, 1, 0.8, seed=11)
     for f in (torch.clone, torch.relu, torch.round):
-        a, b = (neighbors._to_unit_norm(neighbors._varying(f(rows), True), "chebyshev") for rows in (x, y))
-        tree = neighbors._counts_by_tree(a.numpy(), b.numpy(), 3)
+        a, b = (neighbors._scaled(f(rows), "chebyshev", True)[0] for rows in (x, y))
+        tree = neighbors._counts_by_tree(a.numpy(), b.numpy(), 3, 1.0)
         for metric in ("euclidean", "chebyshev"):
-            for ours, theirs in zip(tree, neighbors._counts_by_strips(a, b, 3, metric, None), strict=True):
+            for ours, theirs in zip(tree, neighbors._counts_by_strips(a, b, 3, metric, 1.0, None), strict=True):
                 np.testing.assert_array_equal(ours, theirs)
 
 
@@ -203,7 +203,7 @@ def test_a_constant_column_changes_nothing() -> None:
 def test_the_rule_for_coincident_samples_gives_zero_on_constants_too() -> None:
     # Dropping constants is a shortcut: with the whole sample inside every ball of x, the counts cancel by themselves.
     y = torch.randn(50, 1, generator=torch.Generator().manual_seed(14), dtype=torch.float64)
-    joint, near_x, near_y = neighbors._counts_by_tree(np.zeros((50, 1)), y.numpy(), 3)
+    joint, near_x, near_y = neighbors._counts_by_tree(np.zeros((50, 1)), y.numpy(), 3, 0.0)
     assert (near_x == 50).all()
     np.testing.assert_array_equal(joint, near_y)
 

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import math
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
-from mikit.flow import Flow
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What the pictures read of a flow."""
+
+    frame: pd.DataFrame
+    settings: dict
+
 
 COLUMNS = (
     "network role seed phase layer layer_index teacher_layer teacher_layer_index teacher_phase quantity value unit kind"

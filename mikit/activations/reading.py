@@ -1,0 +1,277 @@
+"""Reading activations from whatever file holds them, without trusting it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mikit.activations.array_files import NPY_MAGIC, map_npy, map_tensor, read_npy_header, tensor_entries
+from mikit.activations.store import ActivationStore
+from mikit.errors import InputError
+
+__all__ = ["StoredArray", "read_array"]
+
+# An archive unpacks into memory, so it is looked at before: activations compress to a few times less, zeros to 1/1000.
+_LARGEST_ARCHIVE = 8 << 30
+_SUSPICIOUS_RATIO = 200
+_HARMLESS_SIZE = 16 << 20
+
+_SUPPORTED = ".npy, .npz, .safetensors, .pt and .pth files, and folders of an activation store"
+
+
+@final
+@dataclass(frozen=True)
+class StoredArray:
+    """An array from a file, with where it comes from; ``mikit.measure`` takes it as it is.
+
+    Attributes:
+        values: The array, ``(n, ...)``, read-only; mapped into memory where the format allows it.
+        ids: Sample ids of the rows, ``(n,)``, if it comes from a store; else None.
+        source: The path, and the key after a ``#`` if there is one.
+
+    Pitfalls:
+        A mapped array reads from its file when used: do not overwrite the file meanwhile.
+
+    Example:
+        >>> StoredArray(np.zeros((2, 3)), None, "a.npy").values.shape
+        (2, 3)
+    """
+
+    values: np.ndarray
+    ids: np.ndarray | None
+    source: str
+
+
+def read_array(path: str | os.PathLike[str], *, key: str | None = None) -> StoredArray:
+    """Read one array from a file or an activation store.
+
+    The content decides what a file is, not its name, and no format is read in a way that could run code: pickles are
+    refused under any name. Sizes are checked against the file before memory is taken.
+
+    Args:
+        path: A ``.npy`` file (mapped), ``.npz`` archive, ``.safetensors`` file (mapped), ``.pt`` or ``.pth`` file with a
+            tensor or a dict of tensors (mapped; read by torch with ``weights_only=True``), or the folder of a store
+            (mapped).
+        key: Which array, where there are several. In a store ``"layer"`` for its last phase or ``"layer@phase"``.
+
+    Returns:
+        The array, with sample ids if it comes from a store. bfloat16 becomes float32.
+
+    Raises:
+        InputError: If the file is missing, unreadable, truncated, damaged, of another format, needs a key, or would
+            unpack to far more than it holds.
+
+    Cost: Mapped formats read nothing but headers. A ``.npz`` member is unpacked into memory, up to 8 GiB.
+
+    Pitfalls:
+        Only a store knows the sample ids; rows from two plain files are paired by their order, which nothing checks.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(folder + "/student.npy", np.ones((4, 2)))
+        ...     read_array(folder + "/student.npy").values.shape
+        (4, 2)
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(f"{text!r} is not a path. Pass the name of a file or of a store's folder.")
+    place = Path(text)
+    source = f"The file {text!r}"
+    try:
+        if place.is_dir():
+            return _from_store(place, key)
+        with open(place, "rb") as file:
+            start = file.read(16)
+        if start.startswith(NPY_MAGIC):
+            _refuse_key(key, source)
+            return StoredArray(map_npy(place, source), None, text)
+        if start.startswith(b"PK\x03\x04"):
+            return _from_zip(place, key, source)
+        if start[8:9] == b"{":
+            entries = tensor_entries(place, source)
+            name = _chosen(entries, key, source)
+            return StoredArray(map_tensor(place, entries[name], source), None, f"{text}#{name}")
+    except FileNotFoundError as cause:
+        raise InputError(f"There is no file or folder {text!r}. Check the path.") from cause
+    except OSError as cause:
+        raise InputError(f"{source} cannot be read: {cause}.") from cause
+    raise InputError(_why_not(start, place, source))
+
+
+def _why_not(start: bytes, path: Path, source: str) -> str:
+    if not start:
+        return f"{source} is empty: 0 bytes. Write it again, or restore it from a copy."
+    if start[0] == 0x80 and len(start) > 1 and start[1] in range(2, 6):
+        return (
+            f"{source} is a pickle, as pickle.dump and torch.save before PyTorch 1.6 write it. Reading one can run any "
+            "code, so mikit never does; load it where you trust it and save the array with numpy.save."
+        )
+    if start.startswith(b"\x89HDF"):
+        return f"{source} is an HDF5 file. Save the array with numpy.save, or append it to an ActivationStore."
+    return (
+        f"{source} is not in a format that mikit reads: it begins with {start[:8]!r} and is {path.stat().st_size} bytes "
+        f"long. Readable are {_SUPPORTED}."
+    )
+
+
+def _from_store(path: Path, key: str | None) -> StoredArray:
+    store = ActivationStore.open(path)
+    if not store.phases:
+        raise InputError(f"The store {str(path)!r} holds no activations yet.")
+    layer, phase = key, store.phases[-1]
+    if key is not None and key not in store.layers and "@" in key:
+        layer, _, number = key.rpartition("@")
+        if not number.isdecimal():
+            raise InputError(f'The key {key!r} ends in {number!r}, which is no phase. Write it as "layer@3".')
+        phase = int(number)
+    name = _chosen(store.layers, layer, f"The store {str(path)!r}")
+    return StoredArray(store.read(name, phase), store.ids(phase), f"{path}#{name}@{phase}")
+
+
+def _from_zip(path: Path, key: str | None, source: str) -> StoredArray:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _refuse_bomb(members, source)
+            if any(member.filename.rpartition("/")[2] == "data.pkl" for member in members):
+                compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            elif members and all(member.filename.endswith(".npy") for member in members):
+                return _from_npz(archive, {member.filename[:-4]: member for member in members}, key, path, source)
+            else:
+                raise InputError(f"{source} is a zip archive, but neither of NumPy nor of PyTorch.")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as cause:
+        actual = path.stat().st_size
+        raise InputError(
+            f"{source} is a damaged or truncated archive ({cause}); it is {actual} bytes long. Write it again, or "
+            "restore it from a copy."
+        ) from cause
+    if path.suffix.lower() not in (".pt", ".pth") or compressed:
+        raise InputError(
+            f"{source} holds a pickle, as torch.save writes it, "
+            + ("but compressed" if compressed else f"under the ending {path.suffix!r}")
+            + ". Only files that torch.save wrote under .pt or .pth are read; do not rename or pack them."
+        )
+    return _from_torch(path, key, source)
+
+
+def _refuse_bomb(members: list[zipfile.ZipInfo], source: str) -> None:
+    for member in members:
+        ratio = member.file_size / max(1, member.compress_size)
+        if member.file_size > _HARMLESS_SIZE and ratio > _SUSPICIOUS_RATIO:
+            raise InputError(
+                f"{source} would unpack {member.filename!r} from {member.compress_size} to {member.file_size} bytes, "
+                f"{ratio:.0f} times as much, which no activations do. If they are all but constant, save them with "
+                "numpy.save."
+            )
+    total = sum(member.file_size for member in members)
+    if total > _LARGEST_ARCHIVE:
+        raise InputError(
+            f"{source} would unpack to {total} bytes, more than the {_LARGEST_ARCHIVE} bytes that are read from an "
+            "archive. Save its arrays with numpy.save, which can be mapped into memory."
+        )
+
+
+def _from_npz(
+    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], key: str | None, path: Path, source: str
+) -> StoredArray:
+    name = _chosen(members, key, source)
+    member = members[name]
+    with archive.open(member) as file:
+        stream: Any = file
+        shape, fortran, dtype = read_npy_header(stream, f"{source}, array {name!r},")
+        size = math.prod(shape) * dtype.itemsize
+        expected = file.tell() + size
+        if expected != member.file_size:
+            raise InputError(
+                f"{source} is damaged: its array {name!r} announces shape {shape} and dtype {dtype}, {expected} bytes in "
+                f"all, but is {member.file_size} bytes long. Write it again."
+            )
+        content = file.read(size)
+        if len(content) != size:
+            raise InputError(
+                f"{source} is truncated: its array {name!r} should be {expected} bytes long, but {len(content)} bytes of "
+                f"the {size} after the header are there. Write it again."
+            )
+        file.read(1)  # Reaching the end checks the sum.
+    flat: np.ndarray = np.frombuffer(content, dtype=dtype)
+    return StoredArray(flat.reshape(shape, order="F" if fortran else "C"), None, f"{path}#{name}")
+
+
+def _from_torch(path: Path, key: str | None, source: str) -> StoredArray:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as cause:
+        raise InputError(
+            f"{source} holds more than tensors, and unpickling that could run code from it. Save a tensor, or a dict of "
+            "tensors, with torch.save."
+        ) from cause
+    except (RuntimeError, ValueError, TypeError, KeyError, EOFError, AttributeError, IndexError) as cause:
+        raise InputError(
+            f"{source} cannot be read by torch ({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+            f"); it is {path.stat().st_size} bytes long. Write it again, or restore it from a copy."
+        ) from cause
+    name = ""
+    if not isinstance(content, Tensor):
+        tensors = (
+            {str(entry): value for entry, value in content.items() if isinstance(value, Tensor)}
+            if isinstance(content, Mapping)
+            else {}
+        )
+        if not tensors:
+            raise InputError(
+                f"{source} holds a {type(content).__name__} without tensors. Save a tensor, or a dict of tensors."
+            )
+        name = _chosen(tensors, key, source)
+        content = tensors[name]
+    else:
+        _refuse_key(key, source)
+    tensor = content.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise InputError(f"{source} holds a tensor that is not dense. Save a dense one.")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(
+            f"{source} holds a tensor of shape {tuple(tensor.shape)} over {tensor.untyped_storage().nbytes()} bytes: the "
+            "same numbers over and over. Save tensor.contiguous()."
+        )
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    try:
+        values = tensor.numpy()
+    except TypeError as cause:
+        raise InputError(
+            f"{source} holds {tensor.dtype}, which cannot be measured. Save it as float16 or wider."
+        ) from (cause)
+    values.flags.writeable = False
+    return StoredArray(values, None, f"{path}#{name}" if name else str(path))
+
+
+def _chosen(names: Iterable[str], key: str | None, source: str) -> str:
+    known = list(names)
+    shown = ", ".join(repr(name) for name in known[:20]) + (", ..." if len(known) > 20 else "")
+    if key is None:
+        if len(known) == 1:
+            return known[0]
+        raise InputError(f"{source} holds {len(known)} arrays: {shown}. Say which one with key=.")
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{source} holds no array {key!r}; it holds {shown}.{hint}")
+    return key
+
+
+def _refuse_key(key: str | None, source: str) -> None:
+    if key is not None:
+        raise InputError(f"{source} holds a single array without a name, so there is no {key!r} in it. Leave out key=.")

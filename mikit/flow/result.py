@@ -1,0 +1,189 @@
+"""The result of a trace: one tidy table and what it was made with."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, final
+
+import pandas as pd
+
+from mikit.activations.atomic import file_sha256, write_atomically
+from mikit.errors import InputError
+
+__all__ = ["COLUMNS", "QUANTITIES", "Flow", "frame_of"]
+
+COLUMNS: Mapping[str, str] = {
+    "network": "str",
+    "role": "str",
+    "seed": "int64",
+    "phase": "int64",
+    "layer": "str",
+    "layer_index": "int64",
+    "teacher_layer": "str",
+    "teacher_layer_index": "int64",
+    "teacher_phase": "int64",
+    "quantity": "str",
+    "value": "float64",
+    "unit": "str",
+    "kind": "str",
+    "low": "float64",
+    "high": "float64",
+    "standard_error": "float64",
+    "held_out": "float64",
+    "in_sample": "float64",
+    "ceiling": "float64",
+    "untrained": "float64",
+    "null": "float64",
+    "noise": "float64",
+    "probe": "str",
+    "readout": "str",
+    "n": "int64",
+    "d_x": "int64",
+    "d_y": "int64",
+    "verdict": "str",
+    "reasons": "str",
+}
+QUANTITIES = ("label_information", "label_gap", "recovered_share", "cka", "accuracy")
+
+_KIND = "mikit flow"
+_SCHEMA_VERSION = 1
+_TABLES = ("flow.csv", "flow.parquet")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """What :func:`mikit.trace` found.
+
+    Attributes:
+        frame: Tidy table with one row per network, seed, phase, layer (and teacher layer), quantity and noise level.
+            Columns: ``network``, ``role`` ("teacher" or "student"), ``seed``, ``phase``, ``layer``, ``layer_index``,
+            ``teacher_layer`` (empty where there is none), ``teacher_layer_index`` and ``teacher_phase`` (-1 likewise),
+            ``quantity``, ``value``, ``unit``, ``kind``, ``low`` and ``high`` (95 % sampling interval),
+            ``standard_error``, ``held_out`` and ``in_sample`` (the bracket, in the unit of ``value``), ``ceiling`` (in
+            nats), ``untrained`` (the same row at the network's phase 0), ``null`` (the same on permuted rows),
+            ``noise``, ``probe``, ``readout``, ``n``, ``d_x``, ``d_y``, ``verdict`` and ``reasons``.
+        settings: How it was measured: rows, label entropy, noise, folds, probe, readouts, seeds, versions, wall time.
+
+    Units: nats for label information and gaps, shares of the ceiling for recovered shares, none for CKA, fractions for
+    accuracy. They never share an axis.
+
+    Kind: V-information, estimate, index or noted, per row.
+
+    Raises:
+        InputError: From :meth:`load` and :meth:`save`, for a folder that is not, or must not become, a flow.
+
+    Cost: A few hundred bytes per row.
+
+    Pitfalls:
+        ``low`` and ``high`` hold the sampling of rows, not the choice of seed: several seeds are several rows. A share
+        below the untrained one is no transfer.
+
+    Source: mikit's own schema.
+
+    Example:
+        >>> flow = Flow(frame_of([]), {"n": 0})
+        >>> len(flow.frame), flow.frame.columns[0]
+        (0, 'network')
+    """
+
+    frame: pd.DataFrame
+    settings: dict[str, Any]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``flow.csv``, ``flow.parquet`` and ``flow.json`` into ``folder``, each whole or not at all.
+
+        ``flow.json`` is written last and names the hashes of the tables, so that an interrupted save is noticed.
+
+        Raises:
+            InputError: If the folder holds other things and no flow.
+        """
+        target = Path(folder)
+        if target.exists() and not target.is_dir():
+            raise InputError(f"{target} is a file; pass a folder to save the flow in.")
+        if target.is_dir() and any(target.iterdir()) and not (target / "flow.json").exists():
+            raise InputError(
+                f"The folder {target} is not empty and holds no flow; nothing was written. Pass a new folder, or one "
+                "with an earlier flow to replace."
+            )
+        target.mkdir(parents=True, exist_ok=True)
+        text = self.frame.to_csv(index=False).encode()
+        write_atomically(target / "flow.csv", lambda file: _write(file, text))
+        packed = io.BytesIO()
+        self.frame.to_parquet(packed, index=False)
+        write_atomically(target / "flow.parquet", lambda file: _write(file, packed.getvalue()))
+        content = {
+            "kind": _KIND,
+            "schema_version": _SCHEMA_VERSION,
+            "settings": _plain(self.settings),
+            "sha256": {name: file_sha256(target / name) for name in _TABLES},
+        }
+        described = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
+        write_atomically(target / "flow.json", lambda file: _write(file, described))
+        return target
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: If the folder holds no flow, a newer one, or one whose files do not belong together.
+        """
+        source = Path(folder)
+        described = source / "flow.json"
+        if not described.is_file():
+            raise InputError(f"{source} holds no flow: there is no flow.json. Run mikit trace with --out {source} first.")
+        try:
+            content = json.loads(described.read_bytes())
+            kind, version, hashes = content["kind"], content["schema_version"], content["sha256"]
+            settings = dict(content["settings"])
+        except (ValueError, KeyError, TypeError) as cause:
+            raise InputError(f"{described} is damaged ({cause!r}). Trace again, or restore it from a copy.") from cause
+        if kind != _KIND or version != _SCHEMA_VERSION:
+            raise InputError(
+                f"{described} says {kind!r}, version {version!r}; this mikit reads {_KIND!r}, version "
+                f"{_SCHEMA_VERSION}. Trace again, or use the version of mikit that wrote it."
+            )
+        for name in _TABLES:
+            if not (source / name).is_file() or file_sha256(source / name) != hashes.get(name):
+                raise InputError(
+                    f"{source / name} is missing or not the one that flow.json was written with: a save was interrupted "
+                    "or the file was edited. Trace again, or restore the folder from a copy."
+                )
+        return cls(pd.read_parquet(source / "flow.parquet").astype(dict(COLUMNS)), settings)
+
+    def __str__(self) -> str:
+        counts = self.frame["quantity"].value_counts()
+        found = ", ".join(f"{counts[name]} {name}" for name in QUANTITIES if name in counts)
+        networks = self.frame[["network", "seed"]].drop_duplicates().shape[0]
+        verdicts = self.frame["verdict"].value_counts()
+        judged = ", ".join(f"{verdicts[name]} {name}" for name in _VERDICTS if name in verdicts)
+        return f"Flow of {networks} runs: {found or 'no rows'}  ·  verdicts: {judged or 'none'}"
+
+
+_VERDICTS = ("trustworthy", "caution", "unreliable")
+
+
+def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return rows as the tidy table, in the order of the networks, phases, layers and quantities."""
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype(dict(COLUMNS))
+
+
+def _write(file: Any, content: bytes) -> None:
+    file.write(content)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
