@@ -6,44 +6,74 @@ Everything public is loaded on first use, so that ``import mikit`` and ``mikit -
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "KSG",
+    "MMD",
+    "VID",
+    "ActivationStore",
+    "Auto",
+    "Check",
+    "Estimator",
+    "Flow",
+    "GaussianMI",
+    "InfoNCE",
+    "InputError",
+    "LabelInformation",
+    "Measurement",
+    "Training",
+    "capture",
+    "check_optimizer",
+    "critics",
+    "datasets",
+    "functional",
+    "measure",
+    "models",
+    "plot",
+    "read_array",
+    "record_activations",
+    "report",
+    "testing",
+    "trace",
+]
 
 _HOME = {
     "measure": "mikit.measuring",
     "Measurement": "mikit.measurement",
     "Check": "mikit.measurement",
     "InputError": "mikit.errors",
-    "Estimator": "mikit.estimators",
-    "Training": "mikit.estimators",
-    "Auto": "mikit.estimators",
-    "GaussianMI": "mikit.estimators",
-    "KSG": "mikit.estimators",
-    "VID": "mikit.estimators",
-    "InfoNCE": "mikit.estimators",
-    "LabelInformation": "mikit.estimators",
-    "MMD": "mikit.estimators",
-    "capture": "mikit.activations",
-    "record_activations": "mikit.activations",
-    "ActivationStore": "mikit.activations",
-    "read_array": "mikit.activations",
-    "Flow": "mikit.flow",
-    "trace": "mikit.flow",
+    **dict.fromkeys(
+        ("Estimator", "Training", "Auto", "GaussianMI", "KSG", "VID", "InfoNCE", "LabelInformation", "MMD"),
+        "mikit.estimators",
+    ),
+    **dict.fromkeys(("capture", "record_activations", "ActivationStore", "read_array"), "mikit.activations"),
+    **dict.fromkeys(("Flow", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
     "check_optimizer": "mikit.distillation",
 }
-_MODULES = ("functional", "critics", "plot", "testing", "datasets", "models")
 
-__all__ = [*_HOME, *_MODULES, "__version__"]
+if TYPE_CHECKING:
+    from mikit import critics, datasets, functional, models, plot, testing
+    from mikit.activations import ActivationStore, capture, read_array, record_activations
+    from mikit.distillation import check_optimizer
+    from mikit.errors import InputError
+    from mikit.estimators import KSG, MMD, VID, Auto, Estimator, GaussianMI, InfoNCE, LabelInformation, Training
+    from mikit.flow import Flow, trace
+    from mikit.measurement import Check, Measurement
+    from mikit.measuring import measure
+    from mikit.reporting import report
 
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _MODULES:
+    if name in __all__:
         return importlib.import_module(f"mikit.{name}")
     raise AttributeError(f"module 'mikit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

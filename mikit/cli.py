@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,18 +91,19 @@ def estimate(
 
         first = read_array(teacher, key=teacher_key)
         second = None if student is None else read_array(student, key=student_key)
-        measurement = measure(
-            first if second is None else second,
-            None if second is None else first,
-            estimator,
-            labels=None if labels is None else read_array(labels),
-            groups=None if groups is None else read_array(groups).values,
-            folds=folds,
-            rotations=rotations,
-            permutations=permutations,
-            seed=seed,
-            progress=steps.begin,
-        )
+        with _files_named(teacher, student):
+            measurement = measure(
+                first if second is None else second,
+                None if second is None else first,
+                estimator,
+                labels=None if labels is None else read_array(labels),
+                groups=None if groups is None else read_array(groups).values,
+                folds=folds,
+                rotations=rotations,
+                permutations=permutations,
+                seed=seed,
+                progress=steps.begin,
+            )
     if json_file == "-":
         say(measurement.to_json())
     else:
@@ -131,8 +135,11 @@ def trace(
 ) -> None:
     """Trace the information between a teacher's and its students' stored activations, layer by layer."""
     _require_free_json(json_file, overwrite)
-    with Steps() as steps, new_folder(out, overwrite=overwrite) as folder:
-        steps.begin("Reading")
+    with (
+        new_folder(out, overwrite=overwrite) as folder,
+        Steps(lines=True) as steps,
+        steps.aside("Tracing the information between the layers") as shown,
+    ):
         from joblib import cpu_count
 
         from mikit.activations import ActivationStore, read_array
@@ -147,7 +154,7 @@ def trace(
             probe=probe,
             seed=seed,
             jobs=jobs or cpu_count(),
-            progress=steps,
+            progress=shown,
         )
         flow.save(folder)
     counts = flow.frame["verdict"].value_counts().to_dict()
@@ -193,8 +200,7 @@ def demo(
 ) -> None:
     """Train a teacher and its students on digits, and look at how information flows through them."""
     require_free(out, overwrite=overwrite)
-    with Steps() as steps:
-        steps.begin("Loading")
+    with Steps(lines=True) as steps:
         from mikit.datasets import digits, from_npz
         from mikit.demo import run_demo, settings_for
 
@@ -216,6 +222,17 @@ def doctor() -> None:
     show_table(("", "", ""), [(item.name, "pass" if item.well else "fail", item.sentence) for item in found])
     if not all(item.well for item in found):
         raise refuse("mikit does not work here as it should; see the lines marked fail.", 1)
+
+
+@contextmanager
+def _files_named(teacher: Path, student: Path | None) -> Iterator[None]:
+    """Say which file is x and which is y where a refusal speaks of them."""
+    try:
+        yield
+    except InputError as cause:
+        names = f"x is {teacher}" if student is None else f"x is the student, {student}; y is the teacher, {teacher}"
+        said = f" ({names}.)" if re.search(r"\b[xy]\b", str(cause)) else ""
+        raise InputError(f"{cause}{said}") from cause
 
 
 def _require_free_json(json_file: str | None, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, final
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mikit.errors import InputError
@@ -66,14 +66,18 @@ def answered() -> Iterator[None]:
 class Steps:
     """Progress on standard error: a bar with the time left where the length is known, a clock where it is not.
 
-    Where standard error is no terminal, one line tells of each stage. Used as a context manager.
+    Used as a context manager.
+
+    Args:
+        lines: Where standard error is no terminal, tell of each stage in a line instead of saying nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lines: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._lines = lines
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
@@ -97,13 +101,25 @@ class Steps:
         self._end_stage()
         if self._console.is_terminal:
             self._stage = self._progress.add_task(stage, total=total)
-        else:
+        elif self._lines:
             self._console.print(stage, soft_wrap=True, markup=False)
 
     def advance(self, by: float = 1.0) -> None:
         """The stage has come ``by`` further."""
         if self._stage is not None:
             self._progress.advance(self._stage, by)
+
+    @contextmanager
+    def aside(self, stage: str) -> Iterator[bool]:
+        """Leave the terminal to a stage that draws a bar of its own; gives whether it should."""
+        self._end_stage()
+        self._progress.stop()
+        if not self._console.is_terminal and self._lines:
+            self._console.print(stage, soft_wrap=True, markup=False)
+        try:
+            yield self._console.is_terminal
+        finally:
+            self._progress.start()
 
     def _end_stage(self) -> None:
         if self._stage is None:
@@ -123,8 +139,8 @@ def show_measurement(measurement: Measurement) -> None:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text; the second column is coloured by what it says."""
-    table = Table(box=None, pad_edge=False)
+    """Print rows of text under ``header``, if there is one; the second column is coloured by what it says."""
+    table = Table(box=None, pad_edge=False, show_header=any(header))
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:

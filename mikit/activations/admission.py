@@ -13,7 +13,7 @@ from mikit.activations.manifest import Layer
 from mikit.errors import InputError
 from mikit.inputs import refuse_non_finite
 
-__all__ = ["checked_ids", "described_layers", "phase_number", "rows_to_store"]
+__all__ = ["agreed_id_kind", "agreed_layers", "checked_ids", "described_layers", "phase_number", "rows_to_store"]
 
 
 def checked_ids(value: Any, name: str) -> np.ndarray:
@@ -88,6 +88,48 @@ def described_layers(arrays: Mapping[str, np.ndarray], readouts: Mapping[str, st
         Layer(_layer_name(layer), _readout_name(readouts, layer), str(array.dtype), array.shape[1:])
         for layer, array in arrays.items()
     )
+
+
+def agreed_layers(held: tuple[Layer, ...], described: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Return the layers of a store, which those of a batch must equal; those of the batch if it is the first.
+
+    Raises:
+        InputError: If a layer is missing or new, or its readout, dtype or sample shape differ.
+    """
+    if not held:
+        return described
+    given = {layer.name: layer for layer in described}
+    names = [layer.name for layer in held]
+    if set(given) != set(names):
+        raise InputError(
+            f"The store holds the layers {names}, but the batch holds {list(given)}. Append all layers of a batch at "
+            "once, and the same layers every time."
+        )
+    for layer in held:
+        new = given[layer.name]
+        for what, old_value, new_value in (
+            ("readout", layer.readout, new.readout),
+            ("dtype", layer.dtype, new.dtype),
+            ("shape of one sample", layer.shape, new.shape),
+        ):
+            if old_value != new_value:
+                raise InputError(
+                    f"The {what} of layer {layer.name!r} is {old_value!r} in the store, but {new_value!r} in this "
+                    "batch. Record a layer the same way every time."
+                )
+    return held
+
+
+def agreed_id_kind(held: str | None, ids: np.ndarray) -> str:
+    """Return ``"int64"`` or ``"str"``, which must be what the store has.
+
+    Raises:
+        InputError: If it is not.
+    """
+    kind = "str" if ids.dtype.kind == "U" else "int64"
+    if held is not None and held != kind:
+        raise InputError(f"The ids of the store are {held}, but these are {kind}. Use one kind of id throughout.")
+    return kind
 
 
 def _layer_name(layer: Any) -> str:

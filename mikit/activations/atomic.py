@@ -80,7 +80,11 @@ def locked(path: Path, store: Path, *, seconds: float | None = None) -> Iterator
                     f"{patience:g} seconds. Wait for it, or give each run a store of its own."
                 )
             time.sleep(0.01)
-        yield
+        try:
+            yield
+        finally:
+            # Closing would do, were it not for a child process that may have inherited the descriptor.
+            _unlock(descriptor)
     finally:
         os.close(descriptor)
 
@@ -94,3 +98,10 @@ def _try_lock(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _unlock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

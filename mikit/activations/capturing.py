@@ -60,16 +60,16 @@ class CapturedActivations(Mapping[str, Tensor]):
             raise InputError("The last forward of the model raised before it finished. Run the model again.")
         if (calls := self._calls.get(layer, 0)) > 1:
             raise InputError(
-                f"The layer {layer!r} ran {calls} times in the last forward, so it has no single activation. Capture the "
-                "module around it, which runs once, or give each call a module of its own."
+                f"The layer {layer!r} ran {calls} times in the last forward, so it has no single activation. Capture "
+                "the module around it, which runs once, or give each call a module of its own."
             )
         if layer in self._faults:
             raise InputError(f"The layer {layer!r} could not be read. {self._faults[layer]}")
         if layer not in self._values:
             raise InputError(
-                f"The layer {layer!r} did not run in the last forward, or no forward has run yet. If the model does run "
-                "it, it may do so in a compiled or scripted graph, which passes hooks by, or call its forward method "
-                "instead of the module."
+                f"The layer {layer!r} did not run in the last forward, or no forward has run yet. If the model does "
+                "run it, it may do so in a compiled or scripted graph, which passes hooks by, or call its forward "
+                "method instead of the module."
             )
         return self._values[layer]
 

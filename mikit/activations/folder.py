@@ -156,7 +156,8 @@ class StoreFolder:
         if not path.resolve().is_relative_to(self.data.resolve()):
             raise InputError(f"The file {str(path)!r} leads out of the store. Restore it from a copy.")
         try:
-            actual = path.stat().st_size
+            with open(path, "rb") as opened:
+                actual = os.fstat(opened.fileno()).st_size
         except OSError as cause:
             raise InputError(
                 f"The file {str(path)!r} of the store, {file.bytes} bytes long when written, cannot be read: {cause}. "
@@ -165,8 +166,8 @@ class StoreFolder:
         if actual != file.bytes:
             raise InputError(
                 f"The file {str(path)!r} of the store is {'truncated' if actual < file.bytes else 'too long'}: "
-                f"{file.bytes} bytes were written, but it is {actual} bytes long. Restore it from a copy, or discard its "
-                "phase and record it again."
+                f"{file.bytes} bytes were written, but it is {actual} bytes long. Restore it from a copy, or discard "
+                "its phase and record it again."
             )
         return path
 
@@ -204,8 +205,8 @@ class StoreFolder:
             )
             if foreign:
                 raise InputError(
-                    f"The folder {str(self.root)!r} is not a store and not empty: it holds {foreign[0]!r}. Choose a new "
-                    "folder."
+                    f"The folder {str(self.root)!r} is not a store and not empty: it holds {foreign[0]!r}. Choose a "
+                    "new folder."
                 )
             with locked(self.root / _LOCK, self.root):
                 self.data.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ __all__ = ["hash_of_array", "hash_of_model"]
 
 
 def hash_of_array(value: Any) -> str:
-    """Return a SHA-256 of dtype, shape and content of an array, for ``ActivationStore(data_hash=...)``.
+    """Return a SHA-256 of dtype, shape and content of an array: a store's ``data_hash``.
 
     Args:
         value: NumPy array or tensor of numbers: the inputs that both networks see.
@@ -50,7 +50,7 @@ def hash_of_array(value: Any) -> str:
 
 
 def hash_of_model(state_dict: Mapping[str, Any]) -> str:
-    """Return a SHA-256 of the names, dtypes, shapes and values of a state dict, for ``ActivationStore(model_hash=...)``.
+    """Return a SHA-256 of the names, dtypes, shapes and values of a state dict: a store's ``model_hash``.
 
     Args:
         state_dict: What ``model.state_dict()`` returns.
@@ -79,8 +79,8 @@ def hash_of_model(state_dict: Mapping[str, Any]) -> str:
         tensor = state_dict[name]
         if not isinstance(tensor, Tensor):
             raise InputError(
-                f"The entry {name!r} of the state dict is a {type(tensor).__name__}, not a tensor, and cannot be hashed. "
-                "Leave it out."
+                f"The entry {name!r} of the state dict is a {type(tensor).__name__}, not a tensor, and cannot be "
+                "hashed. Leave it out."
             )
         digest.update(f"{name}\0{hash_of_array(tensor)}\0".encode())
     return digest.hexdigest()

@@ -61,8 +61,8 @@ def read_array(path: str | os.PathLike[str], *, key: str | None = None) -> Store
     refused under any name. Sizes are checked against the file before memory is taken.
 
     Args:
-        path: A ``.npy`` file (mapped), ``.npz`` archive, ``.safetensors`` file (mapped), ``.pt`` or ``.pth`` file with a
-            tensor or a dict of tensors (mapped; read by torch with ``weights_only=True``), or the folder of a store
+        path: A ``.npy`` file (mapped), ``.npz`` archive, ``.safetensors`` file (mapped), ``.pt`` or ``.pth`` file with
+            a tensor or a dict of tensors (mapped; read by torch with ``weights_only=True``), or the folder of a store
             (mapped).
         key: Which array, where there are several. In a store ``"layer"`` for its last phase or ``"layer@phase"``.
 
@@ -122,8 +122,8 @@ def _why_not(start: bytes, path: Path, source: str) -> str:
     if start.startswith(b"\x89HDF"):
         return f"{source} is an HDF5 file. Save the array with numpy.save, or append it to an ActivationStore."
     return (
-        f"{source} is not in a format that mikit reads: it begins with {start[:8]!r} and is {path.stat().st_size} bytes "
-        f"long. Readable are {_SUPPORTED}."
+        f"{source} is not in a format that mikit reads: it begins with {start[:8]!r} and is {path.stat().st_size} "
+        f"bytes long. Readable are {_SUPPORTED}."
     )
 
 
@@ -196,14 +196,14 @@ def _from_npz(
         expected = file.tell() + size
         if expected != member.file_size:
             raise InputError(
-                f"{source} is damaged: its array {name!r} announces shape {shape} and dtype {dtype}, {expected} bytes in "
-                f"all, but is {member.file_size} bytes long. Write it again."
+                f"{source} is damaged: its array {name!r} announces shape {shape} and dtype {dtype}, {expected} bytes "
+                f"in all, but is {member.file_size} bytes long. Write it again."
             )
         content = file.read(size)
         if len(content) != size:
             raise InputError(
-                f"{source} is truncated: its array {name!r} should be {expected} bytes long, but {len(content)} bytes of "
-                f"the {size} after the header are there. Write it again."
+                f"{source} is truncated: its array {name!r} should be {expected} bytes long, but {len(content)} bytes "
+                f"of the {size} after the header are there. Write it again."
             )
         file.read(1)  # Reaching the end checks the sum.
     flat: np.ndarray = np.frombuffer(content, dtype=dtype)
@@ -215,13 +215,14 @@ def _from_torch(path: Path, key: str | None, source: str) -> StoredArray:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as cause:
         raise InputError(
-            f"{source} holds more than tensors, and unpickling that could run code from it. Save a tensor, or a dict of "
-            "tensors, with torch.save."
+            f"{source} holds more than tensors, and unpickling that could run code from it. Save a tensor, or a dict "
+            "of tensors, with torch.save."
         ) from cause
     except (RuntimeError, ValueError, TypeError, KeyError, EOFError, AttributeError, IndexError) as cause:
+        first_line = str(cause).partition("\n")[0]
         raise InputError(
-            f"{source} cannot be read by torch ({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
-            f"); it is {path.stat().st_size} bytes long. Write it again, or restore it from a copy."
+            f"{source} cannot be read by torch ({type(cause).__name__}: {first_line}); it is {path.stat().st_size} "
+            "bytes long. Write it again, or restore it from a copy."
         ) from cause
     name = ""
     if not isinstance(content, Tensor):
@@ -243,8 +244,8 @@ def _from_torch(path: Path, key: str | None, source: str) -> StoredArray:
         raise InputError(f"{source} holds a tensor that is not dense. Save a dense one.")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InputError(
-            f"{source} holds a tensor of shape {tuple(tensor.shape)} over {tensor.untyped_storage().nbytes()} bytes: the "
-            "same numbers over and over. Save tensor.contiguous()."
+            f"{source} holds a tensor of shape {tuple(tensor.shape)} over {tensor.untyped_storage().nbytes()} bytes: "
+            "the same numbers over and over. Save tensor.contiguous()."
         )
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()

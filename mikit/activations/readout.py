@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mikit.errors import InputError
 
@@ -282,7 +281,11 @@ class Grid(Readout):
                 f'{tuple(activation.shape)}. Use "pool" or "flatten" for this layer.'
             )
         size = (min(self.cells, activation.shape[2]), min(self.cells, activation.shape[3]))
-        return F.adaptive_avg_pool2d(activation.to(_wide(activation.dtype)), size).to(activation.dtype).flatten(1)
+        return (
+            nn.functional.adaptive_avg_pool2d(activation.to(_wide(activation.dtype)), size)
+            .to(activation.dtype)
+            .flatten(1)
+        )
 
 
 @final
@@ -337,14 +340,16 @@ class Projection(Readout):
         length = rows.shape[1]
         if length <= self.width:
             raise InputError(
-                f'The readout "{self.name}" reduces a sample to {self.width} numbers, but this layer has only {length}. '
-                'Use "flatten" for this layer, or a smaller width.'
+                f'The readout "{self.name}" reduces a sample to {self.width} numbers, but this layer has only '
+                f'{length}. Use "flatten" for this layer, or a smaller width.'
             )
         generator = torch.Generator().manual_seed(self.seed)
         wide = _wide(rows.dtype)
         projected = torch.zeros(rows.shape[0], self.width, dtype=wide, device=rows.device)
         with torch.autocast(rows.device.type, enabled=False):
-            for block in rows.split(max(1, _PROJECTION_BLOCK // self.width), dim=1):
+            step = max(1, _PROJECTION_BLOCK // self.width)
+            for start in range(0, length, step):
+                block = rows[:, start : start + step]
                 matrix = torch.randn(block.shape[1], self.width, generator=generator, dtype=torch.float32)
                 projected = projected + block.to(wide) @ matrix.to(device=rows.device, dtype=wide)
             return (projected / math.sqrt(self.width)).to(rows.dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -39,8 +40,8 @@ def record_activations(
 
     Args:
         model: The network; inputs are moved to the device of its first parameter.
-        batches: Batches in the order of ``ids``. A tensor is passed on as it is; of a tuple or list (inputs, labels) the
-            first entry; a mapping by keyword. A loader that shuffles is refused, since its order is not that of ``ids``.
+        batches: Batches in the order of ``ids``. A tensor is passed on as it is; of a tuple or list (inputs, labels)
+            the first entry; a mapping by keyword. A loader that shuffles is refused: its order is not that of ``ids``.
         layers: Dotted module names.
         store: Where to append.
         ids: One sample id per row, ``(n,)``, whole numbers or strings.
@@ -157,7 +158,7 @@ def _read_batches(
     layers: Sequence[str],
     readout: str | Readout | Mapping[str, str | Readout],
     dtype: torch.dtype | None,
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     sampler = batches.sampler if isinstance(batches, DataLoader) else None
     if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
         raise InputError(
@@ -185,10 +186,7 @@ def _read_batches(
 def _evaluating(model: nn.Module) -> Iterator[torch.device | None]:
     """Put the model into evaluation mode; afterwards restore every train flag and torch's random state."""
     flags = [(module, module.training) for module in model.modules()]
-    tensor = next(iter(model.parameters()), None)
-    if tensor is None:
-        tensor = next(iter(model.buffers()), None)
-    device = None if tensor is None else tensor.device
+    device = next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), None)
     # An iterator over a DataLoader draws a seed for its workers even where there are none.
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         try:

@@ -10,10 +10,17 @@ from typing import Any, Literal, Self, final
 import numpy as np
 from torch import Tensor
 
-from mikit.activations.admission import checked_ids, described_layers, phase_number, rows_to_store
+from mikit.activations.admission import (
+    agreed_id_kind,
+    agreed_layers,
+    checked_ids,
+    described_layers,
+    phase_number,
+    rows_to_store,
+)
 from mikit.activations.atomic import file_sha256
 from mikit.activations.folder import MANIFEST_NAME, StoreFolder, absolute_folder
-from mikit.activations.manifest import FORMATS, Layer, Phase, Shard
+from mikit.activations.manifest import FORMATS, Phase, Shard
 from mikit.errors import InputError
 from mikit.inputs import as_labels
 
@@ -25,9 +32,9 @@ class ActivationStore:
     """The activations of one network in one run, by layer and phase, on disk.
 
     A store is a folder with ``manifest.json``, which says what is in it, and one file per layer and append, in
-    ``data/``. Reading maps the files into memory. Appending is atomic: after ``kill -9``, a full disk or a power cut the
-    store holds the rows from before the append or all of the new ones. Several processes may append to one store;
-    they take turns. Nothing is ever pickled.
+    ``data/``. Reading maps the files into memory. Appending is atomic: after ``kill -9``, a full disk or a power cut
+    the store holds the rows from before the append or all of the new ones. Several processes may append to one
+    store; they take turns. Nothing is ever pickled.
 
     Args:
         path: The folder. It is created, or opened if it is a store already.
@@ -287,14 +294,14 @@ class ActivationStore:
         for layer, array in arrays.items():
             if array.shape[0] != rows.shape[0]:
                 raise InputError(
-                    f"The layer {layer!r} has {array.shape[0]} rows, but there are {rows.shape[0]} ids. Pass one id per "
-                    "row; mikit never truncates."
+                    f"The layer {layer!r} has {array.shape[0]} rows, but there are {rows.shape[0]} ids. Pass one id "
+                    "per row; mikit never truncates."
                 )
         described = described_layers(arrays, readouts)
         folder = self._folder
         with folder.writing():
-            layers = self._agreed(described)
-            id_kind = self._agreed_id_kind(rows)
+            layers = agreed_layers(folder.manifest.layers, described)
+            id_kind = agreed_id_kind(folder.manifest.id_kind, rows)
             shards = next((held.shards for held in folder.manifest.phases if held.phase == number), ())
             self._refuse_known(rows, number, shards)
             shard = Shard(
@@ -320,9 +327,12 @@ class ActivationStore:
         values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
         if as_labels(values).shape[0] != keys.shape[0]:
             raise InputError(f"There are {values.shape[0]} labels for {keys.shape[0]} ids. Pass one label per id.")
-        values = values.reshape(-1).astype(str if values.dtype.kind in "US" else np.int64)
+        values = values.reshape(-1)
+        if values.dtype.kind in "uf" and float(values.max()) >= 2.0**63:
+            raise InputError(f"The labels reach {values.max()}, which does not fit into int64. Pass strings.")
+        values = values.astype(str if values.dtype.kind in "US" else np.int64)
         with self._folder.writing():
-            id_kind = self._agreed_id_kind(keys)
+            id_kind = agreed_id_kind(self._folder.manifest.id_kind, keys)
             files = (self._folder.write_small("ids", keys), self._folder.write_small("labels", values))
             self._folder.commit(labels=files, id_kind=id_kind)
 
@@ -337,7 +347,7 @@ class ActivationStore:
         """
         keys = checked_ids(ids, "training ids")
         with self._folder.writing():
-            id_kind = self._agreed_id_kind(keys)
+            id_kind = agreed_id_kind(self._folder.manifest.id_kind, keys)
             self._folder.commit(training_ids=self._folder.write_small("training-ids", keys), id_kind=id_kind)
 
     def note(self, phase: int, **scalars: float) -> None:
@@ -381,7 +391,11 @@ class ActivationStore:
             )
             self._folder.remove_strays()
 
-    # ------------------------------------------------------------------ agreement
+    # ------------------------------------------------------------------ finding
+
+    def _shards(self, layer: str, phase: int) -> Iterator[np.ndarray]:
+        index = self._index(layer)
+        return (self._folder.rows(shard, index) for shard in self._phase(phase).shards)
 
     def _index(self, layer: str) -> int:
         if layer not in self.layers:
@@ -395,38 +409,6 @@ class ActivationStore:
             if held.phase == phase:
                 return held
         raise InputError(f"The store {str(self.path)!r} has no phase {phase!r}; its phases are {list(self.phases)}.")
-
-    def _agreed(self, described: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        """Return the layers of the store, which those of a batch must equal."""
-        held = self._folder.manifest.layers
-        if not held:
-            return described
-        given = {layer.name: layer for layer in described}
-        if set(given) != set(self.layers):
-            raise InputError(
-                f"The store holds the layers {list(self.layers)}, but the batch holds {list(given)}. Append all layers of "
-                "a batch at once, and the same layers every time."
-            )
-        for layer in held:
-            new = given[layer.name]
-            for what, old_value, new_value in (
-                ("readout", layer.readout, new.readout),
-                ("dtype", layer.dtype, new.dtype),
-                ("shape of one sample", layer.shape, new.shape),
-            ):
-                if old_value != new_value:
-                    raise InputError(
-                        f"The {what} of layer {layer.name!r} is {old_value!r} in the store, but {new_value!r} in this "
-                        "batch. Record a layer the same way every time."
-                    )
-        return held
-
-    def _agreed_id_kind(self, ids: np.ndarray) -> str:
-        kind = "str" if ids.dtype.kind == "U" else "int64"
-        held = self._folder.manifest.id_kind
-        if held is not None and held != kind:
-            raise InputError(f"The ids of the store are {held}, but these are {kind}. Use one kind of id throughout.")
-        return kind
 
     def _refuse_known(self, ids: np.ndarray, phase: int, shards: tuple[Shard, ...]) -> None:
         for shard in shards:

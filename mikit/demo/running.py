@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -34,6 +35,9 @@ class Stages(Protocol):
 
     def advance(self, by: float) -> None:
         """The stage has come ``by`` further."""
+
+    def aside(self, stage: str) -> AbstractContextManager[bool]:
+        """A stage that can draw a bar of its own runs inside the block; gives whether it should."""
 
 
 @final
@@ -162,17 +166,18 @@ def _traced(trained: Sequence[Trained], settings: DemoSettings, jobs: int, stage
     from mikit.activations import ActivationStore
     from mikit.flow import trace
 
-    stages.begin("Tracing the information between the layers", None)
     teacher, *students = [ActivationStore.open(result.run.store) for result in trained]
-    return trace(
-        teacher,
-        students,
-        noise=settings.noise,
-        folds=settings.folds,
-        probe=settings.probe,
-        seed=settings.seeds[0],
-        jobs=jobs,
-    )
+    with stages.aside("Tracing the information between the layers") as shown:
+        return trace(
+            teacher,
+            students,
+            noise=settings.noise,
+            folds=settings.folds,
+            probe=settings.probe,
+            seed=settings.seeds[0],
+            jobs=jobs,
+            progress=shown,
+        )
 
 
 def _draw(flow: Flow, folder: Path) -> None:
@@ -225,3 +230,8 @@ class _Silent:
 
     def advance(self, by: float) -> None:
         """Do nothing."""
+
+    @contextmanager
+    def aside(self, stage: str) -> Iterator[bool]:
+        """Show nothing."""
+        yield False

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mikit.activations import ActivationStore, capture, record_activations
+from mikit.activations import ActivationStore, capture, hash_of_array, record_activations
 from mikit.datasets import ImageData, ImagePart
 from mikit.demo.settings import ALONE, BROKEN, TAUGHT, DemoSettings
 from mikit.errors import InputError
@@ -84,7 +85,9 @@ def train(run: Run, data: ImageData, settings: DemoSettings) -> Trained:
         part = data.train if is_teacher else data.train.per_class(settings.per_class, seed=run.seed)
         width = settings.teacher_width if is_teacher else settings.student_width
         network = _network(data, width, _stream(run.seed, _WEIGHTS))
-        store = ActivationStore(run.store, network=run.network, seed=run.seed)
+        store = ActivationStore(
+            run.store, network=run.network, seed=run.seed, data_hash=hash_of_array(data.test.images)
+        )
         store.set_training_ids(part.ids)
         phases = settings.teacher_phases if is_teacher else settings.student_phases
         accuracy = {}
@@ -93,7 +96,7 @@ def train(run: Run, data: ImageData, settings: DemoSettings) -> Trained:
                 images = torch.split(data.test.images, _BATCH_TO_RECORD)
                 record_activations(network, images, ResNet8.layers, store, ids=data.test.ids, phase=epoch)
                 accuracy[epoch] = _accuracy(network, data.test)
-                store.note(epoch, accuracy=accuracy[epoch])
+                store.note(epoch, accuracy=accuracy[epoch], accuracy_n=len(data.test))
         store.set_labels(data.test.ids, data.test.labels.numpy())
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
     return Trained(run, accuracy, state, time.perf_counter() - start)
@@ -105,37 +108,38 @@ def _epochs(run: Run, network: ResNet8, part: ImagePart, data: ImageData, settin
     epochs = settings.teacher_epochs if is_teacher else settings.student_epochs
     batch = min(settings.teacher_batch if is_teacher else settings.student_batch, len(part))
     rate = settings.teacher_rate if is_teacher else settings.student_rate
-    distilled = _Distilled(run, network, part, data, settings) if run.network in (TAUGHT, BROKEN) else None
-    loss_of = distilled if distilled is not None else _FromLabels(network)
-    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
-    if distilled is not None:
-        groups += distilled.param_groups()
-    groups = [{"weight_decay": settings.weight_decay, **group} for group in groups]
-    optimiser = torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=True)
-    steps = len(part) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=epochs * steps, pct_start=settings.warm_up, cycle_momentum=False
-    )
-    generator = _stream(run.seed, _VIEWS)
-    yield 0
-    for epoch in range(1, epochs + 1):
-        network.train()
-        order = torch.randperm(len(part), generator=generator)
-        for rows in torch.split(order[: steps * batch], batch):
-            views = data.views(part.images[rows], generator=generator)
-            loss = loss_of(views, part.labels[rows])
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            if not is_teacher:
-                nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-            optimiser.step()
-            schedule.step()
-        if not math.isfinite(float(loss.detach())):
-            raise InputError(
-                f'The network "{run.network}" with seed {run.seed} diverged in epoch {epoch}: its loss is '
-                f"{float(loss.detach())}. Images of your own may need a lower learning rate than {rate:g}."
-            )
-        yield epoch
+    with _loss(run, network, part, data, settings) as (loss_of, groups):
+        groups = [{"params": list(network.parameters())}, *groups]
+        groups = [{"weight_decay": settings.weight_decay, **group} for group in groups]
+        optimiser = torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=True)
+        steps = len(part) // batch
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, rate, total_steps=epochs * steps, pct_start=settings.warm_up, cycle_momentum=False
+        )
+        generator = _stream(run.seed, _VIEWS)
+        yield 0
+        for epoch in range(1, epochs + 1):
+            network.train()
+            order = torch.randperm(len(part), generator=generator)
+            for rows in torch.split(order[: steps * batch], batch):
+                loss = loss_of(data.views(part.images[rows], generator=generator), part.labels[rows])
+                optimiser.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                if not is_teacher:
+                    nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+                optimiser.step()
+                schedule.step()
+            if not math.isfinite(float(loss.detach())):
+                raise InputError(
+                    f'The network "{run.network}" with seed {run.seed} diverged in epoch {epoch}: its loss is '
+                    f"{float(loss.detach())}. Images of your own may need a lower learning rate than {rate:g}."
+                )
+            yield epoch
+
+
+class _Loss(Protocol):
+    def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of one batch of views."""
 
 
 @final
@@ -153,37 +157,62 @@ class _FromLabels:
 class _Distilled:
     """Cross-entropy plus VID at each stage, on the same views for teacher and student."""
 
-    def __init__(self, run: Run, network: ResNet8, part: ImagePart, data: ImageData, settings: DemoSettings) -> None:
-        assert run.teacher is not None
-        self.network, self.settings = network, settings
-        self.broken = run.network == BROKEN
-        self.teacher = _network(data, settings.teacher_width, torch.Generator())
-        self.teacher.load_state_dict(run.teacher)
-        self.teacher.eval()
-        with torch.no_grad(), self._maps(network) as own, self._maps(self.teacher) as told:
-            network.eval()
-            network(part.images)
-            self.teacher(part.images)
-            generator = _stream(run.seed, _HEADS)
-            self.heads = {
-                layer: VID.between(own[layer], told[layer], generator=generator) for layer in settings.vid_layers
-            }
+    def __init__(
+        self,
+        network: ResNet8,
+        teacher: ResNet8,
+        heads: dict[str, VID],
+        acts: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+        *,
+        weight: float,
+        broken: bool,
+    ) -> None:
+        self.network, self.teacher, self.heads = network, teacher, heads
+        self.own, self.told = acts
+        self.weight, self.broken = weight, broken
 
     def __call__(self, views: Tensor, labels: Tensor) -> Tensor:
-        with self._maps(self.network) as own, self._maps(self.teacher) as told:
-            with torch.no_grad():
-                self.teacher(views)
-            loss = cross_entropy(self.network(views), labels)
-            for layer, head in self.heads.items():
-                target = told[layer].roll(1, dims=0) if self.broken else told[layer]
-                loss = loss + self.settings.vid_weight * head(own[layer], target)
+        with torch.no_grad():
+            self.teacher(views)
+        loss = cross_entropy(self.network(views), labels)
+        for layer, head in self.heads.items():
+            target = self.told[layer].roll(1, dims=0) if self.broken else self.told[layer]
+            loss = loss + self.weight * head(self.own[layer], target)
         return loss
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for head in self.heads.values() for group in head.param_groups()]
 
-    def _maps(self, network: ResNet8) -> Any:
-        return capture(network, self.settings.vid_layers, readout="whole", detach=False)
+@contextmanager
+def _loss(
+    run: Run, network: ResNet8, part: ImagePart, data: ImageData, settings: DemoSettings
+) -> Iterator[tuple[_Loss, list[dict[str, Any]]]]:
+    """Give the loss of a run and the parameter groups it brings along; the hooks are gone after the block."""
+    if run.network not in (TAUGHT, BROKEN):
+        yield _FromLabels(network), []
+        return
+    assert run.teacher is not None
+    teacher = _network(data, settings.teacher_width, torch.Generator())
+    teacher.load_state_dict(run.teacher)
+    teacher.eval()
+    # Batch normalisation scales features in training mode, which the untrained statistics do not; a copy of the student
+    # shows them, so that its own statistics stay untouched.
+    example = copy.deepcopy(network).train()
+    generator = _stream(run.seed, _HEADS)
+    layers = settings.vid_layers
+    with (
+        torch.no_grad(),
+        capture(example, layers, readout="whole") as own,
+        capture(teacher, layers, readout="whole") as told,
+    ):
+        example(part.images)
+        teacher(part.images)
+        heads = {layer: VID.between(own[layer], told[layer], generator=generator) for layer in layers}
+    groups = [group for head in heads.values() for group in head.param_groups()]
+    with (
+        capture(network, layers, readout="whole", detach=False) as own,
+        capture(teacher, layers, readout="whole") as told,
+    ):
+        broken = run.network == BROKEN
+        yield _Distilled(network, teacher, heads, (own, told), weight=settings.vid_weight, broken=broken), groups
 
 
 def _network(data: ImageData, width: float, generator: torch.Generator) -> ResNet8:

@@ -9,11 +9,15 @@ from scipy.special import digamma
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.estimators.base import Estimator, require_pair
+from mikit.estimators.base import Estimator, clustered_standard_error, require_pair
 from mikit.functional.neighbors import Metric, ksg_pointwise
 from mikit.measurement import Check
 
 __all__ = ["KSG"]
+
+# Measured on Gaussian pairs of 1 + 1 to 16 + 16 columns with 0 to 2 nats, k of 3 and 10 and 300 to 2,000 rows: the
+# estimate spreads by 0.9 to 1.6 times the standard error its contributions would have if they were independent.
+_SHARED_NEIGHBOURS = 1.4
 
 
 @final
@@ -101,6 +105,14 @@ class KSG(Estimator):
         """Return the contribution of every row, ``(n,)``, in nats; their mean is the estimate."""
         require_pair(x, y, minimum=self.k + 2)
         return ksg_pointwise(x, y, self.k, metric=self.metric, scale=self.scale)
+
+    def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float:
+        """Return the standard error of the contributions, clustered by ``groups``, times 1.4.
+
+        Samples share neighbours, so their contributions are not independent. The factor is empirical: the result was
+        between 0.9 and 1.6 times the spread over Gaussian samples of 1 to 16 columns a side.
+        """
+        return _SHARED_NEIGHBOURS * clustered_standard_error(self.pointwise(x, y), groups)
 
     def ceiling(self, n: int) -> float:
         """Return ``ψ(n) - ψ(k)``, about ``log(n / k)``: the most that n rows without ties can show."""

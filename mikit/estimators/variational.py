@@ -238,14 +238,15 @@ class VID(Estimator):
     ) -> FitRecord:
         """Fit head and variances, and take the statistics of both sides from the fit rows.
 
-        The linear head is fitted in closed form on all rows given (a ridge regression per teacher channel, with
-        variances for new rows by generalised cross-validation). Other heads are trained by minibatches; their variances
-        are the residual variances on ``select``, or on the fit rows where there is no such part.
+        The heads ``"linear"`` and ``"linear2"`` are fitted in closed form on all rows given (a ridge regression per
+        teacher channel, with variances for new rows by generalised cross-validation). The others are trained by
+        minibatches; their variances are the residual variances on ``select``, or on the fit rows where there is no such
+        part.
         """
         x, y = self._aligned(x, y)
         if select is not None:
             select = self._aligned(*select)
-        if self.arch == "linear":
+        if self.arch in ("linear", "linear2"):
             if select is not None:
                 x, y = torch.cat([x, select[0]]), torch.cat([y, select[1]])
             self._take_statistics(x, y, scale_per_column=True)
@@ -273,11 +274,14 @@ class VID(Estimator):
     def _fit_linear(self, x: Tensor, y: Tensor) -> None:
         regression = ridge_regression(_as_samples(self._student(x)), _as_samples(self._teacher(y)))
         with torch.no_grad():
-            layer = self.head[0]
-            assert isinstance(layer, nn.Linear | nn.Conv2d)
-            assert layer.bias is not None
-            layer.weight.copy_(regression.weight.reshape(layer.weight.shape))
-            layer.bias.copy_(regression.bias)
+            first, last = self.head[0], self.head[-1]
+            assert isinstance(first, nn.Linear | nn.Conv2d)
+            assert isinstance(last, nn.Linear | nn.Conv2d)
+            if last is not first:  # two layers with nothing between them: the second passes on what the first predicts
+                last.weight.copy_(torch.eye(self.d_teacher).reshape(last.weight.shape))
+            first.weight.copy_(regression.weight.reshape(first.weight.shape))
+            if first.bias is not None:  # without one, the bias is 0 because both sides are centred on these rows
+                first.bias.copy_(regression.bias)
             self.alpha.copy_(self._alpha_for(regression.variance))
 
     @torch.no_grad()

@@ -77,7 +77,8 @@ def runs_of(
     """Return the teacher's run and the students', with the layers and phases that were asked for.
 
     Raises:
-        InputError: If a layer or phase is nowhere, a store holds none, or two stores are one network with one seed.
+        InputError: If a layer or phase is nowhere, a layer is not stored as rows ``(n, d)``, a store holds nothing to
+            trace, or two stores are one network with one seed.
     """
     if isinstance(layers, str):
         raise InputError(f"layers is the single string {layers!r}. Pass a list of names: [{layers!r}].")
@@ -86,8 +87,8 @@ def runs_of(
     known = {name for store in (teacher, *students) for name in store.layers}
     if layers is not None and (missing := [name for name in layers if name not in known]):
         raise InputError(
-            f"No store holds the layer{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}. The layers are "
-            f"{', '.join(map(repr, sorted(known)))}."
+            f"No store holds the layer{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}. The layers "
+            f"are {', '.join(map(repr, sorted(known)))}."
         )
     runs = []
     for role, store, number in (("teacher", teacher, 0), *(("student", s, i) for i, s in enumerate(students, 1))):
@@ -103,6 +104,12 @@ def runs_of(
                 f"The store of the {role} {network!r} lacks phase {absent[0]}; it holds the phases "
                 f"{', '.join(map(str, store.phases))}."
             )
+        for layer in kept:
+            if len(shape := store.shape(layer, wanted[0])) != 2:
+                raise InputError(
+                    f"Layer {layer!r} of the {role} {network!r} has shape {shape}, but a trace reads rows (n, d). Record "
+                    'it with a readout such as "pool" or "flatten".'
+                )
         measured = tuple(sorted({*wanted, *(p for p in store.phases if p == 0)}))
         runs.append(Run(store, network, role, 0 if store.seed is None else store.seed, kept, wanted, measured))
     seen: set[tuple[str, int]] = set()
@@ -126,7 +133,9 @@ def deal_rows(ids: Array, folds: int, seed: int) -> Deal:
         raise InputError(f"folds is {folds}; at least 3 are needed, to fit, to select and to report.")
     n = ids.shape[0]
     if n < 10 * folds:
-        raise InputError(f"There are {n} rows for {folds} folds; at least {10 * folds} are needed. Record more samples.")
+        raise InputError(
+            f"There are {n} rows for {folds} folds; at least {10 * folds} are needed. Record more samples."
+        )
     shuffled = np.random.default_rng(seed).permutation(np.sort(ids))
     ends = np.cumsum([len(part) for part in np.array_split(np.arange(n), folds)]).tolist()
     return Deal(shuffled, tuple(slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)))
@@ -156,9 +165,9 @@ def refuse_training_rows(run: Run, deal: Deal) -> None:
     if overlap.shape[0]:
         first = np.sort(overlap)[0]
         raise InputError(
-            f"The {run.role} {run.network!r} (seed {run.seed}) was trained on {overlap.shape[0]} of the {len(deal.ids)} "
-            f"samples to be measured; the first is {first!r}. On training samples every layer looks better than it is: "
-            "record activations on samples that no network was trained on."
+            f"The {run.role} {run.network!r} (seed {run.seed}) was trained on {overlap.shape[0]} of the "
+            f"{len(deal.ids)} samples to be measured; the first is {first!r}. On training samples every layer looks "
+            "better than it is: record activations on samples that no network was trained on."
         )
 
 
@@ -206,14 +215,9 @@ def read_rows(run: Run, layer: str, phase: int, order: Array) -> Array:
     """Return a layer's activations in the common order, centred; float32 if stored in 32 bits or fewer, else float64.
 
     Raises:
-        InputError: If they are not rows ``(n, d)``, or hold NaN or infinity.
+        InputError: If they hold NaN or infinity.
     """
     shape = run.store.shape(layer, phase)
-    if len(shape) != 2:
-        raise InputError(
-            f"Layer {layer!r} of {run.called(phase)} has shape {shape}, but a trace reads rows (n, d). Record it with a "
-            'readout such as "pool" or "flatten".'
-        )
     position = np.empty_like(order)
     position[order] = np.arange(order.shape[0])
     out: Array | None = None
@@ -223,7 +227,7 @@ def read_rows(run: Run, layer: str, phase: int, order: Array) -> Array:
             out = np.empty(shape, dtype=np.float32 if chunk.dtype in (np.float16, np.float32) else np.float64)
         out[position[start : start + chunk.shape[0]]] = chunk
         start += chunk.shape[0]
-    assert out is not None and start == shape[0]
+    assert out is not None
     if not np.isfinite(out.sum(dtype=np.float64)):
         bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
         if bad.shape[0]:

@@ -137,7 +137,9 @@ class Flow:
         source = Path(folder)
         described = source / "flow.json"
         if not described.is_file():
-            raise InputError(f"{source} holds no flow: there is no flow.json. Run mikit trace with --out {source} first.")
+            raise InputError(
+                f"{source} holds no flow: there is no flow.json. Run mikit trace with --out {source} first."
+            )
         try:
             content = json.loads(described.read_bytes())
             kind, version, hashes = content["kind"], content["schema_version"], content["sha256"]
@@ -152,8 +154,8 @@ class Flow:
         for name in _TABLES:
             if not (source / name).is_file() or file_sha256(source / name) != hashes.get(name):
                 raise InputError(
-                    f"{source / name} is missing or not the one that flow.json was written with: a save was interrupted "
-                    "or the file was edited. Trace again, or restore the folder from a copy."
+                    f"{source / name} is missing or not the one that flow.json was written with: a save was "
+                    "interrupted or the file was edited. Trace again, or restore the folder from a copy."
                 )
         return cls(pd.read_parquet(source / "flow.parquet").astype(dict(COLUMNS)), settings)
 

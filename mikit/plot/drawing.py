@@ -157,7 +157,13 @@ def short_names(names: Sequence[str], limit: int = 12) -> list[str]:
 
 
 def name_ticks(
-    ax: Axes, names: Sequence[str], places: Sequence[float], width: float, *, axis: str = "x", upright_below: float = 0.19
+    ax: Axes,
+    names: Sequence[str],
+    places: Sequence[float],
+    width: float,
+    *,
+    axis: str = "x",
+    upright_below: float = 0.19,
 ) -> None:
     """Layer names as tick labels, turned where they would touch.
 
@@ -307,8 +313,10 @@ def caption_facts(flow: Flow, rows: Rows, *, band: bool = True) -> list[str]:
         facts.append("no noise added" if rows.noise is None else f"teacher noise σ = {rows.noise:g}")
         student_noise = flow.settings.get("student_noise")
         if rows.noise is not None and student_noise is not None:
-            facts[-1] += f", student noise σ = {float(student_noise):g}"
+            facts[-1] += f" and student noise σ = {float(student_noise):g}, in RMS SDs of the layer"
         facts.append(f"{probes} probe" if probes else "no label probe")
+    if rows.quantity == "recovered_share":
+        facts.append("shares lie midway between held-out and in-sample")
     if len(counts) == 1:
         facts.append(f"N = {counts[0]:,}")
     elif counts:

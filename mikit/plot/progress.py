@@ -47,8 +47,8 @@ def phases(
     """What every layer holds as training goes on: one small panel per layer, one line per network.
 
     The figure to lead with. By default it draws the share of the matching teacher layer that a student layer
-    recovers, with the untrained network as the dotted floor and the permuted-row null. The matching is the flow's own
-    (same relative depth), else the layer of the same name; panel titles name the teacher layer where it differs.
+    recovers, with the untrained network as the dotted floor and the permuted-row null. The matching layer is the one
+    at the same relative depth; panel titles name it where its name differs.
 
     Args:
         flow: What :func:`mikit.trace` returned.
@@ -82,7 +82,7 @@ def phases(
     rows = select(flow, quantity, noise=noise, networks=networks)
     averages, pairs = rows.averages(), {}
     if quantity != "label_information":
-        pairs = {name: matching(flow, rows, name) for name in rows.networks}
+        pairs = {name: matching(rows, name) for name in rows.networks}
         partner = [pairs[str(n)].get(str(la)) for n, la in zip(averages["network"], averages["layer"], strict=True)]
         averages = averages[averages["teacher_layer"].eq(pd.Series(partner, index=averages.index))]
     with figure_style():
@@ -285,8 +285,8 @@ class _PhasePanels:
         facts = caption_facts(flow, self.rows)
         if self.pairs:
             same = all(a == b for own in self.pairs.values() for a, b in own.items())
-            how = "of the same name" if same else "named after the arrow, or of the same name"
-            facts.append(f"Each student layer against the teacher layer {how}")
+            how = "which has the same name" if same else "named after the arrow where its name differs"
+            facts.append(f"Each student layer against the teacher layer at the same relative depth, {how}")
         if not self.floored:
             facts.append("No untrained floor: phase 0 was not captured")
         facts.append("Phases at equal distances, not to scale")

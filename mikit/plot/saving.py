@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import os
 import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from mikit.activations.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
 from mikit.plot.drawing import figure_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure", "svg_of", "write_whole"]
+__all__ = ["save_figure", "svg_of"]
 
 
 def svg_of(fig: Figure) -> bytes:
@@ -25,17 +27,8 @@ def svg_of(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple[Path, Path]:
@@ -77,6 +70,7 @@ def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple
     with figure_style():
         fig.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     png, svg = target / f"{stem}.png", target / f"{stem}.svg"
-    write_whole(png, buffer.getvalue())
-    write_whole(svg, svg_of(fig))
+    for path, content in ((png, buffer.getvalue()), (svg, svg_of(fig))):
+        write_atomically(path, partial(_write, content))
+    sync_folder(target)
     return png, svg

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mikit.errors import InputError
+from mikit.flow.snapshots import depth_match
 
 if TYPE_CHECKING:
     from mikit.flow import Flow
@@ -207,14 +208,10 @@ def teacher_layers(rows: Rows) -> list[str]:
     return [str(layer) for layer in ordered["teacher_layer"].unique() if layer]
 
 
-def matching(flow: Flow, rows: Rows, network: str) -> dict[str, str]:
-    """The teacher layer each student layer is set against.
-
-    The pairing the flow itself used for the label gap is taken where there is one, then the layer of the same name,
-    then the layer at the nearest relative depth (the earlier of two equally near).
+def matching(rows: Rows, network: str) -> dict[str, str]:
+    """The teacher layer at the same relative depth as each student layer: the pairing that the flow itself uses.
 
     Args:
-        flow: The flow.
         rows: Rows of a comparison with the teacher's layers.
         network: The student network.
 
@@ -222,20 +219,7 @@ def matching(flow: Flow, rows: Rows, network: str) -> dict[str, str]:
         Teacher layer by student layer, in network order.
     """
     own, theirs = layers_of(rows.students, network), teacher_layers(rows)
-    frame = flow.frame
-    declared_rows = frame[frame["quantity"].eq("label_gap") & frame["network"].eq(network)]
-    declared = dict(zip(declared_rows["layer"], declared_rows["teacher_layer"], strict=True))
-    pairs = {}
-    for place, layer in enumerate(own):
-        if declared.get(layer) in theirs:
-            pairs[layer] = str(declared[layer])
-        elif layer in theirs:
-            pairs[layer] = layer
-        else:
-            depth = place / max(len(own) - 1, 1)
-            gaps = [abs(depth - j / max(len(theirs) - 1, 1)) for j in range(len(theirs))]
-            pairs[layer] = theirs[int(np.argmin(np.round(gaps, 9)))]
-    return pairs
+    return {layer: theirs[depth_match(place, len(own), len(theirs))] for place, layer in enumerate(own)}
 
 
 def choose_phases(available: Sequence[int], most: int, wanted: Sequence[int] | None = None) -> list[int]:

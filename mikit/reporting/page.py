@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mikit import plot
+from mikit.activations.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
-from mikit.plot.saving import svg_of, write_whole
+from mikit.plot.saving import svg_of
 from mikit.plot.tables import present
 from mikit.reporting.wording import findings, listed, measured, reasons_counted, verdicts_counted
 
@@ -127,10 +128,11 @@ def report(flow: Flow, folder: str | os.PathLike[str], *, overwrite: bool = Fals
         raise InputError(
             f"{target} already holds files. Name another folder, or pass overwrite=True to replace its index.html."
         )
-    page = _page(flow)
+    page = _page(flow).encode()
     target.mkdir(parents=True, exist_ok=True)
     path = target / "index.html"
-    write_whole(path, page.encode())
+    write_atomically(path, lambda file: file.write(page))
+    sync_folder(target)
     return path
 
 
@@ -182,11 +184,12 @@ def _figure(flow: Flow, name: str, heading: str, quantity: str, reading: str, dr
     figure = draw(flow)
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     data = base64.b64encode(svg_of(figure)).decode()
+    least = min(width, max(620, round(0.7 * width)))
     return (
         f"{head}<p>{_text(reading)}</p>"
         f'<div class="scroll" tabindex="0" role="group" aria-label="{_text(heading)}">'
         f'<img src="data:image/svg+xml;base64,{data}" width="{width}" height="{height}" '
-        f'style="min-width:{min(width, max(620, round(0.7 * width)))}px" alt="{_text(heading)}: {_text(reading)}"></div></section>'
+        f'style="min-width:{least}px" alt="{_text(heading)}: {_text(reading)}"></div></section>'
     )
 
 

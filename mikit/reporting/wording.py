@@ -83,7 +83,7 @@ def findings(flow: Flow) -> list[str]:
     if present(flow, "label_information"):
         said += _label_findings(flow, select(flow, "label_information"))
     if present(flow, "recovered_share"):
-        said += _share_findings(flow, select(flow, "recovered_share"))
+        said += _share_findings(select(flow, "recovered_share"))
     if present(flow, "accuracy"):
         said += _accuracy_findings(select(flow, "accuracy"))
     return said
@@ -126,12 +126,12 @@ def _label_findings(flow: Flow, rows: Rows) -> list[str]:
     return said
 
 
-def _share_findings(flow: Flow, rows: Rows) -> list[str]:
+def _share_findings(rows: Rows) -> list[str]:
     said, ends = [], {}
     noise = "" if rows.noise is None else f", at teacher noise σ = {rows.noise:g}"
     for network in rows.networks:
         places, phase = _at_end(rows, network)
-        pairs = matching(flow, rows, network)
+        pairs = matching(rows, network)
         matched = [place for place in places if place["teacher_layer"] == pairs.get(place["layer"])]
         if not matched:
             continue

@@ -51,6 +51,20 @@ def test_gaussian_information_in_eight_dimensions(rho: float) -> None:
     assert error < 0.01 * truth + 0.04
 
 
+@pytest.mark.parametrize("with_select", [False, True])
+def test_a_trained_head_ends_with_the_residual_variances(with_select: bool) -> None:
+    s, t = pair(3000, 2, 0.99)
+    vid = VID.between(s[:1500], t[:1500], arch="linear2", generator=generator())
+    select = (s[1500:2000], t[1500:2000]) if with_select else None
+    vid.fit(s[:1500], t[:1500], select=select, generator=generator())
+    error = vid.standard_error(s[2000:], t[2000:])
+    assert error is not None
+    # The variance parameter alone could not travel from 1 to 0.02 in these few steps.
+    truth = -math.log(1 - 0.99**2)
+    assert float(vid.estimate(s[2000:], t[2000:])) == pytest.approx(truth, abs=3 * math.sqrt(2) * error)
+    assert error < 0.1
+
+
 @pytest.mark.parametrize("arch", HEADS)
 def test_independent_features_give_zero_on_new_rows(arch: str) -> None:
     s, t = torch.randn(1500, 6, generator=generator(1)), torch.randn(1500, 4, generator=generator(2))

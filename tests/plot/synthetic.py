@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import math
 
-from dataclasses import dataclass
-
 import numpy as np
-import pandas as pd
 
+from mikit.flow import Flow
+from mikit.flow.result import COLUMNS, frame_of
 
-@dataclass(frozen=True)
-class Flow:
-    """What the pictures read of a flow."""
-
-    frame: pd.DataFrame
-    settings: dict
-
-
-COLUMNS = (
-    "network role seed phase layer layer_index teacher_layer teacher_layer_index teacher_phase quantity value unit kind"
-    " low high standard_error held_out in_sample ceiling untrained null noise probe readout n d_x d_y verdict reasons"
-).split()
 LAYERS = ("stem", "stage1", "stage2", "stage3", "pooled", "logits")
 UNTRAINED = {"label": (0.50, 0.46, 0.51, 0.55, 0.50, 0.29), "share": (0.62, 0.40, 0.25, 0.11, 0.07, 0.05)}
 TRAINED = {
@@ -70,8 +57,8 @@ def make_flow(
     base = {"network": "teacher", "role": "teacher", "seed": 0, "phase": 60}
     if labels:
         for j, layer in enumerate(theirs):
-            add(**base, layer=layer, layer_index=j, quantity="label_information", unit="nats", probe="logistic",
-                kind="V-information", value=_at(TEACHER, j, len(theirs)), ceiling=math.log(10), null=-0.002)  # fmt: skip
+            add(**base, layer=layer, layer_index=j, quantity="label_information", unit="nats", probe="logistic", null=-0.002,
+                kind="V-information", value=_at(TEACHER, j, len(theirs)), ceiling=math.log(10))  # fmt: skip
     if accuracy:
         add(**base, layer="", layer_index=-1, quantity="accuracy", unit="fraction", value=0.74, readout="", n=0)
     last = max(phases)
@@ -87,6 +74,7 @@ def make_flow(
                         value=0.1 + gain * (SCORES[network] - 0.1) + gain * wobble)  # fmt: skip
                 for i, layer in enumerate(layers):
                     where = base | {"layer": layer, "layer_index": i}
+                    depth = round(i / max(len(layers) - 1, 1) * (len(theirs) - 1))
                     start, end = UNTRAINED["label"], TRAINED[network]["label"]
                     floor = _at(start, i, len(layers)) + 0.01 * (seed - 1)
                     value = (
@@ -96,8 +84,7 @@ def make_flow(
                         weak = {"verdict": "unreliable", "reasons": "held-out value far below the fit part"}
                         weak = weak if i < 2 and phase == 2 and seed == seeds[-1] else {}
                         add(**where, quantity="label_information", unit="nats", probe="logistic", value=value,
-                            kind="V-information", ceiling=math.log(10), untrained=floor, null=-0.002, **weak)  # fmt: skip
-                        depth = round(i / max(len(layers) - 1, 1) * (len(theirs) - 1))
+                            kind="V-information", ceiling=2.303, untrained=floor, null=-0.002, **weak)  # fmt: skip
                         add(**where, quantity="label_gap", unit="nats", probe="logistic", kind="V-information",
                             teacher_layer=theirs[depth], teacher_layer_index=depth, teacher_phase=60,
                             value=value - _at(TEACHER, depth, len(theirs)))  # fmt: skip
@@ -116,7 +103,7 @@ def make_flow(
                                     "reasons": "below the null; few samples per feature",
                                 }
                             add(**pair, quantity="recovered_share", unit="share", value=share * shrink, noise=noise,
-                                ceiling=22.0, untrained=low * shrink, null=0.004, **caution)  # fmt: skip
+                                ceiling=22.0, untrained=low * shrink, null=0.004 if j == depth else math.nan, **caution)  # fmt: skip
                         add(**pair, quantity="cka", unit="dimensionless", kind="index", null=0.01,
                             value=min(1.0, 0.2 + share), untrained=0.2 + low)  # fmt: skip
     settings = {
@@ -124,4 +111,4 @@ def make_flow(
         "folds": 5, "probe": "logistic", "seeds": list(seeds), "teacher": "teacher", "networks": list(networks),
         "versions": {"mikit": "0.1"}, "wall_time": 25.0,
     }  # fmt: skip
-    return Flow(frame=pd.DataFrame(rows, columns=COLUMNS), settings=settings)
+    return Flow(frame=frame_of(rows), settings=settings)

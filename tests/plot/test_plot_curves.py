@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+
 from mikit import plot
 from mikit.errors import InputError
 
@@ -80,7 +82,7 @@ def test_line_end_labels_do_not_touch(run):
     for ax in fig.axes:
         boxes = sorted((t.get_window_extent() for t in ax.texts), key=lambda b: b.y0)
         assert len(boxes) == 5
-        for below, above in zip(boxes, boxes[1:], strict=False):
+        for below, above in itertools.pairwise(boxes):
             assert above.y0 >= below.y1 - 0.25 * below.height
 
 
@@ -208,9 +210,9 @@ def test_phases_draw_the_share_of_the_matching_layer_with_floor_and_null(run):
         np.testing.assert_allclose(lines(ax, "null")[0].get_ydata(), 0.004)
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["0", "1", "2", "4", "8", "16", "30"]
     said = caption(fig)
-    assert "teacher noise σ = 0.3, student noise σ = 0.03" in said.replace("Teacher", "teacher")
+    assert "Teacher noise σ = 0.3 and student noise σ = 0.03, in RMS SDs of the layer" in said
     assert "not to scale" in said
-    assert legend(fig)[:2] == ["student alone", "student + VID"]
+    assert {"student alone", "student + VID"} <= set(legend(fig))
     assert "untrained network" in legend(fig)
 
 
@@ -225,7 +227,7 @@ def test_phases_take_another_noise_or_quantity(run):
     for noise in (0.1, 1.0):
         values[noise] = lines(plot.phases(run, noise=noise).axes[0], "student alone")[0].get_ydata()[-1]
     assert values[0.1] > values[1.0]
-    with pytest.raises(InputError, match="measured noise levels: 0.1, 0.3, 1"):
+    with pytest.raises(InputError, match=r"measured noise levels: 0\.1, 0\.3, 1"):
         plot.phases(run, noise=0.2)
     with pytest.raises(InputError, match="cannot be drawn"):
         plot.phases(run, quantity="label_gap")
@@ -238,9 +240,7 @@ def test_phases_take_another_noise_or_quantity(run):
 def test_phases_follow_the_pairing_the_flow_used(make_flow):
     other = make_flow(layers=("a", "b", "c"), teacher_layers=("t0", "t1", "t2", "t3", "t4"), noises=(0.3,))
     assert [ax.get_title(loc="left") for ax in plot.phases(other).axes] == ["a → t0", "b → t2", "c → t4"]
-    bare = make_flow(
-        layers=("a", "b", "c"), teacher_layers=("t0", "t1", "t2", "t3", "t4"), noises=(0.3,), labels=False
-    )
+    bare = make_flow(layers=("a", "b", "c"), teacher_layers=("t0", "t1", "t2", "t3", "t4"), noises=(0.3,), labels=False)
     assert [ax.get_title(loc="left") for ax in plot.phases(bare).axes] == ["a → t0", "b → t2", "c → t4"]
 
 

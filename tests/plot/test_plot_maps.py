@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
+
 from mikit import plot
 from mikit.errors import InputError
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ def make_flow():
     source = Path(__file__).parents[1] / "plot" / "synthetic.py"
     spec = importlib.util.spec_from_file_location("synthetic_flow", source)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module.make_flow
 

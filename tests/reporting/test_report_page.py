@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import os
+import re
+import time
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mikit.activations import ActivationStore
+from mikit.errors import InputError
+from mikit.flow import trace
+from mikit.reporting import report
+
+HOSTILE = "<script>alert(1)</script>\"'&</pre></script><!--"
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every tag closed in order, ids unique."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.ids, self.tags, self.text, self.scripts = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        assert len(set(self.ids)) == len(self.ids)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        assert len({name for name, _ in attrs}) == len(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+    @property
+    def table(self):
+        return {column["key"]: column for column in json.loads(self.scripts[0])}
+
+
+@pytest.fixture(scope="module")
+def path(run, tmp_path_factory):
+    return report(run, tmp_path_factory.mktemp("report") / "out")
+
+
+@pytest.fixture(scope="module")
+def page(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_is_valid_and_asks_the_network_for_nothing(path):
+    assert path.name == "index.html"
+    assert path.parent.name == "out"
+    text = path.read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert text.startswith("<!DOCTYPE html>")
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
+    for tag, attrs in parsed.tags:
+        for name in ("src", "href"):
+            if name in attrs:
+                assert attrs[name].startswith(("data:", "#")), (tag, attrs)
+        assert not [name for name in attrs if name.startswith("on")]
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+
+
+def test_the_policy_allows_exactly_the_pages_own_script(page):
+    import hashlib
+
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_every_figure_is_a_readable_svg_with_a_text_alternative(page):
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 7
+    for image in images:
+        head, data = image["src"].split(",", 1)
+        assert head == "data:image/svg+xml;base64"
+        root = ElementTree.fromstring(base64.b64decode(data))
+        assert root.tag.endswith("svg")
+        assert abs(float(root.get("width").removesuffix("pt")) / 72 * 96 - int(image["width"])) < 1
+        assert len(image["alt"]) > 60
+
+
+def test_the_words_are_computed_from_the_frame(page, run):
+    frame = run.frame
+    rows = frame[frame["quantity"].eq("label_information") & frame["network"].eq("student + VID")]
+    means = rows[rows["phase"].eq(30)].groupby("layer")["value"]
+    best = means.mean().idxmax()
+    low, high = means.min()[best], means.max()[best]
+    assert (
+        f"student + VID tells most about the labels in layer {best} at phase 30: {means.mean()[best]:.2f} nats "
+        f"({low:.2f} to {high:.2f} over 3 seeds)" in page.words
+    )
+    share = frame[frame["quantity"].eq("recovered_share") & frame["network"].eq("student alone")]
+    share = share[share["phase"].eq(30) & share["layer"].eq(share["teacher_layer"])]
+    average = share.groupby("layer")["value"].mean().mean()
+    assert f"student alone recovers on average {average:.2f} of the matching teacher layer" in page.words
+    score = frame[frame["quantity"].eq("accuracy") & frame["network"].eq("student alone") & frame["phase"].eq(30)]
+    assert f"student alone {score['value'].mean():.1%}" in page.words
+    assert "2 student networks: student alone (3 runs, seeds 0, 1 and 2) and student + VID" in page.words
+    assert "N = 5,000; readout: pool" in page.words
+    assert "a screen, not a test" in page.words
+
+
+def test_other_numbers_give_other_words(run, tmp_path):
+    frame = run.frame[run.frame["quantity"].eq("label_information")]
+    changed = dataclasses.replace(run, frame=frame.assign(value=frame["value"].where(frame["layer"].ne("stem"), 2.0)))
+    words = Page(report(changed, tmp_path / "r").read_text(encoding="utf-8")).words
+    assert "in layer stem at phase 30: 2.00 nats" in words
+
+
+def test_verdicts_are_counted_with_their_reasons(page, run):
+    frame = run.frame
+    unreliable = frame[frame["verdict"].eq("unreliable") & frame["quantity"].eq("recovered_share")]
+    assert f"{len(unreliable):,} rows (unreliable): below the null" in page.words
+    counts = frame[frame["quantity"].eq("recovered_share")]["verdict"].value_counts()
+    row = " ".join(f"{counts[name]:,}" for name in ("trustworthy", "caution", "unreliable"))
+    assert f"recovered_share {row}" in page.words
+
+
+def test_the_table_holds_every_row(page, run):
+    table = page.table
+    assert "layer_index" not in table
+    assert all(len(column["values"]) == len(run.frame) for column in table.values())
+    values = np.array(table["value"]["values"], dtype=float)
+    np.testing.assert_allclose(values, run.frame["value"], rtol=1e-4, atol=1e-9)
+    words = [table["layer"]["words"][code] for code in table["layer"]["values"]]
+    assert words == run.frame["layer"].tolist()
+    noise = [math.nan if v is None else v for v in table["noise"]["values"]]
+    np.testing.assert_array_equal(noise, run.frame["noise"])
+
+
+def test_hostile_names_are_inert_everywhere(make_flow, tmp_path):
+    hostile = make_flow(layers=(HOSTILE, "{{rows}}", "a\0b"), phases=(0, 3), seeds=(0,), noises=(0.3,))
+    frame = hostile.frame.assign(reasons=HOSTILE, verdict="caution", readout=HOSTILE)
+    frame["network"] = frame["network"].replace("student alone", f"alone {HOSTILE}")
+    hostile = dataclasses.replace(hostile, frame=frame, settings=hostile.settings | {"teacher": HOSTILE})
+    text = report(hostile, tmp_path / "r").read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert "alert(1)" not in parsed.scripts[1]
+    assert HOSTILE in parsed.table["layer"]["words"]
+    assert HOSTILE in parsed.words
+    assert "{{rows}}" in parsed.table["layer"]["words"]
+    for tag, attrs in parsed.tags:
+        if tag == "img":
+            svg = base64.b64decode(attrs["src"].split(",", 1)[1])
+            assert b"<script" not in svg.lower()
+            ElementTree.fromstring(svg)
+
+
+def test_frames_with_nothing_to_draw_still_make_a_page(make_flow, tmp_path):
+    bare = make_flow(labels=False, accuracy=False, seeds=(0,), phases=(5,), noises=(0.3,))
+    words = Page(report(bare, tmp_path / "bare").read_text(encoding="utf-8")).words
+    assert "Not drawn: the flow has no student rows of label_information" in words
+    assert "No labels were given" in words
+    empty = dataclasses.replace(bare, frame=bare.frame.iloc[:0])
+    page = Page(report(empty, tmp_path / "empty").read_text(encoding="utf-8"))
+    assert "nothing was measured" in page.words
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_an_existing_folder_is_kept_unless_told_otherwise(run, tmp_path):
+    small = dataclasses.replace(run, frame=run.frame[run.frame["quantity"].eq("accuracy")])
+    path = report(small, tmp_path / "r")
+    other = path.with_name("notes.txt")
+    other.write_text("mine")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="overwrite=True"):
+        report(run, tmp_path / "r")
+    assert path.read_bytes() == before
+    more = dataclasses.replace(small, settings=small.settings | {"n": 1})
+    assert report(more, tmp_path / "r", overwrite=True).read_bytes() != before
+    assert other.read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        report(small, tmp_path / "file")
+
+
+def test_a_failing_write_leaves_the_old_page(run, tmp_path, monkeypatch):
+    small = dataclasses.replace(run, frame=run.frame[run.frame["quantity"].eq("accuracy")])
+    path = report(small, tmp_path / "r")
+    before = path.read_bytes()
+
+    def fail(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report(dataclasses.replace(small, settings={}), tmp_path / "r", overwrite=True)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+
+
+def test_the_same_flow_gives_the_same_bytes(run, tmp_path):
+    small = dataclasses.replace(run, frame=run.frame[run.frame["quantity"].isin(["accuracy", "label_gap"])])
+    assert report(small, tmp_path / "a").read_bytes() == report(small, tmp_path / "b").read_bytes()
+
+
+def test_many_rows_stay_small_and_quick(run, tmp_path):
+    scores = run.frame[run.frame["quantity"].eq("accuracy")]
+    many = [scores.assign(seed=seed) for seed in range(20_000 // len(scores))]
+    big = dataclasses.replace(
+        run, frame=pd.concat(many, ignore_index=True).drop_duplicates(["network", "seed", "phase"])
+    )
+    start = time.perf_counter()
+    path = report(big, tmp_path / "r")
+    assert time.perf_counter() - start < 20
+    assert path.stat().st_size < 400_000 + 120 * len(big.frame)
+
+
+def test_a_real_trace_becomes_a_page(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(700) % 2
+    deep = {"conv": rng.standard_normal((700, 4)) + labels[:, None]}
+    deep["fc"] = deep["conv"] @ rng.standard_normal((4, 3)) + 0.1 * rng.standard_normal((700, 3))
+    teacher = ActivationStore(tmp_path / "teacher", network="teacher", seed=0)
+    teacher.append(deep, ids=np.arange(700), phase=5)
+    students = []
+    for seed in (0, 1):
+        student = ActivationStore(tmp_path / f"student{seed}", network="student alone", seed=seed)
+        for phase in (0, 2):
+            noise = 2.0 if phase == 0 else 0.5
+            layers = {name: x[:, :2] + noise * rng.standard_normal((700, 2)) for name, x in deep.items()}
+            student.append(layers, ids=np.arange(700), phase=phase)
+            student.note(phase, accuracy=0.5 + 0.1 * phase)
+        students.append(student)
+    flow = trace(teacher, students, labels=labels, noise=(0.3, 1.0), probe="lda")
+    page = Page(report(flow, tmp_path / "report").read_text(encoding="utf-8"))
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 7
+    assert "student alone tells most about the labels in layer" in page.words
+    assert "N = 700" in page.words
