@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import mikit
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "mikit"
 author = "The mikit developers"
@@ -15,9 +20,10 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinxcontrib.bibtex",
     "myst_nb",
+    "mikit_pages",
 ]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "README.md"]
+exclude_patterns = ["_build", "_ext", "tables", "gallery", "**.ipynb_checkpoints", "README.md"]
 bibtex_bibfiles = ["references.bib"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
@@ -27,7 +33,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Formula", "Shapes", "Unit", "Kind", "Checks", "Cost", "Pitfalls", "Source"]
+napoleon_custom_sections = ["Formula", "Shapes", "Unit", "Units", "Kind", "Checks", "Cost", "Pitfalls", "Source"]
 
 nb_execution_mode = "force"
 nb_execution_timeout = 300

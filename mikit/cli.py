@@ -107,9 +107,9 @@ def estimate(
     if json_file == "-":
         say(measurement.to_json())
     else:
-        show_measurement(measurement)
         if json_file is not None:
             write_text(Path(json_file), measurement.to_json() + "\n", overwrite=overwrite)
+        show_measurement(measurement)
     if require is not None and _VERDICTS.index(measurement.verdict) > _VERDICTS.index(require):
         raise refuse(f"The verdict is {measurement.verdict}; --require asks for {require}.", 3)
 
@@ -159,7 +159,7 @@ def trace(
         flow.save(folder)
     counts = flow.frame["verdict"].value_counts().to_dict()
     summary = {"run": str(out), "rows": len(flow.frame), "verdicts": counts, "settings": flow.settings}
-    _tell(json_file, summary, overwrite, f"{out}: {len(flow.frame):,} rows. Next: mikit report {out}")
+    _tell(json_file, summary, overwrite, f"{flow}\nWritten to {out}; next: mikit report {out}")
 
 
 @app.command()
@@ -245,6 +245,6 @@ def _tell(json_file: str | None, content: dict[str, Any], overwrite: bool, sente
     if json_file == "-":
         say(text)
         return
-    say(sentence)
     if json_file is not None:
         write_text(Path(json_file), text + "\n", overwrite=overwrite)
+    say(sentence)

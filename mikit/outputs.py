@@ -18,7 +18,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     """Raise :class:`~mikit.errors.InputError` if ``path`` exists and must not be replaced, or cannot be made."""
     if (path.is_symlink() or path.exists()) and not overwrite:
         raise InputError(f"{path} exists already. Choose another name, or pass --overwrite to replace it.")
-    folder = path.absolute().parent
+    folder = Path(os.path.abspath(path)).parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():

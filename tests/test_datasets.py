@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+
 from mikit.datasets import digits, from_npz
 from mikit.errors import InputError
-from sklearn.datasets import load_digits
 
 
 def write_images(path, *, size=16, train=24, test=12, **changed):

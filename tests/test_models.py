@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from mikit.errors import InputError
 from mikit.models import ResNet8
 

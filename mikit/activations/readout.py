@@ -50,7 +50,8 @@ class Readout(abc.ABC):
     """A fixed map from the activation of a layer to what is measured of it, rows first in and out.
 
     Readouts have no learned parameters and draw no randomness beyond their own seed, so the same name means the same
-    map on every machine. They are differentiable, and take vectors ``(n, d)``, tokens ``(n, t, d)`` and feature maps
+    map on every machine. They are differentiable, compute in at least float32
+    outside autocast, and take vectors ``(n, d)``, tokens ``(n, t, d)`` and feature maps
     ``(n, c, ...)`` as each says. An activation with three axes is read as tokens.
     """
 

@@ -328,8 +328,8 @@ class ActivationStore:
         if as_labels(values).shape[0] != keys.shape[0]:
             raise InputError(f"There are {values.shape[0]} labels for {keys.shape[0]} ids. Pass one label per id.")
         values = values.reshape(-1)
-        if values.dtype.kind in "uf" and float(values.max()) >= 2.0**63:
-            raise InputError(f"The labels reach {values.max()}, which does not fit into int64. Pass strings.")
+        if values.dtype.kind in "uf" and float(np.abs(values).max()) >= 2.0**63:
+            raise InputError(f"The labels reach {np.abs(values).max()}, which does not fit into int64. Pass strings.")
         values = values.astype(str if values.dtype.kind in "US" else np.int64)
         with self._folder.writing():
             id_kind = agreed_id_kind(self._folder.manifest.id_kind, keys)

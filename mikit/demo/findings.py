@@ -66,9 +66,9 @@ class _Comparison:
         """Say which is higher, by how much, and in how many of the runs."""
         size = f"{abs(self.gain):.{digits}f}"
         if float(size) == 0:
-            return f"no difference on average ({self.higher} of {_runs(self.runs)} higher, {self.lower} lower)"
+            return f"no difference on average (more in {self.higher} of {_runs(self.runs)}, less in {self.lower})"
         word, agreeing = ("more", self.higher) if self.gain > 0 else ("less", self.lower)
-        return f"{size} {unit} {word} on average, {word} in {agreeing} of {_runs(self.runs)}"
+        return f"{size} {unit} {word} on average, and {word} in {agreeing} of {_runs(self.runs)}"
 
 
 def _accuracy(frame: pd.DataFrame, per_class: int, images: int) -> str:
@@ -121,10 +121,14 @@ def _control(frame: pd.DataFrame) -> str:
         reading = "so here the wrong pairing does better than the right one"
     else:
         reading = "so this run does not settle whether the pairing matters"
+    below = (
+        f"below VID in {accuracy.higher} of {_runs(share.runs)}"
+        if accuracy.higher == share.higher
+        else f"below VID in {accuracy.higher} and {share.higher} of {_runs(share.runs)}"
+    )
     return (
-        f"Control: VID with the teacher's features of another image ends at {_spread(wrong, 1)} % accuracy and "
-        f"recovers {_spread(100 * broken, 0)} % of {_STAGE}; below VID in {accuracy.higher} and {share.higher} of "
-        f"{_runs(share.runs)}, {reading}."
+        f"Control: taught with the teacher's features of another image, the student ends at {_spread(wrong, 1)} % "
+        f"accuracy and recovers {_spread(100 * broken, 0)} % of {_STAGE}, {below}, {reading}."
     )
 
 
@@ -133,11 +137,13 @@ def _trust(frame: pd.DataFrame) -> str:
     total = sum(counts.values())
     told = ", ".join(f"{counts[name]:,} {name}" for name in ("trustworthy", "caution", "unreliable"))
     reasons = Counter(
-        str(reason)
-        for reason, verdict in zip(frame["reasons"], frame["verdict"], strict=True)
-        if reason and verdict != "trustworthy"
+        reason
+        for told, verdict in zip(frame["reasons"], frame["verdict"], strict=True)
+        if verdict != "trustworthy"
+        for reason in str(told).split("; ")
+        if reason
     )
-    commonest = f' The commonest reason: "{reasons.most_common(1)[0][0]}"' if reasons else ""
+    commonest = f' The commonest reason for doubt: "{reasons.most_common(1)[0][0]}".' if reasons else ""
     return (
         f"Of {total:,} numbers in the table, {told}; the runs share one teacher, so no spread here holds the teacher's."
         f"{commonest}"
@@ -203,7 +209,8 @@ def _spread(values: np.ndarray, digits: int) -> str:
 
 
 def _percent(share: float) -> str:
-    return "not recorded" if np.isnan(share) else f"{100 * share:.0f} %"
+    # Adding 0 turns a rounded -0 into 0.
+    return "not recorded" if np.isnan(share) else f"{round(100 * share) + 0:d} %"
 
 
 def _runs(count: int) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 
@@ -189,6 +190,8 @@ def _draw(flow: Flow, folder: Path) -> None:
         "maps": plot.maps,
         "gap": plot.gap,
         "accuracy": plot.accuracy,
+        "label-phases": partial(plot.phases, quantity="label_information"),
+        "cka": partial(plot.maps, quantity="cka"),
     }
     for name, draw in figures.items():
         plot.save_figure(draw(flow), folder, name)

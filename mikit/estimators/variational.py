@@ -98,7 +98,7 @@ class VID(Estimator):
     kind = "estimate"
     learned = True
     shapes = ("nd", "nchw")
-    recipe = Training(steps=600, batch=512, learning_rate=3e-3, weight_decay=1e-2, every=25, patience=8)
+    recipe = Training(steps=1000, batch=512, learning_rate=1e-2, weight_decay=1e-2, every=25, patience=10)
 
     def __init__(
         self,

@@ -107,8 +107,8 @@ def runs_of(
         for layer in kept:
             if len(shape := store.shape(layer, wanted[0])) != 2:
                 raise InputError(
-                    f"Layer {layer!r} of the {role} {network!r} has shape {shape}, but a trace reads rows (n, d). Record "
-                    'it with a readout such as "pool" or "flatten".'
+                    f"Layer {layer!r} of the {role} {network!r} has shape {shape}, but a trace reads rows (n, d). "
+                    'Record it with a readout such as "pool" or "flatten".'
                 )
         measured = tuple(sorted({*wanted, *(p for p in store.phases if p == 0)}))
         runs.append(Run(store, network, role, 0 if store.seed is None else store.seed, kept, wanted, measured))

@@ -259,23 +259,10 @@ def _near_on_line(values: _Floats, radius: _Floats) -> _Integers:
     ordered, reach = values[order], radius[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     distinct, below = ordered[starts], np.append(starts, values.shape[0])
-    # The edges are found on value ± radius, whose rounding can put a neighbour at distance radius on the wrong side;
-    # the distances themselves decide. They grow with the distance in rank, so stepping from the edge is exact.
+    # Rounding of value ± radius can put a sample at distance radius on the wrong side of an edge. None is there: the
+    # k-th neighbour is farther by more than that rounding, or the radius is 0 and nothing is rounded.
     low = np.searchsorted(distinct, ordered - reach, side="left")
     high = np.searchsorted(distinct, ordered + reach, side="right")
-    last = distinct.shape[0] - 1
-    while True:
-        out = (low <= last) & (ordered - distinct[np.minimum(low, last)] > reach)
-        more = (low > 0) & (ordered - distinct[np.maximum(low - 1, 0)] <= reach) & ~out
-        if not (out.any() or more.any()):
-            break
-        low = low + out - more
-    while True:
-        out = (high > 0) & (distinct[np.maximum(high - 1, 0)] - ordered > reach)
-        more = (high <= last) & (distinct[np.minimum(high, last)] - ordered <= reach) & ~out
-        if not (out.any() or more.any()):
-            break
-        high = high - out + more
     counts = np.empty(values.shape[0], dtype=np.int64)
     counts[order] = below[high] - below[low]
     return counts

@@ -214,7 +214,8 @@ def fit_gaussian_probe(
     """Fit the probe of Gaussian classes with one covariance (linear discriminant analysis), in closed form.
 
     Formula: ``log q(k | x) = log softmax_k(log π_k + β δ_k(x))`` with ``δ_k = zᵀ C⁻¹ μ_k - ½ μ_kᵀ C⁻¹ μ_k`` and
-    ``C = (1 - a) S + a (tr S / d) I``, ``S`` the pooled within-class covariance of the standardised features. The
+    ``C = (1 - a) S + a (tr S / d) I``, ``S`` the pooled within-class covariance of the standardised
+    features, ``tr S / d`` taken over those that vary. The
     shrinkage ``a`` and the inverse temperature ``β`` minimise the cross-entropy on the select part.
 
     Args:
@@ -262,7 +263,8 @@ def fit_gaussian_probe(
     within = (z.T @ z).astype(np.float64) / n - (centres.T * (counts / n)) @ centres
     spectrum, axes = np.linalg.eigh(within)
     spectrum = np.clip(spectrum, 0.0, None)
-    average = float(spectrum.mean())
+    # Columns that never vary were dropped; the average is over the others, so that dead units change nothing.
+    average = float(spectrum.sum()) / max(int(np.isfinite(scale).sum()), 1)
     turned_centres = centres @ axes
 
     best: tuple[float, float, float, Array, Array] | None = None

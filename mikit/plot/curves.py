@@ -232,10 +232,11 @@ class _LayerPanels:
         shown = self.averages[self.averages["phase"].isin(self.phases)]
         if bool(shown["unreliable"].any()):
             keys = [*keys, hollow_key()]
-        finish(self.figure, title, keys, facts)
+        finish(self.figure, title, keys, facts, annotate=self._label_ends)
+
+    def _label_ends(self) -> None:
         for ax, ends in zip(self.axes, self.ends, strict=True):
             label_ends(ax, ends)
-        self.figure.draw_without_rendering()
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -362,7 +362,14 @@ def legend_rows(keys: Sequence[Artist], width: float) -> tuple[int, int]:
     return columns, -(-len(keys) // columns)
 
 
-def finish(fig: Figure, title: str, keys: Sequence[Artist], facts: Sequence[str]) -> None:
+def finish(
+    fig: Figure,
+    title: str,
+    keys: Sequence[Artist],
+    facts: Sequence[str],
+    *,
+    annotate: Callable[[], None] | None = None,
+) -> None:
     """Put title and legend above the panels and the caption under them, and lay the figure out.
 
     Args:
@@ -370,6 +377,7 @@ def finish(fig: Figure, title: str, keys: Sequence[Artist], facts: Sequence[str]
         title: One line that says what is drawn.
         keys: Legend entries.
         facts: Sentences of the caption.
+        annotate: Draws what can only be placed once the panels have their size; room is made for it.
     """
     width, body = fig.get_size_inches()
     columns, rows = legend_rows(keys, width)
@@ -396,3 +404,8 @@ def finish(fig: Figure, title: str, keys: Sequence[Artist], facts: Sequence[str]
     fig.text(left, 0.07 / height, "\n".join(lines), ha="left", va="bottom", fontsize=6.8, color=SOFT, linespacing=1.25)
     fig.set_layout_engine("constrained", rect=(0, footer / height, 1, 1 - (header + footer) / height))
     fig.draw_without_rendering()
+    if annotate is not None:
+        annotate()
+    # Labels settle only once their ticks have been drawn, hence the second round; then the layout is kept.
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")

@@ -123,7 +123,7 @@ def test_the_standard_error_matches_the_spread(n: int, m: int, shift: float, dep
             y = 0.8 * x + 0.6 * y
         values.append(mmd2(x, y + shift, bandwidth=2.0, paired=dependent).item())
         errors.append(mmd2_standard_error(x, y + shift, bandwidth=2.0, strip=17))
-    # 300 values fix a standard deviation to 4 %, and worse for the skewed law of equal samples, where setting a negative
+    # 300 values fix a standard deviation to 4 %, worse for the skewed law of equal samples, where setting a negative
     # first variance to 0 also makes the stated error too large by a fifth.
     assert 0.85 < math.sqrt(np.mean(np.square(errors))) / np.std(values, ddof=1) < 1.35
 

@@ -57,8 +57,8 @@ def make_flow(
     base = {"network": "teacher", "role": "teacher", "seed": 0, "phase": 60}
     if labels:
         for j, layer in enumerate(theirs):
-            add(**base, layer=layer, layer_index=j, quantity="label_information", unit="nats", probe="logistic", null=-0.002,
-                kind="V-information", value=_at(TEACHER, j, len(theirs)), ceiling=math.log(10))  # fmt: skip
+            add(**base, layer=layer, layer_index=j, quantity="label_information", unit="nats", null=-0.002,
+                kind="V-information", value=_at(TEACHER, j, len(theirs)), ceiling=2.303, probe="logistic")  # fmt: skip
     if accuracy:
         add(**base, layer="", layer_index=-1, quantity="accuracy", unit="fraction", value=0.74, readout="", n=0)
     last = max(phases)
@@ -94,6 +94,7 @@ def make_flow(
                         high = _at(TRAINED[network]["share"], j, len(theirs)) * (1 - 0.6 * far)
                         share = low + gain * (high - low) + (rng.normal(0, 0.008) + drift) * (phase > 0)
                         pair = where | {"teacher_layer": other, "teacher_layer_index": j, "teacher_phase": 60}
+                        null = 0.004 if j == depth else math.nan
                         for noise in noises:
                             shrink = 1 - 0.1 * (noise - 0.3)
                             caution = {"verdict": "caution", "reasons": "small share"} if share < 0.08 else {}
@@ -103,7 +104,7 @@ def make_flow(
                                     "reasons": "below the null; few samples per feature",
                                 }
                             add(**pair, quantity="recovered_share", unit="share", value=share * shrink, noise=noise,
-                                ceiling=22.0, untrained=low * shrink, null=0.004 if j == depth else math.nan, **caution)  # fmt: skip
+                                ceiling=22.0, untrained=low * shrink, null=null, **caution)  # fmt: skip
                         add(**pair, quantity="cka", unit="dimensionless", kind="index", null=0.01,
                             value=min(1.0, 0.2 + share), untrained=0.2 + low)  # fmt: skip
     settings = {

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import subprocess
 import sys
 
 import matplotlib
@@ -132,9 +131,3 @@ def test_missing_values_leave_a_gap_in_the_line(run):
     (line,) = [one for one in plot.flow(holed).axes[0].get_lines() if one.get_label() == "phase 30"]
     assert [str(v) == "nan" for v in line.get_ydata()] == [False, False, True, False, False, False]
     assert len(plot.maps(holed, phases=[30]).axes) == 5
-
-
-def test_importing_the_pictures_does_not_choose_a_backend():
-    code = "import mikit.plot, matplotlib; print(matplotlib.rcParams._get_backend_or_none())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "None"

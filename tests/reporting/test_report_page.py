@@ -157,7 +157,8 @@ def test_the_table_holds_every_row(page, run):
 
 def test_hostile_names_are_inert_everywhere(make_flow, tmp_path):
     hostile = make_flow(layers=(HOSTILE, "{{rows}}", "a\0b"), phases=(0, 3), seeds=(0,), noises=(0.3,))
-    frame = hostile.frame.assign(reasons=HOSTILE, verdict="caution", readout=HOSTILE)
+    drawn = hostile.frame[hostile.frame["quantity"].isin(["label_information", "recovered_share"])]
+    frame = drawn.assign(reasons=HOSTILE, verdict="caution", readout=HOSTILE)
     frame["network"] = frame["network"].replace("student alone", f"alone {HOSTILE}")
     hostile = dataclasses.replace(hostile, frame=frame, settings=hostile.settings | {"teacher": HOSTILE})
     text = report(hostile, tmp_path / "r").read_text(encoding="utf-8")
@@ -176,6 +177,7 @@ def test_hostile_names_are_inert_everywhere(make_flow, tmp_path):
 
 def test_frames_with_nothing_to_draw_still_make_a_page(make_flow, tmp_path):
     bare = make_flow(labels=False, accuracy=False, seeds=(0,), phases=(5,), noises=(0.3,))
+    bare = dataclasses.replace(bare, frame=bare.frame[bare.frame["quantity"].ne("cka")])
     words = Page(report(bare, tmp_path / "bare").read_text(encoding="utf-8")).words
     assert "Not drawn: the flow has no student rows of label_information" in words
     assert "No labels were given" in words

@@ -1,0 +1,92 @@
+"""Draw the gallery's figures from a demo folder, or run the demo first.
+
+    mikit demo --out mikit-demo
+    python docs/make_gallery.py mikit-demo
+
+Without an argument the demo is run in a temporary folder. It is seeded (seeds 0, 1 and 2), so the numbers come out the
+same. Writes PNG figures and the run's findings into ``docs/gallery/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+import mikit
+from mikit.datasets import digits
+from mikit.demo import run_demo, settings_for
+from mikit.flow import Flow
+
+WIDEST, LARGEST = 1400, 250_000
+HERE = Path(__file__).parent / "gallery"
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a figure at most 1,400 pixels wide, with a palette, in less than 250 kB."""
+    buffer = io.BytesIO()
+    # The figures are drawn in mikit's own style, whatever the user's settings are; saving needs it too.
+    dpi = min(160.0, WIDEST / figure.get_figwidth())
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    picture = Image.open(buffer).convert("RGB")
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
+    picture.quantize(colors=128, dither=Image.Dither.NONE).save(path, optimize=True)
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise RuntimeError(f"{path} has {size} bytes; at most {LARGEST} are wanted in the repository.")
+    print(f"{path.name}: {picture.width} × {picture.height} pixels, {size / 1000:.0f} kB")  # noqa: T201
+
+
+def draw(demo: Path, out: Path) -> None:
+    """Draw every figure of the demo's flow, and write down what the run was and found."""
+    flow = Flow.load(demo / "flow")
+    content = json.loads((demo / "demo.json").read_text(encoding="utf-8"))
+    out.mkdir(exist_ok=True)
+    figures = {
+        "phases": mikit.plot.phases(flow),
+        "flow": mikit.plot.flow(flow),
+        "maps": mikit.plot.maps(flow),
+        "gap": mikit.plot.gap(flow),
+        "cka": mikit.plot.phases(flow, quantity="cka"),
+        "accuracy": mikit.plot.accuracy(flow, percent=True),
+    }
+    for name, figure in figures.items():
+        write_png(figure, out / f"{name}.png")
+    data, settings = content["data"], content["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    lines = [
+        f"{data['name']}: {data['train']} images to train on, {data['test']:,} for everything that is reported here. "
+        f"Students: seeds {', '.join(map(str, settings['seeds']))}, {settings['per_class']} labelled images a class, "
+        f"{settings['student_epochs']} epochs. One teacher. {versions}.",
+        "",
+        "What the run printed:",
+        "",
+        *(f"{number}. {line}" for number, line in enumerate(content["findings"], start=1)),
+        "",
+    ]
+    (out / "findings.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Draw from the folder given, or from a demo run here."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path, nargs="?", help="folder that mikit demo made")
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
+    if given.demo is not None:
+        draw(given.demo, given.out)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        images = digits()
+        run_demo(Path(folder) / "demo", images, settings_for(images))
+        draw(Path(folder) / "demo", given.out)
+
+
+if __name__ == "__main__":
+    main()
