@@ -141,7 +141,7 @@ def capture(
             or if a readout does not exist or is missing for a layer. On reading, if a layer did not run in the last
             forward, ran several times in it, or gave something that cannot be read out.
 
-    Cost: One copy per captured layer after its readout; the hooks add about 20 microseconds per layer to a forward.
+    Cost: One copy per captured layer after its readout; the hooks add tens of microseconds per layer to a forward.
 
     Pitfalls:
         A compiled model does not call hooks that were registered after it ran; enter ``capture`` on the model as it was

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ SHRINKAGES = (1e-3, 1e-2, 1e-1, 0.5)
 # Beyond this width the eigendecomposition costs more than the iterations it saves.
 _WIDEST_ROTATION = 2048
 _PAIRS_KEPT = 12
+_PATH_SLACK = 10.0
 
 
 @final
@@ -178,29 +179,33 @@ def fit_logistic_probe(
         z = z @ axes.astype(z.dtype)
     else:
         spectrum, axes = np.diagonal(covariance).copy(), None
-    curvature = float(np.exp(2 * log_prior).sum())
-    one_hot = np.zeros((n, classes), dtype=z.dtype)
-    one_hot[np.arange(n), codes] = 1.0
+    objective = _LogisticObjective(z, codes, classes)
 
-    best: tuple[float, float, Array, Array, float] | None = None
-    weights, bias, spent = np.zeros((d, classes)), log_prior.copy(), 0
+    def fitted(ridge: float, weights: Array, bias: Array, tolerance: float) -> tuple[Array, Array, float, int]:
+        curvature = objective.curvature(weights, bias)
+        stretch = 1.0 / np.sqrt(curvature[:, None] * np.clip(spectrum, 0.0, None) + ridge)
+        return _descend(objective.at(ridge, stretch, 1.0 / np.sqrt(curvature)), weights, bias, tolerance, max_iterations)
+
+    # The path is walked with a looser tolerance, enough to tell the ridges apart; the chosen fit is then completed.
+    best: tuple[float, float, Array, Array] | None = None
+    weights, bias, spent = np.zeros((classes, d)), log_prior.copy(), 0
     for ridge in sorted(ridges, reverse=True):
-        stretch = 1.0 / np.sqrt(curvature * np.clip(spectrum, 0.0, None) + ridge)
-        weights, bias, norm, used = _descend(
-            _LogisticObjective(z, one_hot, codes, ridge, stretch), weights, bias, tolerance, max_iterations
-        )
+        weights, bias, _, used = fitted(ridge, weights, bias, _PATH_SLACK * tolerance)
         spent += used
-        turned = weights if axes is None else axes @ weights
-        if chosen_rows is None:
-            best = (np.nan, ridge, turned, bias, norm)
-            break
-        held_out = _cross_entropy(chosen_rows, turned, bias)
+        held_out = np.nan if chosen_rows is None else _cross_entropy(chosen_rows, _turned(weights, axes), bias)
         if best is not None and held_out > best[0]:
             break
-        best = (held_out, ridge, turned, bias, norm)
+        best = (held_out, ridge, weights, bias)
+        if chosen_rows is None:
+            break
     assert best is not None
-    held_out, ridge, weights, bias, norm = best
-    return LinearProbe(mean, scale, weights, bias, log_prior, ridge, 1.0, spent, norm, norm <= tolerance, held_out)
+    _, ridge, weights, bias = best
+    weights, bias, norm, used = fitted(ridge, weights, bias, tolerance)
+    weights = _turned(weights, axes)
+    held_out = np.nan if chosen_rows is None else _cross_entropy(chosen_rows, weights, bias)
+    return LinearProbe(
+        mean, scale, weights, bias, log_prior, ridge, 1.0, spent + used, norm, norm <= tolerance, held_out
+    )
 
 
 def fit_gaussian_probe(
@@ -298,6 +303,11 @@ def standardised(features: Array, mean: Array, scale: Array) -> Array:
     return out
 
 
+def _turned(weights: Array, axes: Array | None) -> Array:
+    """Return weights ``(classes, d)`` on the rotated features as weights ``(d, classes)`` on the features."""
+    return np.asarray(weights.T if axes is None else axes @ weights.T)
+
+
 def _fit_part(features: Array, codes: Array, classes: int) -> tuple[Array, Array, Array, Array]:
     counts = np.bincount(codes, minlength=classes)
     empty = np.flatnonzero(counts == 0)
@@ -376,39 +386,54 @@ def _best_factor(discriminants: Array, codes: Array, log_prior: Array) -> tuple[
 
 @final
 class _LogisticObjective:
-    """The penalised cross-entropy as a function of whitened weights and bias in one float64 vector."""
+    """The penalised cross-entropy as a function of whitened weights and bias in one float64 vector.
 
-    def __init__(self, z: Array, one_hot: Array, codes: Array, ridge: float, stretch: Array) -> None:
+    Logits stand as ``(classes, n)``: sums over a handful of classes are then sums of long rows.
+    """
+
+    def __init__(self, z: Array, codes: Array, classes: int) -> None:
         self.z = z
-        self.one_hot = one_hot
-        self.codes = codes
-        self.ridge = ridge
-        self.stretch = stretch[:, None]
-        # The intercept's coordinate is stretched like a direction of unit variance.
-        self.bias_stretch = float(np.sqrt(one_hot.shape[1]))
+        self.columns = np.ascontiguousarray(z.T)
+        self.one_hot = np.zeros((classes, z.shape[0]), dtype=z.dtype)
+        self.one_hot[codes, np.arange(z.shape[0])] = 1.0
+        self.ridge = 0.0
+        self.stretch = np.ones((classes, z.shape[1]))
+        self.bias_stretch = np.ones(classes)
+
+    def at(self, ridge: float, stretch: Array, bias_stretch: Array) -> Self:
+        """Set the ridge and the coordinates."""
+        self.ridge, self.stretch, self.bias_stretch = ridge, stretch, bias_stretch
+        return self
+
+    def curvature(self, weights: Array, bias: Array) -> Array:
+        """Return the mean of ``p (1 - p)`` per class: the scale of the Hessian at these weights."""
+        q = np.exp(_log_softmax((self.z @ weights.T.astype(self.z.dtype)) + bias.astype(self.z.dtype)))
+        return np.maximum((q * (1 - q)).mean(axis=0, dtype=np.float64), 1e-6)
 
     def packed(self, weights: Array, bias: Array) -> Array:
+        """Return weights ``(classes, d)`` and bias as one vector."""
         return np.concatenate([(weights / self.stretch).ravel(), bias / self.bias_stretch])
 
     def unpacked(self, point: Array) -> tuple[Array, Array]:
-        size = self.z.shape[1] * self.one_hot.shape[1]
-        return point[:size].reshape(self.z.shape[1], -1) * self.stretch, point[size:] * self.bias_stretch
+        """Return weights and bias of a vector."""
+        classes, d = self.one_hot.shape[0], self.z.shape[1]
+        return point[: classes * d].reshape(classes, d) * self.stretch, point[classes * d :] * self.bias_stretch
 
     def __call__(self, point: Array) -> tuple[float, Array]:
         weights, bias = self.unpacked(point)
         n = self.z.shape[0]
-        logits = self.z @ weights.astype(self.z.dtype)
-        logits += bias.astype(self.z.dtype)
-        logits -= logits.max(axis=1, keepdims=True)
+        logits = weights.astype(self.z.dtype) @ self.columns
+        logits += bias.astype(self.z.dtype)[:, None]
+        logits -= logits.max(axis=0)
         target = np.einsum("ij,ij->", logits, self.one_hot, dtype=np.float64)
         np.exp(logits, out=logits)
-        total = logits.sum(axis=1, keepdims=True)
+        total = logits.sum(axis=0)
         value = (float(np.log(total).sum(dtype=np.float64)) - float(target)) / n
         value += 0.5 * self.ridge * float(np.vdot(weights, weights))
         logits /= total
         logits -= self.one_hot
-        slope = (self.z.T @ logits).astype(np.float64) / n + self.ridge * weights
-        slope_bias = logits.sum(axis=0, dtype=np.float64) / n
+        slope = (logits @ self.z).astype(np.float64) / n + self.ridge * weights
+        slope_bias = logits.sum(axis=1, dtype=np.float64) / n
         return value, np.concatenate([(slope * self.stretch).ravel(), slope_bias * self.bias_stretch])
 
 

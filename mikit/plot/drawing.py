@@ -403,9 +403,10 @@ def finish(
         )
     fig.text(left, 0.07 / height, "\n".join(lines), ha="left", va="bottom", fontsize=6.8, color=SOFT, linespacing=1.25)
     fig.set_layout_engine("constrained", rect=(0, footer / height, 1, 1 - (header + footer) / height))
+    for ax in fig.axes:  # Said outright, because matplotlib chooses its ticks by the label size set when it draws.
+        ax.tick_params(labelsize=7.0 if ax.get_label() == "<colorbar>" else _STYLE["xtick.labelsize"])
     fig.draw_without_rendering()
     if annotate is not None:
         annotate()
-    # Labels settle only once their ticks have been drawn, hence the second round; then the layout is kept.
-    fig.draw_without_rendering()
+        fig.draw_without_rendering()
     fig.set_layout_engine("none")

@@ -241,7 +241,6 @@ class _MapGrid:
         bar = self.figure.colorbar(mesh, ax=axes, location="right", shrink=shrink, aspect=16, pad=0.015, extend=extend)
         bar.set_label(label)
         bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=7)
 
     def _quantity(self) -> str:
         return "share recovered (0 to 1)" if self.rows.quantity == "recovered_share" else "linear CKA (0 to 1)"

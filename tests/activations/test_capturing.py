@@ -366,6 +366,7 @@ def test_a_compiled_model_is_warned_about(net: Net, images: Tensor) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default:The .grad attribute:UserWarning")
 def test_a_model_compiled_inside_the_block_is_captured(net: Net, images: Tensor) -> None:
     net.eval()
     with capture(net, ["stem", "fc"]) as acts:
