@@ -43,8 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "| truth, nats | estimator | mean | SD over seeds | mean stated SE | largest error | intervals that hold the truth "
-        "| information claimed |",
+        "| truth, nats | estimator | mean | SD over seeds | mean stated SE | largest error "
+        "| intervals that hold the truth | information claimed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     results = []

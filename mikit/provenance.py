@@ -31,6 +31,10 @@ def data_hash(*arrays: Tensor) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
-        for block in array.split(65536):
-            digest.update(np.ascontiguousarray(block.detach().cpu().numpy()).data)
+        rows = array.detach().cpu().contiguous()
+        if rows.ndim == 0:
+            rows = rows[None]
+        for start in range(0, rows.shape[0], 65536):
+            # Viewed as bytes, because NumPy does not know bfloat16.
+            digest.update(rows[start : start + 65536].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -82,4 +82,5 @@ def permuted_rows(n: int, *, groups: Tensor | None = None, generator: torch.Gene
 
 def recoded(codes: Tensor) -> Tensor:
     """Return group codes renumbered from 0 without gaps."""
-    return torch.unique(codes, return_inverse=True)[1]
+    renumbered: Tensor = torch.unique(codes, return_inverse=True)[1]
+    return renumbered

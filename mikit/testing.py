@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -278,7 +279,7 @@ def _bad_input_is_refused(estimator: Estimator | type[Estimator]) -> None:
     for bad in (float("nan"), float("inf")):
         spoilt = x.clone()
         spoilt[7, 0] = bad
-        _refuses(lambda spoilt=spoilt: measure(spoilt, y, instrument), f"x with {bad}", "row 7")
+        _refuses(partial(measure, spoilt, y, instrument), f"x with {bad}", "row 7")
     _refuses(lambda: measure(x[:1], y[:1], instrument), "one row", "")
     if instrument.needs_pairs:
         fitted = _fit(instrument, x, y, seed=14)

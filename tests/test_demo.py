@@ -303,8 +303,12 @@ def test_findings_do_not_decide_what_the_run_does_not():
     assert "below VID in 0 and 1 of 2 runs, so this run does not settle whether the pairing matters" in control
 
 
-def test_findings_credit_the_pairing_only_with_a_gain_that_is_there():
-    control = lines(alone=(0.9, 0.9), vid=(0.5, 0.5), broken=(0.3, 0.3))[3]
+@pytest.mark.parametrize(
+    ("alone", "accuracy"),
+    [((0.9, 0.9), (0.8, 0.9, 0.7)), ((0.1, 0.1), (0.95, 0.9, 0.7)), ((0.1, 0.6), (0.8, 0.9, 0.7))],
+)
+def test_findings_credit_the_pairing_only_with_a_gain_that_is_there(alone, accuracy):
+    control = lines(alone=alone, vid=(0.5, 0.5), broken=(0.3, 0.3), accuracy=accuracy)[3]
     assert "so a wrong pairing is worse than the right" in control
     assert "gains" not in control
 

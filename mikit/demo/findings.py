@@ -110,7 +110,8 @@ def _control(frame: pd.DataFrame) -> str:
     taught, alone, broken = (_final(frame, network, **_stage(frame)) for network in (TAUGHT, ALONE, BROKEN))
     right, wrong = (100 * _final(frame, network, quantity="accuracy") for network in (TAUGHT, BROKEN))
     share, accuracy = _Comparison(taught, broken), _Comparison(right, wrong)
-    helped = bool((taught > alone).all())
+    plain = _final(frame, ALONE, quantity="accuracy")
+    helped = bool((taught > alone).all() and (right > 100 * plain).all())
     if share.higher == share.runs and accuracy.higher == accuracy.runs:
         reading = (
             "so what VID gains here hangs on the right pairing"

@@ -100,8 +100,8 @@ def run_demo(
         flow = _traced(trained, settings, jobs, stages)
         stages.begin("Drawing the figures and the report", None)
         flow.save(folder / "flow")
-        _draw(flow, folder / "figures")
-        _write_report(flow, folder / "report")
+        pictures = (delayed(_draw)(flow, folder / "figures"), delayed(_write_report)(flow, folder / "report"))
+        Parallel(n_jobs=min(jobs, 2))(pictures)
         _save_networks(trained, folder / "networks")
         lines = describe_run(
             flow.frame,

@@ -190,10 +190,10 @@ class LabelInformation(Estimator):
 @final
 @dataclass(frozen=True)
 class RotatedInformation:
-    """Label information with every row held out once.
+    """Label information of rows that were each held out once.
 
     Attributes:
-        pointwise: Held-out ``log q(y | x) - log π(y)`` per row ``(n,)``, in nats.
+        pointwise: Held-out ``log q(y | x) - log π(y)`` per reported row, in the order of the rows, in nats.
         fit_value: Mean over the folds of the value on the rows a probe was fitted to.
         fits: Number of probes fitted.
         converged: How many of them met their tolerance.
@@ -206,7 +206,7 @@ class RotatedInformation:
 
     @property
     def value(self) -> float:
-        """The held-out value, pooled over all rows."""
+        """The held-out value, pooled over the reported rows."""
         return float(self.pointwise.mean())
 
     @property
@@ -216,11 +216,17 @@ class RotatedInformation:
 
 
 def rotated_information(
-    features: Array, labels: Array, parts: Sequence[Array], *, classes: int, probe: str = "logistic"
+    features: Array,
+    labels: Array,
+    parts: Sequence[Array],
+    *,
+    classes: int,
+    probe: str = "logistic",
+    turns: int | None = None,
 ) -> RotatedInformation:
     """Return label information with each part held out in turn: one part reports, the next selects, the rest fit.
 
-    Formula: the mean over all rows of ``log q(y | x) - log π(y)``, each row under the probe that did not see it.
+    Formula: the mean over the rows of ``log q(y | x) - log π(y)``, each row under the probe that did not see it.
 
     Args:
         features: ``(n, d)``.
@@ -228,9 +234,10 @@ def rotated_information(
         parts: Row indices of at least 3 parts that cover every row once; rows of one group belong in one part.
         classes: Number of classes.
         probe: ``"logistic"`` or ``"lda"``.
+        turns: Let only the first ``turns`` parts report; all by default.
 
     Returns:
-        The contribution of every row, in nats (V-information), and the value on the fit parts.
+        The contribution of every reported row, in nats (V-information), and the value on the fit parts.
 
     Raises:
         InputError: If the parts do not cover the rows once, or a class is missing in a fit part.
@@ -259,9 +266,12 @@ def rotated_information(
         raise InputError(f"{len(parts)} parts are too few: at least 3 are needed, to fit, to select and to report.")
     if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(n)):
         raise InputError(f"The parts must hold each of the {n} rows exactly once.")
+    turns = len(parts) if turns is None else turns
+    if not 1 <= turns <= len(parts):
+        raise InputError(f"turns is {turns}; it must lie between 1 and the number of parts, {len(parts)}.")
     contributions = np.empty(n)
     fit_values, converged = [], 0
-    for turn, report in enumerate(parts):
+    for turn, report in enumerate(parts[:turns]):
         after = (turn + 1) % len(parts)
         fit = np.concatenate([part for index, part in enumerate(parts) if index not in (turn, after)])
         fitted = _PROBES[probe](
@@ -270,7 +280,8 @@ def rotated_information(
         contributions[report] = fitted.information(features[report], labels[report])
         fit_values.append(float(fitted.information(features[fit], labels[fit]).mean()))
         converged += fitted.converged
-    return RotatedInformation(contributions, sum(fit_values) / len(parts), len(parts), converged)
+    reported = np.sort(np.concatenate(parts[:turns]))
+    return RotatedInformation(contributions[reported], sum(fit_values) / turns, turns, converged)
 
 
 def _array(x: Tensor) -> Array:

@@ -46,15 +46,14 @@ class Instruments:
     reduce: int | None
 
     def information(self, rows: Array) -> tuple[RotatedInformation, RotatedInformation] | None:
-        """Return label information and the same with the labels moved within their folds; None without labels."""
+        """Return label information, and that of moved labels from one fold's turn; None without labels."""
         if self.labels is None:
             return None
         codes, classes = self.labels
         parts = [np.arange(fold.start, fold.stop) for fold in self.deal.folds]
-        found, null = (
-            rotated_information(rows, y, parts, classes=classes, probe=self.probe)
-            for y in (codes, codes[self.deal.shifted()])
-        )
+        found = rotated_information(rows, codes, parts, classes=classes, probe=self.probe)
+        moved = codes[self.deal.shifted()]
+        null = rotated_information(rows, moved, parts, classes=classes, probe=self.probe, turns=1)
         return found, null
 
     def width(self, width: int) -> int:
@@ -99,7 +98,7 @@ class Snapshot:
     Attributes:
         width: Columns of the layer.
         compared: Columns that entered the comparison with the teacher.
-        information: Label information, and on moved labels; None without labels.
+        information: Label information, and that of labels moved within their folds; None without labels.
         pairs: By teacher layer; empty for the teacher.
     """
 

@@ -49,12 +49,12 @@ class CanonicalForm:
     directions_y: Tensor
     correlations: Tensor
 
-    def log_ratio(self, x: Tensor, y: Tensor, rank: int | None = None) -> Tensor:
-        """Return ``log p(x, y) / (p(x) p(y))`` per row under the Gaussian law, using the first ``rank`` correlations."""
-        r = self.correlations.shape[0] if rank is None else rank
+    def log_ratio(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``log p(x, y) / (p(x) p(y))`` per row under the Gaussian law."""
+        r = self.correlations.shape[0]
         a = (x.double() - self.mean_x) @ self.directions_x[:, :r]
         b = (y.double() - self.mean_y) @ self.directions_y[:, :r]
-        rho = self.correlations[:r]
+        rho = self.correlations
         noise = 1 - rho.square()
         quadratic = (2 * rho * a * b - rho.square() * (a.square() + b.square())) / (2 * noise)
         return (quadratic - 0.5 * noise.log()).sum(dim=1)

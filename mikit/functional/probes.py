@@ -184,7 +184,9 @@ def fit_logistic_probe(
     def fitted(ridge: float, weights: Array, bias: Array, tolerance: float) -> tuple[Array, Array, float, int]:
         curvature = objective.curvature(weights, bias)
         stretch = 1.0 / np.sqrt(curvature[:, None] * np.clip(spectrum, 0.0, None) + ridge)
-        return _descend(objective.at(ridge, stretch, 1.0 / np.sqrt(curvature)), weights, bias, tolerance, max_iterations)
+        return _descend(
+            objective.at(ridge, stretch, 1.0 / np.sqrt(curvature)), weights, bias, tolerance, max_iterations
+        )
 
     # The path is walked with a looser tolerance, enough to tell the ridges apart; the chosen fit is then completed.
     best: tuple[float, float, Array, Array] | None = None

@@ -2,6 +2,26 @@
 
 Every function takes the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned and gives back a
 ``matplotlib.figure.Figure``; neither backend nor settings of matplotlib are touched.
+
+Examples:
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from mikit import plot
+    >>> from mikit.activations import ActivationStore
+    >>> from mikit.flow import trace
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((600, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     teacher = ActivationStore(folder + "/t", network="teacher")
+    ...     teacher.append({"fc": x}, ids=np.arange(600), phase=3)
+    ...     student = ActivationStore(folder + "/s", network="student", seed=0)
+    ...     student.append({"fc": x[:, :2]}, ids=np.arange(600), phase=0)
+    ...     run = trace(teacher, student, noise=0.3)
+    ...     figure = plot.phases(run)
+    ...     [path.name for path in plot.save_figure(figure, folder, "phases")]
+    ['phases.png', 'phases.svg']
+    >>> figure.axes[0].get_ylabel()
+    'share recovered (0 to 1)'
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def _rows_json(frame: pd.DataFrame) -> str:
             column |= {"values": codes.tolist(), "words": [str(word) for word in words]}
         data.append(column)
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return text.replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _is_blank(column: pd.Series) -> bool:

@@ -35,7 +35,9 @@ def test_measure_gives_at_most_the_label_entropy_and_nothing_for_shuffled_labels
 
 def test_perfect_features_reach_the_label_entropy_and_never_pass_it() -> None:
     _, y = _classes(2000, 2, 4, spread=1.0)
-    x = torch.nn.functional.one_hot(y, 4).float() + 0.01 * torch.randn(2000, 4, generator=torch.Generator().manual_seed(2))
+    x = torch.nn.functional.one_hot(y, 4).float() + 0.01 * torch.randn(
+        2000, 4, generator=torch.Generator().manual_seed(2)
+    )
     found = rotated_information(x.numpy(), y.numpy(), [p.numpy() for p in _folds(2000)], classes=4)
     entropy = label_entropy(y.numpy())
     assert entropy - 0.05 < found.value < entropy + 2 * found.standard_error

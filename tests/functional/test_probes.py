@@ -67,7 +67,9 @@ def test_ridge_is_the_one_with_the_lowest_cross_entropy_on_the_select_part() -> 
     chosen = fit_logistic_probe(x[fit], y[fit], 4, select=(x[select], y[select]))
     rows = np.arange(100)
     losses = {
-        ridge: -fit_logistic_probe(x[fit], y[fit], 4, ridges=[ridge]).log_probabilities(x[select])[rows, y[select]].mean()
+        ridge: -fit_logistic_probe(x[fit], y[fit], 4, ridges=[ridge])
+        .log_probabilities(x[select])[rows, y[select]]
+        .mean()
         for ridge in (1e-1, 1e-2, 1e-3, 1e-4)
     }
     assert chosen.strength == min(losses, key=losses.__getitem__)
@@ -113,9 +115,10 @@ def test_temperature_minimises_the_cross_entropy_on_the_select_part() -> None:
 def test_two_gaussian_classes_have_a_known_information(fit) -> None:
     # x = ±m + noise: the log-odds are 2 m x, so the information is log 2 - E log(1 + exp(-2 m (m + z))).
     m, n = 0.8, 40_000
-    truth = np.log(2) - quad(
-        lambda z: np.exp(-z * z / 2) / np.sqrt(2 * np.pi) * np.log1p(np.exp(-2 * m * (m + z))), -12, 12
-    )[0]
+    truth = (
+        np.log(2)
+        - quad(lambda z: np.exp(-z * z / 2) / np.sqrt(2 * np.pi) * np.log1p(np.exp(-2 * m * (m + z))), -12, 12)[0]
+    )
     rng = np.random.default_rng(3)
     y = rng.integers(0, 2, n)
     x = rng.standard_normal((n, 3))
@@ -155,7 +158,7 @@ def test_standardised_features_stop_at_eight_standard_deviations() -> None:
 @pytest.mark.parametrize("fit", [fit_logistic_probe, fit_gaussian_probe])
 def test_refusals_say_which_class_and_row(fit) -> None:
     x, y = _classes(60, 2, 3)
-    with pytest.raises(InputError, match="1 of the 4 classes have no row.*class 3"):
+    with pytest.raises(InputError, match=r"1 of the 4 classes have no row.*class 3"):
         fit(x, y, 4)
     wrong = y.copy()
     wrong[5] = 7

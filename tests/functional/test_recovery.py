@@ -167,7 +167,7 @@ def test_single_precision_is_close_to_double() -> None:
 
 def test_few_rows_are_refused_or_reduced() -> None:
     s, t, *_ = _chain(64, 400, seed=8)
-    with pytest.raises(InputError, match="400 rows are too few.*at least 480.*reduce=40"):
+    with pytest.raises(InputError, match=r"400 rows are too few.*at least 480.*reduce=40"):
         recovered_share(s, t)
     (found,) = recovered_share(s, t, noise=[0.3], reduce=8)
     x, y = centred(s), centred(t)
