@@ -27,12 +27,16 @@ exclude_patterns = ["_build", "_ext", "tables", "gallery", "**.ipynb_checkpoints
 bibtex_bibfiles = ["references.bib"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
+smartquotes = False
 
 autodoc_typehints = "description"
+# The types of documented arguments only: with all, every docstring with a section after Raises lists them twice.
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_custom_sections = ["Formula", "Shapes", "Unit", "Units", "Kind", "Checks", "Cost", "Pitfalls", "Source"]
 
 nb_execution_mode = "force"

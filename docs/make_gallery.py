@@ -30,8 +30,7 @@ HERE = Path(__file__).parent / "gallery"
 def write_png(figure: Figure, path: Path) -> None:
     """Write a figure at most 1,400 pixels wide, with a palette, in less than 250 kB."""
     buffer = io.BytesIO()
-    # The figures are drawn in mikit's own style, whatever the user's settings are; saving needs it too.
-    dpi = min(160.0, WIDEST / figure.get_figwidth())
+    dpi = min(220.0, WIDEST / figure.get_figwidth())
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     picture = Image.open(buffer).convert("RGB")
     if picture.width > WIDEST:

@@ -209,6 +209,8 @@ def demo(
         result = run_demo(out, images, settings, overwrite=overwrite, jobs=jobs, stages=steps)
     for number, line in enumerate(result.lines, start=1):
         say(f"{number}. {line}")
+    if quick:
+        say("These are the numbers of a quick run, which shows that everything works; leave out --quick for results.")
     say(f"Open {result.folder / 'report' / 'index.html'} ({result.wall_time:.0f} s)")
 
 

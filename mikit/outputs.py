@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mikit.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
 
 __all__ = ["new_folder", "require_free", "write_text"]
@@ -37,15 +38,9 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = text.encode()
+    write_atomically(path, lambda file: file.write(content))
+    sync_folder(path.parent)
 
 
 @contextmanager

@@ -114,6 +114,8 @@ class Steps:
         """Leave the terminal to a stage that draws a bar of its own; gives whether it should."""
         self._end_stage()
         self._progress.stop()
+        for task in self._progress.task_ids:  # What is on the screen stays there and is not drawn again.
+            self._progress.remove_task(task)
         if not self._console.is_terminal and self._lines:
             self._console.print(stage, soft_wrap=True, markup=False)
         try:

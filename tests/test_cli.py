@@ -373,6 +373,7 @@ def test_demo_prints_five_lines_and_where_to_look(files, monkeypatch):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
         *(f"{i + 1}. Line {i}." for i in range(5)),
+        "These are the numbers of a quick run, which shows that everything works; leave out --quick for results.",
         "Open here/report/index.html (12 s)",
     ]
     assert result.stderr.splitlines() == ["Training", "Tracing"]

@@ -34,20 +34,15 @@ def commands() -> str:
 
 def instruments() -> str:
     """Return what each registered instrument is, reads and needs, from the classes themselves."""
-    lines = [
-        "| instrument | name | the number is | unit | reads | gradient | fitted first | 0 when independent | ceiling "
-        "at N = 10,000 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| instrument | the number is | reads | gradient | fitted first | ceiling |", "|---|---|---|---|---|---|"]
     for cls, example in _examples():
         ceiling = example.ceiling(10_000)
-        rows = "vectors, of labels" if cls.explains == "labels" else "vectors"
-        layouts = {"nd": rows, "nchw": "feature maps", "ntd": "tokens"}
+        layouts = {"nd": "vectors", "nchw": "feature maps", "ntd": "tokens"}
+        reads = ", ".join(layouts[shape] for shape in cls.shapes)
         lines.append(
-            f"| {_link(cls)} | `{cls.name}` | {cls.kind} | {cls.unit} "
-            f"| {' or '.join(layouts[shape] for shape in cls.shapes)} | {_yes(example.differentiable)} "
-            f"| {_yes(example.learned)} | {_yes(cls.zero_when_independent)} "
-            f"| {'none' if ceiling is None else f'{ceiling:.2f}'} |"
+            f"| {_link(cls)} `{cls.name}` | {cls.kind}, {cls.unit} "
+            f"| {f'{reads}; y: labels' if cls.explains == 'labels' else reads} | {_yes(example.differentiable)} "
+            f"| {_yes(example.learned)} | {'none' if ceiling is None else f'{ceiling:.2f}'} |"
         )
     return "\n".join(lines)
 
@@ -161,8 +156,16 @@ def _spread_sections(app: Any, what: str, name: str, obj: Any, options: Any, lin
     lines[:] = out
 
 
+def _shorten_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Leave out ``(*args, **kwargs)``, which only says that a base class takes what its subclasses take."""
+    return ("" if signature == "(*args, **kwargs)" else signature), returns
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("source-read", _write_marked)
     app.connect("autodoc-process-docstring", _spread_sections, priority=100)
+    app.connect("autodoc-process-signature", _shorten_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

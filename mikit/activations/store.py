@@ -18,7 +18,7 @@ from mikit.activations.admission import (
     phase_number,
     rows_to_store,
 )
-from mikit.activations.atomic import file_sha256
+from mikit.atomic import file_sha256
 from mikit.activations.folder import MANIFEST_NAME, StoreFolder, absolute_folder
 from mikit.activations.manifest import FORMATS, Phase, Shard
 from mikit.errors import InputError

@@ -166,8 +166,8 @@ def refuse_training_rows(run: Run, deal: Deal) -> None:
         first = np.sort(overlap)[0]
         raise InputError(
             f"The {run.role} {run.network!r} (seed {run.seed}) was trained on {overlap.shape[0]} of the "
-            f"{len(deal.ids)} samples to be measured; the first is {first!r}. On training samples every layer looks "
-            "better than it is: record activations on samples that no network was trained on."
+            f"{len(deal.ids)} samples to be measured; the first is {first.item()!r}. On training samples every layer "
+            "looks better than it is: record activations on samples that no network was trained on."
         )
 
 
@@ -202,8 +202,8 @@ def labels_of(runs: Sequence[Run], labels: Any, deal: Deal) -> tuple[Array, int]
         if other.shape[0]:
             raise InputError(
                 f"The stores of {chosen[0].network!r} and {run.network!r} label {other.shape[0]} samples differently; "
-                f"the first is sample {deal.ids[other[0]]!r}. Check that both were recorded on the same data, or pass "
-                "labels."
+                f"sample {deal.ids[other[0]].item()!r} is the first. Check that both were recorded on the same data, or "
+                "pass labels."
             )
     if chosen is None:
         return None

@@ -12,7 +12,7 @@ from typing import Any, Self, final
 
 import pandas as pd
 
-from mikit.activations.atomic import file_sha256, write_atomically
+from mikit.atomic import file_sha256, write_atomically
 from mikit.errors import InputError
 
 __all__ = ["COLUMNS", "QUANTITIES", "Flow", "frame_of"]

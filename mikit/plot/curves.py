@@ -14,7 +14,6 @@ from mikit.plot.drawing import (
     MARKERS,
     SOFT,
     caption_facts,
-    clip_text,
     draw_line,
     figure_style,
     finish,
@@ -23,9 +22,9 @@ from mikit.plot.drawing import (
     line_key,
     name_ticks,
     phase_ramp,
-    short_names,
     teacher_said,
 )
+from mikit.plot.naming import clip_text, short_names
 from mikit.plot.tables import Rows, choose_phases, label_entropy, layers_of, select
 
 if TYPE_CHECKING:

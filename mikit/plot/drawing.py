@@ -15,6 +15,8 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mikit.plot.naming import clip_text, short_names, spread
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from mikit.flow import Flow
     from mikit.plot.tables import Rows
 
-__all__ = ["caption_facts", "figure_style", "finish", "name_ticks", "network_colors", "phase_ramp", "short_names"]
+__all__ = ["caption_facts", "figure_style", "finish", "name_ticks", "network_colors", "phase_ramp"]
 
 INK, SOFT, FAINT = "#222222", "#5a5a5a", "#e7e7e7"
 GREY, BLUE, RED = "#6e6e6e", "#0173b2", "#d55e00"
@@ -108,54 +110,6 @@ def phase_ramp(count: int) -> list[tuple[float, float, float]]:
     return [tuple(float(part) for part in ramp(place)[:3]) for place in places]  # type: ignore[misc]
 
 
-def clip_text(text: str, limit: int) -> str:
-    """The text, its middle left out where it is longer than the limit; control characters become spaces.
-
-    Examples:
-        >>> clip_text("a very long network name", 13)
-        'a very…k name'
-    """
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    if len(clean) <= limit:
-        return clean
-    head = (limit - 1) // 2
-    return clean[:head] + "…" + clean[len(clean) - (limit - 1 - head) :]
-
-
-def short_names(names: Sequence[str], limit: int = 12) -> list[str]:
-    """Layer names short enough for an axis, still all different.
-
-    What all names begin with is dropped at a dot; then the leading parts of long names shrink to their initials
-    and numbers; at last the middle is left out.
-
-    Args:
-        names: Layer names.
-        limit: Longest name left as it is.
-
-    Returns:
-        One short name per name, in the same order.
-
-    Examples:
-        >>> short_names(["net.stem", "net.stage1.0.conv2", "net.stage2.0.conv2"])
-        ['stem', 's1.0.conv2', 's2.0.conv2']
-    """
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while len(names) > 1 and all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
-        shared += 1
-    short = []
-    for own in parts:
-        name = ".".join(own[shared:])
-        if len(name) > limit:
-            lead = [re.sub(r"([^\W\d_])[^\W\d]*", r"\1", part) for part in own[shared:-1]]
-            name = ".".join([*lead, own[-1]])
-        short.append(clip_text(name, limit))
-    while len(set(short)) < len(short):
-        counts = {name: short.count(name) for name in short}
-        short = [f"{clip_text(name, limit - 3)}~{i + 1}" if counts[name] > 1 else name for i, name in enumerate(short)]
-    return short
-
-
 def name_ticks(
     ax: Axes,
     names: Sequence[str],
@@ -186,33 +140,6 @@ def name_ticks(
         ax.set_xticks(places, short, rotation=42, ha="right", rotation_mode="anchor")
     else:
         ax.set_xticks(places, short, rotation=90, ha="center", va="top")
-
-
-def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions moved apart until neighbours are ``gap`` apart, within [low, high] where they fit.
-
-    Examples:
-        >>> spread([0.5, 0.5, 0.9], 0.2, 0.0, 1.0)
-        [0.4, 0.6, 0.9]
-    """
-    order = np.argsort(places, kind="stable")
-    groups: list[tuple[float, int]] = []
-    for i in order:
-        groups.append((float(places[i]), 1))
-        while True:
-            centre, count = groups[-1]
-            half = gap * (count - 1) / 2
-            centre = min(max(centre, low + half), max(high - half, low + half))
-            groups[-1] = (centre, count)
-            if len(groups) == 1:
-                break
-            before, number = groups[-2]
-            if centre - half - (before + gap * (number - 1) / 2) >= gap - 1e-12:
-                break
-            groups[-2:] = [((before * number + centre * count) / (number + count), number + count)]
-    spots = [centre + gap * (k - (count - 1) / 2) for centre, count in groups for k in range(count)]
-    moved = dict(zip(order.tolist(), spots, strict=True))
-    return [round(moved[i], 12) for i in range(len(places))]
 
 
 def draw_line(
@@ -318,11 +245,11 @@ def caption_facts(flow: Flow, rows: Rows, *, band: bool = True) -> list[str]:
     if rows.quantity == "recovered_share":
         facts.append("shares lie midway between held-out and in-sample")
     if len(counts) == 1:
-        facts.append(f"N = {counts[0]:,}")
+        facts.append(f"N\u00a0=\u00a0{counts[0]:,}")
     elif counts:
         facts.append(f"N differs, {counts[0]:,} to {counts[-1]:,}: compare with care")
     facts.append(_seeds_said(rows, band))
-    return [fact[0].upper() + fact[1:] if fact[:2] != "N " else fact for fact in facts]
+    return [fact[0].upper() + fact[1:] for fact in facts]
 
 
 def _seeds_said(rows: Rows, band: bool) -> str:
@@ -331,7 +258,7 @@ def _seeds_said(rows: Rows, band: bool) -> str:
     if len(distinct) == 1:
         own = next(iter(distinct))
         alone = f"1 run (seed {own[0]})" + (", no band" if band else "")
-        said = f"{len(own)} seeds ({', '.join(map(str, own))})" if len(own) > 1 else alone
+        said = f"{len(own)}\u00a0seeds ({', '.join(map(str, own))})" if len(own) > 1 else alone
     else:
         said = "; ".join(f"{clip_text(str(k), 30)}: seeds {', '.join(map(str, v))}" for k, v in seeds.items())
     if band and any(len(own) > 1 for own in distinct):

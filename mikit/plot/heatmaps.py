@@ -13,7 +13,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from mikit.errors import InputError
-from mikit.plot.drawing import SOFT, caption_facts, clip_text, figure_style, finish, name_ticks, short_names
+from mikit.plot.drawing import (
+    SOFT,
+    caption_facts,
+    figure_style,
+    finish,
+    name_ticks,
+)
+from mikit.plot.naming import clip_text, short_names
 from mikit.plot.tables import Rows, choose_phases, layers_of, select, teacher_layers
 
 if TYPE_CHECKING:

@@ -15,16 +15,15 @@ from mikit.plot.drawing import (
     MARKERS,
     SOFT,
     caption_facts,
-    clip_text,
     draw_line,
     figure_style,
     finish,
     hollow_key,
     line_key,
     network_colors,
-    short_names,
     teacher_said,
 )
+from mikit.plot.naming import clip_text, short_names
 from mikit.plot.tables import Rows, label_entropy, layers_of, matching, select
 
 if TYPE_CHECKING:
@@ -290,4 +289,6 @@ class _PhasePanels:
         if not self.floored:
             facts.append("No untrained floor: phase 0 was not captured")
         facts.append("Phases at equal distances, not to scale")
+        if short_names(self.layers, 14) != self.layers:
+            facts.append("Layer names shortened")
         finish(self.figure, title, keys, facts)

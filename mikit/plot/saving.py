@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import os
 import re
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from mikit.activations.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
 from mikit.plot.drawing import figure_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure", "svg_of"]
+__all__ = ["save_figure", "svg_of", "write_whole"]
 
 
 def svg_of(fig: Figure) -> bytes:
@@ -27,8 +25,17 @@ def svg_of(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a run that is killed, finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple[Path, Path]:
@@ -71,6 +78,5 @@ def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple
         fig.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     png, svg = target / f"{stem}.png", target / f"{stem}.svg"
     for path, content in ((png, buffer.getvalue()), (svg, svg_of(fig))):
-        write_atomically(path, partial(_write, content))
-    sync_folder(target)
+        write_whole(path, content)
     return png, svg

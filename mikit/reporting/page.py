@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mikit import plot
-from mikit.activations.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
-from mikit.plot.saving import svg_of
+from mikit.plot.saving import svg_of, write_whole
 from mikit.plot.tables import present
 from mikit.reporting.wording import findings, listed, measured, reasons_counted, verdicts_counted
 
@@ -131,8 +130,7 @@ def report(flow: Flow, folder: str | os.PathLike[str], *, overwrite: bool = Fals
     page = _page(flow).encode()
     target.mkdir(parents=True, exist_ok=True)
     path = target / "index.html"
-    write_atomically(path, lambda file: file.write(page))
-    sync_folder(target)
+    write_whole(path, page)
     return path
 
 
@@ -228,7 +226,7 @@ def _rows_json(frame: pd.DataFrame) -> str:
             column |= {"values": codes.tolist(), "words": [str(word) for word in words]}
         data.append(column)
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace(">", "\\u003e").replace("&", "\\u0026")
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _is_blank(column: pd.Series) -> bool:

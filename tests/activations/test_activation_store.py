@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mikit import ActivationStore, InputError
 from mikit.activations import hash_of_array, hash_of_model
-from mikit.activations.atomic import locked
+from mikit.atomic import locked
 
 FORMATS = ("npy", "safetensors")
 
@@ -625,7 +625,7 @@ def test_a_read_only_place_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_held_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path / "s")
-    monkeypatch.setattr("mikit.activations.atomic._SECONDS_TO_WAIT", 0.05)
+    monkeypatch.setattr("mikit.atomic._SECONDS_TO_WAIT", 0.05)
     with locked(store.path / ".lock", store.path):
         started = time.monotonic()
         with pytest.raises(InputError, match="is being written by another process"):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mikit import plot
 from mikit.errors import InputError
-from mikit.plot.drawing import network_colors, phase_ramp, short_names, spread
+from mikit.plot.drawing import network_colors, phase_ramp
+from mikit.plot.naming import short_names, spread
 from mikit.plot.saving import svg_of
 
 HOSTILE = "<script>alert(1)</script>"

@@ -165,6 +165,7 @@ def test_hostile_names_are_inert_everywhere(make_flow, tmp_path):
     parsed = Page(text)
     assert [tag for tag, _ in parsed.tags].count("script") == 2
     assert "alert(1)" not in parsed.scripts[1]
+    assert not set("<>&") & set(parsed.scripts[0])
     assert HOSTILE in parsed.table["layer"]["words"]
     assert HOSTILE in parsed.words
     assert "{{rows}}" in parsed.table["layer"]["words"]
