@@ -43,6 +43,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
+nb_merge_streams = True
 
 html_theme = "furo"
 html_title = f"mikit {release}"

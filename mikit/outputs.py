@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from mikit.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
 
 __all__ = ["new_folder", "require_free", "write_text"]
+
+_ATTEMPTS = 20
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
@@ -98,10 +101,16 @@ def _alive(pid: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    for _ in range(_ATTEMPTS):
+        # A worker that is just being stopped may still be writing into it.
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.1)
+    shutil.rmtree(path)
 
 
 def _sync(folder: Path) -> None:

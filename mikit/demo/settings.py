@@ -59,7 +59,7 @@ class DemoSettings:
     student_batch: int = 25
     student_rate: float = 0.1
     teacher_phases: tuple[int, ...] = (0, 2, 16)
-    student_phases: tuple[int, ...] = (0, 8, 16, 32, 64, 128)
+    student_phases: tuple[int, ...] = (0, 4, 8, 16, 32, 64, 128)
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warm_up: float = 0.2

@@ -202,8 +202,8 @@ def labels_of(runs: Sequence[Run], labels: Any, deal: Deal) -> tuple[Array, int]
         if other.shape[0]:
             raise InputError(
                 f"The stores of {chosen[0].network!r} and {run.network!r} label {other.shape[0]} samples differently; "
-                f"sample {deal.ids[other[0]].item()!r} is the first. Check that both were recorded on the same data, or "
-                "pass labels."
+                f"sample {deal.ids[other[0]].item()!r} is the first. Check that both were recorded on the same data, "
+                "or pass labels."
             )
     if chosen is None:
         return None

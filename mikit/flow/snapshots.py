@@ -13,17 +13,8 @@ from numpy.typing import NDArray
 from mikit.errors import InputError
 from mikit.estimators.labels import RotatedInformation, rotated_information
 from mikit.flow.joining import Deal, Run, read_rows
-from mikit.functional.recovery import (
-    LayerFactor,
-    Recovery,
-    Similarity,
-    cross_products,
-    factor_layer,
-    linear_cka,
-    principal_axes,
-    recover,
-    require_rows,
-)
+from mikit.functional.moments import LayerFactor, Similarity, cross_products, factor_layer, factored_cka, principal_axes
+from mikit.functional.recovery import Recovery, recover, require_rows
 
 __all__ = ["Instruments", "Pair", "Snapshot", "TeacherLayer", "depth_match", "refuse_wide", "snapshot", "teacher_layer"]
 
@@ -192,4 +183,4 @@ def _compared(
     recoveries = recover(
         student, teacher.factor, cross, noise=instruments.noise, student_noise=instruments.student_noise
     )
-    return recoveries, linear_cka(student, teacher.factor, cross)
+    return recoveries, factored_cka(student, teacher.factor, cross)

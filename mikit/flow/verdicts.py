@@ -6,7 +6,8 @@ import math
 
 from mikit.estimators.labels import RotatedInformation
 from mikit.flow.snapshots import Pair
-from mikit.functional.recovery import Recovery, Similarity
+from mikit.functional.moments import Similarity
+from mikit.functional.recovery import Recovery
 
 __all__ = ["Verdict", "of_gap", "of_information", "of_share", "of_similarity"]
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mikit.errors import InputError
+from mikit.functional.logistic import LogisticObjective, descend, log_softmax
 
 __all__ = ["LinearProbe", "fit_gaussian_probe", "fit_logistic_probe", "label_entropy"]
 
@@ -26,7 +27,6 @@ RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
 SHRINKAGES = (1e-3, 1e-2, 1e-1, 0.5)
 # Beyond this width the eigendecomposition costs more than the iterations it saves.
 _WIDEST_ROTATION = 2048
-_PAIRS_KEPT = 12
 _PATH_SLACK = 10.0
 
 
@@ -73,7 +73,7 @@ class LinearProbe:
                 f"The features have shape {features.shape}, but this probe was fitted to {self.mean.shape[0]} columns."
             )
         z = standardised(features, self.mean, self.scale)
-        return _log_softmax((z @ self.weights.astype(z.dtype)).astype(np.float64) + self.bias)
+        return log_softmax((z @ self.weights.astype(z.dtype)).astype(np.float64) + self.bias)
 
     def information(self, features: Array, labels: Array) -> Array:
         """Return ``log q(y | x) - log prior(y)`` per row in nats, ``(n,)``; its mean is the V-information."""
@@ -179,14 +179,12 @@ def fit_logistic_probe(
         z = z @ axes.astype(z.dtype)
     else:
         spectrum, axes = np.diagonal(covariance).copy(), None
-    objective = _LogisticObjective(z, codes, classes)
+    objective = LogisticObjective(z, codes, classes)
 
     def fitted(ridge: float, weights: Array, bias: Array, tolerance: float) -> tuple[Array, Array, float, int]:
         curvature = objective.curvature(weights, bias)
         stretch = 1.0 / np.sqrt(curvature[:, None] * np.clip(spectrum, 0.0, None) + ridge)
-        return _descend(
-            objective.at(ridge, stretch, 1.0 / np.sqrt(curvature)), weights, bias, tolerance, max_iterations
-        )
+        return descend(objective.at(ridge, stretch, 1.0 / np.sqrt(curvature)), weights, bias, tolerance, max_iterations)
 
     # The path is walked with a looser tolerance, enough to tell the ridges apart; the chosen fit is then completed.
     best: tuple[float, float, Array, Array] | None = None
@@ -352,15 +350,10 @@ def _checked_labels(labels: Array, n: int, classes: int) -> Array:
     return labels
 
 
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
 def _cross_entropy(rows: tuple[Array, Array], weights: Array, bias: Array) -> float:
     z, codes = rows
     logits = (z @ weights.astype(z.dtype)).astype(np.float64) + bias
-    return -float(_log_softmax(logits)[np.arange(codes.shape[0]), codes].mean())
+    return -float(log_softmax(logits)[np.arange(codes.shape[0]), codes].mean())
 
 
 def _best_factor(discriminants: Array, codes: Array, log_prior: Array) -> tuple[float, float]:
@@ -372,7 +365,7 @@ def _best_factor(discriminants: Array, codes: Array, log_prior: Array) -> tuple[
     target = discriminants[rows, codes].mean()
     factor, low, high, value = 1.0, 0.0, np.inf, np.inf
     for _ in range(25):
-        log_q = _log_softmax(log_prior + factor * discriminants)
+        log_q = log_softmax(log_prior + factor * discriminants)
         value = -float(log_q[rows, codes].mean())
         q = np.exp(log_q)
         expected = (q * discriminants).sum(axis=1)
@@ -384,106 +377,3 @@ def _best_factor(discriminants: Array, codes: Array, log_prior: Array) -> tuple[
         step = factor - slope / bend
         factor = step if low < step < high else (0.5 * (low + high) if np.isfinite(high) else 2 * factor)
     return factor, value
-
-
-@final
-class _LogisticObjective:
-    """The penalised cross-entropy as a function of whitened weights and bias in one float64 vector.
-
-    Logits stand as ``(classes, n)``: sums over a handful of classes are then sums of long rows.
-    """
-
-    def __init__(self, z: Array, codes: Array, classes: int) -> None:
-        self.z = z
-        self.columns = np.ascontiguousarray(z.T)
-        self.one_hot = np.zeros((classes, z.shape[0]), dtype=z.dtype)
-        self.one_hot[codes, np.arange(z.shape[0])] = 1.0
-        self.ridge = 0.0
-        self.stretch = np.ones((classes, z.shape[1]))
-        self.bias_stretch = np.ones(classes)
-
-    def at(self, ridge: float, stretch: Array, bias_stretch: Array) -> Self:
-        """Set the ridge and the coordinates."""
-        self.ridge, self.stretch, self.bias_stretch = ridge, stretch, bias_stretch
-        return self
-
-    def curvature(self, weights: Array, bias: Array) -> Array:
-        """Return the mean of ``p (1 - p)`` per class: the scale of the Hessian at these weights."""
-        q = np.exp(_log_softmax((self.z @ weights.T.astype(self.z.dtype)) + bias.astype(self.z.dtype)))
-        return np.maximum((q * (1 - q)).mean(axis=0, dtype=np.float64), 1e-6)
-
-    def packed(self, weights: Array, bias: Array) -> Array:
-        """Return weights ``(classes, d)`` and bias as one vector."""
-        return np.concatenate([(weights / self.stretch).ravel(), bias / self.bias_stretch])
-
-    def unpacked(self, point: Array) -> tuple[Array, Array]:
-        """Return weights and bias of a vector."""
-        classes, d = self.one_hot.shape[0], self.z.shape[1]
-        return point[: classes * d].reshape(classes, d) * self.stretch, point[classes * d :] * self.bias_stretch
-
-    def __call__(self, point: Array) -> tuple[float, Array]:
-        weights, bias = self.unpacked(point)
-        n = self.z.shape[0]
-        logits = weights.astype(self.z.dtype) @ self.columns
-        logits += bias.astype(self.z.dtype)[:, None]
-        logits -= logits.max(axis=0)
-        target = np.einsum("ij,ij->", logits, self.one_hot, dtype=np.float64)
-        np.exp(logits, out=logits)
-        total = logits.sum(axis=0)
-        value = (float(np.log(total).sum(dtype=np.float64)) - float(target)) / n
-        value += 0.5 * self.ridge * float(np.vdot(weights, weights))
-        logits /= total
-        logits -= self.one_hot
-        slope = (logits @ self.z).astype(np.float64) / n + self.ridge * weights
-        slope_bias = logits.sum(axis=1, dtype=np.float64) / n
-        return value, np.concatenate([(slope * self.stretch).ravel(), slope_bias * self.bias_stretch])
-
-
-def _descend(
-    objective: _LogisticObjective, weights: Array, bias: Array, tolerance: float, max_iterations: int
-) -> tuple[Array, Array, float, int]:
-    """Minimise by limited-memory BFGS with backtracking; return weights, bias, gradient norm and evaluations."""
-    point = objective.packed(weights, bias)
-    value, gradient = objective(point)
-    evaluations = 1
-    steps: list[Array] = []
-    changes: list[Array] = []
-    curvatures: list[float] = []
-    while evaluations < max_iterations and np.linalg.norm(gradient) > tolerance:
-        direction = -_inverse_hessian_times(gradient, steps, changes, curvatures)
-        descent = float(direction @ gradient)
-        if descent >= 0:
-            steps, changes, curvatures = [], [], []
-            direction, descent = -gradient, -float(gradient @ gradient)
-        length = 1.0
-        while True:
-            candidate = point + length * direction
-            new_value, new_gradient = objective(candidate)
-            evaluations += 1
-            # The slack is the rounding of a float32 sum.
-            if new_value <= value + 1e-4 * length * descent + 1e-7 * abs(value) or evaluations >= max_iterations:
-                break
-            length *= 0.5
-            if length < 1e-6:
-                return (*objective.unpacked(point), float(np.linalg.norm(gradient)), evaluations)
-        step, change = candidate - point, new_gradient - gradient
-        bend = float(step @ change)
-        if bend > 1e-10 * float(change @ change):
-            steps, changes = [*steps, step][-_PAIRS_KEPT:], [*changes, change][-_PAIRS_KEPT:]
-            curvatures = [*curvatures, bend][-_PAIRS_KEPT:]
-        point, value, gradient = candidate, new_value, new_gradient
-    return (*objective.unpacked(point), float(np.linalg.norm(gradient)), evaluations)
-
-
-def _inverse_hessian_times(gradient: Array, steps: list[Array], changes: list[Array], bends: list[float]) -> Array:
-    out = gradient.copy()
-    pulls = []
-    for step, change, bend in zip(reversed(steps), reversed(changes), reversed(bends), strict=True):
-        pull = float(step @ out) / bend
-        pulls.append(pull)
-        out -= pull * change
-    if steps:
-        out *= bends[-1] / float(changes[-1] @ changes[-1])
-    for step, change, bend, pull in zip(steps, changes, bends, reversed(pulls), strict=True):
-        out += (pull - float(change @ out) / bend) * step
-    return out

@@ -65,7 +65,7 @@ def flow(flow: Flow, *, networks: Sequence[str] | None = None, phases: Sequence[
 
     Examples:
         >>> import mikit
-        >>> figure = mikit.plot.flow(run)  # doctest: +SKIP
+        >>> figure = mikit.plot.flow(run)
     """
     rows = select(flow, "label_information", networks=networks)
     entropy = label_entropy(flow) if rows.unit == "nats" else None
@@ -117,7 +117,7 @@ def gap(flow: Flow, *, networks: Sequence[str] | None = None, phases: Sequence[i
 
     Examples:
         >>> import mikit
-        >>> figure = mikit.plot.gap(run)  # doctest: +SKIP
+        >>> figure = mikit.plot.gap(run)
     """
     rows = select(flow, "label_gap", networks=networks)
     with figure_style():

@@ -77,7 +77,7 @@ def maps(
 
     Examples:
         >>> import mikit
-        >>> figure = mikit.plot.maps(run, phases=[0, 30])  # doctest: +SKIP
+        >>> figure = mikit.plot.maps(run, phases=[0, 30])
     """
     if quantity not in ("recovered_share", "cka"):
         raise InputError(f'quantity="{quantity}" has no layer by layer map; choose "recovered_share" or "cka".')

@@ -70,8 +70,8 @@ def phases(
 
     Examples:
         >>> import mikit
-        >>> figure = mikit.plot.phases(run)  # doctest: +SKIP
-        >>> labels = mikit.plot.phases(run, quantity="label_information")  # doctest: +SKIP
+        >>> figure = mikit.plot.phases(run)
+        >>> labels = mikit.plot.phases(run, quantity="label_information")
     """
     if quantity not in ("recovered_share", "label_information", "cka"):
         raise InputError(
@@ -121,7 +121,7 @@ def accuracy(flow: Flow, *, percent: bool = False, networks: Sequence[str] | Non
 
     Examples:
         >>> import mikit
-        >>> figure = mikit.plot.accuracy(run, percent=True)  # doctest: +SKIP
+        >>> figure = mikit.plot.accuracy(run, percent=True)
     """
     rows = select(flow, "accuracy", networks=networks)
     scale = 100.0 if percent else 1.0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import os
 import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from mikit.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
 from mikit.plot.drawing import figure_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save_figure", "svg_of", "write_whole"]
+__all__ = ["save_figure", "svg_of"]
 
 
 def svg_of(fig: Figure) -> bytes:
@@ -23,19 +25,6 @@ def svg_of(fig: Figure) -> bytes:
     with figure_style():
         fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "mikit"})
     return buffer.getvalue()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run that is killed, finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple[Path, Path]:
@@ -78,5 +67,10 @@ def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple
         fig.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     png, svg = target / f"{stem}.png", target / f"{stem}.svg"
     for path, content in ((png, buffer.getvalue()), (svg, svg_of(fig))):
-        write_whole(path, content)
+        write_atomically(path, partial(_put, content))
+    sync_folder(target)
     return png, svg
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)

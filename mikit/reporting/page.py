@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mikit import plot
+from mikit.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
-from mikit.plot.saving import svg_of, write_whole
+from mikit.plot.saving import svg_of
 from mikit.plot.tables import present
 from mikit.reporting.wording import findings, listed, measured, reasons_counted, verdicts_counted
 
@@ -117,8 +118,10 @@ def report(flow: Flow, folder: str | os.PathLike[str], *, overwrite: bool = Fals
         shows values to five significant digits; the saved flow holds them in full.
 
     Examples:
-        >>> import mikit
-        >>> page = mikit.report(run, "report/")  # doctest: +SKIP
+        >>> import mikit, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mikit.report(run, folder).name
+        'index.html'
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -130,7 +133,8 @@ def report(flow: Flow, folder: str | os.PathLike[str], *, overwrite: bool = Fals
     page = _page(flow).encode()
     target.mkdir(parents=True, exist_ok=True)
     path = target / "index.html"
-    write_whole(path, page)
+    write_atomically(path, lambda file: file.write(page))
+    sync_folder(target)
     return path
 
 

@@ -14,7 +14,8 @@ from mikit.flow import Flow
 from mikit.flow.result import COLUMNS, frame_of
 from mikit.flow.snapshots import Pair, depth_match
 from mikit.flow.verdicts import of_gap, of_information, of_share, of_similarity
-from mikit.functional.recovery import Recovery, Similarity
+from mikit.functional.moments import Similarity
+from mikit.functional.recovery import Recovery
 
 
 def _flow() -> Flow:

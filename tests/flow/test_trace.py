@@ -155,6 +155,11 @@ def test_nulls_are_near_zero_at_matching_depth(flow) -> None:
 def test_row_order_of_the_stores_does_not_matter(stores, flow, tmp_path) -> None:
     shuffled = _student(tmp_path / "s", order=np.random.default_rng(5).permutation(N))
     _same(trace(stores[0], shuffled, labels=_arrays(0)[0]).frame, flow.frame)
+    order = np.random.default_rng(6).permutation(N)
+    teacher = ActivationStore(tmp_path / "t", network="teacher")
+    batch = {name: rows[order] for name, rows in _arrays(0)[1].items()}
+    teacher.append(batch, ids=IDS[order], phase=9, readouts="pool")
+    _same(trace(teacher, shuffled, labels=_arrays(0)[0][order]).frame, flow.frame)
 
 
 def test_jobs_do_not_change_a_digit(stores, flow) -> None:

@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from mikit.errors import InputError
-from mikit.functional.recovery import (
-    Recovery,
-    centred,
-    cross_products,
-    factor_layer,
-    linear_cka,
-    principal_axes,
-    recover,
-    recovered_share,
-)
+from mikit.functional.moments import centred, cross_products, factor_layer, factored_cka, principal_axes
+from mikit.functional.recovery import Recovery, recover, recovered_share
 
 
 def _chain(d: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -200,10 +192,10 @@ def test_dead_layers_have_no_share_and_recover_nothing() -> None:
     assert found.share == pytest.approx(0, abs=1e-12)
 
 
-def test_linear_cka_is_the_textbook_formula() -> None:
+def test_factored_cka_is_the_textbook_formula() -> None:
     s, t, *_ = _chain(6, 300, seed=11)
     parts = np.array_split(np.arange(300), 5)
-    found = linear_cka(factor_layer(s, parts), factor_layer(t, parts), cross_products(s, t, parts))
+    found = factored_cka(factor_layer(s, parts), factor_layer(t, parts), cross_products(s, t, parts))
     a, b = s - s.mean(axis=0), t - t.mean(axis=0)
     k, m = a @ a.T, b @ b.T
     assert found.value == pytest.approx((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()), abs=1e-10)

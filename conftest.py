@@ -1,0 +1,38 @@
+"""What tests and doctests share: a flow of plausible numbers to draw."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mikit.flow import Flow
+
+
+@pytest.fixture(scope="session")
+def make_flow() -> Callable[..., Flow]:
+    """A function that makes a synthetic flow; see tests/plot/synthetic.py."""
+    source = Path(__file__).parent / "tests" / "plot" / "synthetic.py"
+    spec = importlib.util.spec_from_file_location("synthetic_flow", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Callable[..., Flow] = module.make_flow
+    return made
+
+
+@pytest.fixture(scope="session")
+def run(make_flow: Callable[..., Flow]) -> Flow:
+    """A flow of three noise levels and seven phases."""
+    return make_flow()
+
+
+@pytest.fixture(autouse=True)
+def _a_run_for_doctests(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
+    """Give the examples of mikit.plot and mikit.reporting a flow named ``run``."""
+    if request.node.nodeid.startswith(("mikit/plot/", "mikit/reporting/")):
+        doctest_namespace["run"] = request.getfixturevalue("run")
