@@ -48,3 +48,4 @@ nb_merge_streams = True
 html_theme = "furo"
 html_title = f"mikit {release}"
 html_static_path: list[str] = ["_static"]
+html_css_files = ["tables.css"]

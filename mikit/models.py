@@ -89,7 +89,7 @@ class ResNet8(nn.Module):
         """Return the logits ``(n, classes)`` of ``images`` ``(n, c, h, w)``."""
         if images.ndim != 4 or min(images.shape[-2:]) < 4:
             raise InputError(f"ResNet8 reads images (n, c, h, w) of at least 4×4 pixels, not {tuple(images.shape)}.")
-        maps = self.stage1(self.stem(images))
+        maps = torch.relu(self.stage1(self.stem(images)))
         maps = torch.relu(self.stage3(torch.relu(self.stage2(maps))))
         logits: Tensor = self.fc(self.pool(maps))
         return logits

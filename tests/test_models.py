@@ -78,3 +78,12 @@ def test_impossible_sizes_are_refused(sizes):
 def test_impossible_images_are_refused(shape):
     with pytest.raises(InputError, match="at least 4×4"):
         ResNet8(generator=seeded(0))(torch.zeros(shape))
+
+
+def test_the_forward_is_the_chain_of_its_parts():
+    network = ResNet8(generator=seeded(0)).eval()
+    images = torch.rand(5, 1, 8, 8, generator=seeded(1))
+    maps = network.stem(images)
+    for stage in (network.stage1, network.stage2, network.stage3):
+        maps = stage(maps).relu()
+    torch.testing.assert_close(network(images), network.fc(maps.mean((2, 3))))

@@ -44,7 +44,8 @@ class LogisticObjective:
     def curvature(self, weights: Array, bias: Array) -> Array:
         """Return the mean of ``p (1 - p)`` per class: the scale of the Hessian at these weights."""
         q = np.exp(log_softmax((self.z @ weights.T.astype(self.z.dtype)) + bias.astype(self.z.dtype)))
-        return np.maximum((q * (1 - q)).mean(axis=0, dtype=np.float64), 1e-6)
+        out = np.maximum((q * (1 - q)).mean(axis=0, dtype=np.float64), 1e-6)
+        return np.asarray(out)
 
     def packed(self, weights: Array, bias: Array) -> Array:
         """Return weights ``(classes, d)`` and bias as one vector."""

@@ -20,9 +20,9 @@ def _chain(d: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     reading = rng.standard_normal((d // 2, d)) / np.sqrt(d)
     variance = float((mix**2).sum()) / d
     t = rng.standard_normal((n, d)) @ mix.T
-    s = t @ reading.T + 0.5 * np.sqrt(variance) * rng.standard_normal((n, d // 2))
+    s = t @ reading.T + 0.3 * np.sqrt(variance) * rng.standard_normal((n, d // 2))
     s_tt = mix @ mix.T
-    s_ss = reading @ s_tt @ reading.T + 0.25 * variance * np.eye(d // 2)
+    s_ss = reading @ s_tt @ reading.T + 0.09 * variance * np.eye(d // 2)
     return s, t, s_ss, s_tt, reading @ s_tt
 
 
@@ -36,15 +36,21 @@ def _truth(s_ss: np.ndarray, s_tt: np.ndarray, s_st: np.ndarray, noise: float, s
     return information, 0.5 * np.log1p(np.linalg.eigvalsh(s_tt / b) / noise**2).sum()
 
 
-@pytest.mark.parametrize("d", [32, 128, pytest.param(512, marks=pytest.mark.slow)])
-def test_planted_truth(d: int) -> None:
-    s, t, *moments = _chain(d, 5000, seed=d)
-    (found,) = recovered_share(s, t, noise=[0.3])
-    information, ceiling = _truth(*moments, 0.3, 0.03)
-    assert abs(found.midpoint / information - 1) < 0.01
-    assert abs(found.share - information / ceiling) < 0.01
-    assert found.held_out < information < found.in_sample
-    assert found.ceiling == pytest.approx(ceiling, rel=0.02)
+@pytest.mark.parametrize(("d", "draws"), [(32, 4), (128, 4), pytest.param(512, 1, marks=pytest.mark.slow)])
+def test_planted_truth(d: int, draws: int) -> None:
+    errors = []
+    for seed in range(draws):
+        s, t, *moments = _chain(d, 5000, seed)
+        (found,) = recovered_share(s, t, noise=[0.3], seed=seed)
+        information, ceiling = _truth(*moments, 0.3, 0.03)
+        assert abs(found.share - information / ceiling) < 0.01
+        assert found.held_out < found.in_sample
+        assert found.ceiling == pytest.approx(ceiling, rel=0.02)
+        errors.append([v / information - 1 for v in (found.held_out, found.midpoint, found.in_sample)])
+    low, middle, high = np.mean(errors, axis=0)
+    # The mean over the draws: one sample's own error is about sqrt(d / 2n) nats, 0.5 % at d = 32.
+    assert abs(middle) < 0.01
+    assert low < 0 < high
 
 
 def test_permuted_rows_give_nothing() -> None:
