@@ -68,7 +68,7 @@ def main() -> None:
             values = [run["value"] for run in runs]
             held = sum(run["interval"][0] <= nats <= run["interval"][1] for run in runs)
             lines.append(
-                f"| {nats:g} | `{name}` | {statistics.mean(values):.4f} | {statistics.stdev(values):.4f} "
+                f"| {nats:g} | `{name}` | {statistics.mean(values):z.4f} | {statistics.stdev(values):.4f} "
                 f"| {statistics.mean(run['standard_error'] for run in runs):.4f} "
                 f"| {max(abs(value - nats) for value in values):.4f} | {held} of {len(runs)} "
                 f"| {sum(run['claimed'] for run in runs)} of {len(runs)} |"

@@ -31,7 +31,7 @@ _VERDICTS = ("trustworthy", "caution", "unreliable")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; one per processor by default.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Workers; one per processor by default.")]
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def estimate(
 @answered()
 def trace(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER_STORE", help="Activations of the teacher.")],
-    students: Annotated[list[Path], typer.Argument(metavar="STUDENT_STORE...", help="Activations of the students.")],
+    students: Annotated[list[Path], typer.Argument(metavar="STUDENT_STORE", help="Activations of the students.")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder to make.")],
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labels, in the order of the teacher's ids.")

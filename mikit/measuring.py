@@ -299,6 +299,8 @@ def _values_and_ids(value: Any, ids: Any, name: str) -> tuple[Any, Any]:
     """Take a stored array apart: it carries ``values`` and ``ids``."""
     if isinstance(value, (np.ndarray, Tensor)) or not (hasattr(value, "values") and hasattr(value, "ids")):
         return value, ids
+    if value.ids is None:
+        return value.values, ids
     if ids is not None:
         raise InputError(f"{name} carries its own sample ids; do not pass {name}_ids as well.")
     return value.values, value.ids

@@ -67,6 +67,10 @@ def test_rows_are_joined_by_id() -> None:
     assert joined.value == straight.value
     assert joined.data_hash == straight.data_hash
     assert measure(x, y[order], "gaussian", x_ids=ids, y_ids=ids[order]).value == straight.value
+    without = SimpleNamespace(values=y[order], ids=None)
+    assert measure(x, without, "gaussian", x_ids=ids, y_ids=ids[order]).value == straight.value
+    with pytest.raises(InputError, match="y carries its own sample ids"):
+        measure(x, stored, "gaussian", x_ids=ids, y_ids=ids[order])
     with pytest.raises(InputError, match="1 of the 800 sample ids of x are not in y"):
         measure(x, y[1:], "gaussian", x_ids=ids, y_ids=ids[1:])
 

@@ -56,7 +56,7 @@ _TABLES = ("flow.csv", "flow.parquet")
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Flow:
     """What :func:`mikit.trace` found.
 
@@ -158,6 +158,9 @@ class Flow:
                     "interrupted or the file was edited. Trace again, or restore the folder from a copy."
                 )
         return cls(pd.read_parquet(source / "flow.parquet").astype(dict(COLUMNS)), settings)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         counts = self.frame["quantity"].value_counts()

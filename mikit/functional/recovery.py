@@ -32,6 +32,7 @@ __all__ = ["Recovery", "recover", "recovered_share", "require_rows"]
 
 
 ROWS_PER_COLUMN = 5
+_PREFERENCE = 1.25
 
 
 @final
@@ -128,7 +129,9 @@ def recover(
         )
     require_rows(student.rows, student.width, teacher.width)
     products = np.asarray(cross) / (student.scale * teacher.scale)
-    if student.width > teacher.width:
+    # Matrices of the size of side a are factored. The other side is summed out first, once per level of its noise: once
+    # in all where a is the teacher, so a student is preferred only if it is clearly narrower.
+    if teacher.width <= _PREFERENCE * student.width:
         a, b, products = teacher, student, products.transpose(0, 2, 1)
     else:
         a, b = student, teacher
@@ -136,12 +139,16 @@ def recover(
     fit, held_out = fold_covariances(a, b, products)
     fit = a.fit_axes.transpose(0, 2, 1) @ fit @ b.fit_axes
     held_out = a.fit_axes.transpose(0, 2, 1) @ held_out @ b.fit_axes
+    summed: dict[float, tuple[Array, Array, Array]] = {}
     found = []
     for level in noise:
         noise_a, noise_b = (level, student_noise) if a is teacher else (student_noise, level)
-        scores, fit_information = _fold_scores(a, b, fit, held_out, noise_a, noise_b)
-        correlation = whole / np.sqrt(a.spectrum + noise_a**2)[:, None] / np.sqrt(b.spectrum + noise_b**2)
-        in_sample = _information(_lower_root(correlation[None]))[0]
+        if noise_b not in summed:
+            q = whole / np.sqrt(b.spectrum + noise_b**2)
+            summed = {noise_b: ((q @ q.T)[None], *_summed_out(b, fit, held_out, noise_b))}
+        whole_gram, gram, moved = summed[noise_b]
+        scores, fit_information = _fold_scores(a, gram, moved, noise_a)
+        in_sample = _information(_lower_root(whole_gram, 1.0 / np.sqrt(a.spectrum + noise_a**2)[None]))[0]
         fit_ceilings = 0.5 * np.log1p(teacher.fit_spectra / level**2).sum(axis=1)
         excess = a.effective_dimension(noise_a) * b.effective_dimension(noise_b) / (2 * a.rows)
         ceiling = teacher.ceiling(level)
@@ -246,45 +253,51 @@ def _require_noise(levels: Sequence[float]) -> None:
             )
 
 
-def _fold_scores(
-    a: LayerFactor, b: LayerFactor, fit: Array, held_out: Array, noise_a: float, noise_b: float
-) -> tuple[Array, Array]:
+def _summed_out(b: LayerFactor, fit: Array, held_out: Array, noise: float) -> tuple[Array, Array]:
+    """Return per fold ``Q Qᵀ`` and ``Q E Qᵀ - D Qᵀ - Q Dᵀ``: all that the scores need of side b.
+
+    ``Q`` and ``D`` are the fit and held-out cross-moments with b whitened by its noisy fit covariance, ``E`` its own
+    held-out moments in those coordinates.
+    """
+    w = 1.0 / np.sqrt(b.fit_spectra + noise**2)
+    q, d = fit * w[:, None, :], held_out * w[:, None, :]
+    own = _with_noise(b.held_out, noise) * (w[:, :, None] * w[:, None, :])
+    crossed = d @ q.transpose(0, 2, 1)
+    moved = (q @ own) @ q.transpose(0, 2, 1)
+    moved -= crossed
+    moved -= crossed.transpose(0, 2, 1)
+    return q @ q.transpose(0, 2, 1), moved
+
+
+def _fold_scores(a: LayerFactor, gram: Array, moved: Array, noise: float) -> tuple[Array, Array]:
     """Return each fold's held-out ``E[log q(a, b) - log q(a) - log q(b)]`` and its fit part's information.
 
-    In coordinates that whiten each side's noisy fit covariance the joint covariance is ``[[I, C], [Cᵀ, I]]``, whose
-    inverse has the blocks ``G = (I - C Cᵀ)⁻¹``, ``-G C`` and ``I + Cᵀ G C``; the held-out moments ``A``, ``D``, ``E``
-    enter through traces.
+    In coordinates that whiten a's noisy fit covariance, a given b has covariance ``I - C Cᵀ``, and the held-out
+    residual ``a - C b`` has second moments ``A - D Cᵀ - C Dᵀ + C E Cᵀ``.
     """
-    w_a = 1.0 / np.sqrt(a.fit_spectra + noise_a**2)
-    w_b = 1.0 / np.sqrt(b.fit_spectra + noise_b**2)
-    outer = w_a[:, :, None] * w_b[:, None, :]
-    c = fit * outer
-    root = _lower_root(c)
+    w = 1.0 / np.sqrt(a.fit_spectra + noise**2)
+    root = _lower_root(gram, w)
     information = _information(root)
     inverse_root = _inverse_of_lower(root)
-    g = inverse_root.transpose(0, 2, 1) @ inverse_root
-    gc = g @ c
-    cgc = c.transpose(0, 2, 1) @ gc
-    trace_da = _weighted_trace(g, a.held_out, w_a, noise_a) - _own_trace(a.held_out, w_a, noise_a)
-    trace_e = _weighted_trace(cgc, b.held_out, w_b, noise_b)
-    trace_d = np.einsum("kij,kij->k", gc, held_out * outer)
-    return information - 0.5 * (trace_da + trace_e) + trace_d, information
+    precision = inverse_root.transpose(0, 2, 1) @ inverse_root
+    own = _with_noise(a.held_out, noise)
+    own_trace = (np.einsum("kii->ki", own) * w**2).sum(axis=1)
+    own += moved
+    precision *= w[:, :, None] * w[:, None, :]
+    return information - 0.5 * (np.einsum("kij,kij->k", precision, own) - own_trace), information
 
 
-def _weighted_trace(matrix: Array, moments: Array, weights: Array, noise: float) -> Array:
-    """Return ``tr(matrix · W (moments + σ² I) W)`` per fold, ``W`` diagonal."""
-    rows = np.einsum("kij,kij,kj->ki", matrix, moments, weights)
-    own = np.einsum("kii->ki", matrix) * weights
-    return np.asarray(((rows + noise**2 * own) * weights).sum(axis=1))
+def _with_noise(moments: Array, noise: float) -> Array:
+    out = moments.copy()
+    diagonal = np.arange(out.shape[1])
+    out[:, diagonal, diagonal] += noise**2
+    return out
 
 
-def _own_trace(moments: Array, weights: Array, noise: float) -> Array:
-    return np.asarray(((np.einsum("kii->ki", moments) + noise**2) * weights**2).sum(axis=1))
-
-
-def _lower_root(c: Array) -> Array:
-    """Return the Cholesky factor of ``I - C Cᵀ`` per fold."""
-    gap = np.negative(c @ c.transpose(0, 2, 1))
+def _lower_root(gram: Array, weights: Array) -> Array:
+    """Return the Cholesky factor of ``I - W Q Qᵀ W`` per fold, ``W`` diagonal."""
+    gap = gram * weights[:, :, None]
+    gap *= -weights[:, None, :]
     diagonal = np.arange(gap.shape[1])
     gap[:, diagonal, diagonal] += 1.0
     try:

@@ -1,7 +1,8 @@
 """Pictures of a flow: matplotlib figures that say what they show, in which unit, from how many samples and seeds.
 
 Every function takes the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned and gives back a
-``matplotlib.figure.Figure``; neither backend nor settings of matplotlib are touched.
+``matplotlib.figure.Figure``; neither backend nor settings of matplotlib are touched. A notebook shows the figures once
+``%matplotlib inline`` has run.
 
 Examples:
     >>> import tempfile

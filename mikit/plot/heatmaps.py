@@ -263,7 +263,7 @@ class _MapGrid:
         share, seeds = self.rows.quantity == "recovered_share", int(self.averages["seeds"].max())
         facts = [
             ("Cells are seed means; " if seeds > 1 else "Cells are single runs; ")
-            + ("read down the columns, early layers are easy to recover" if share else "read down the columns"),
+            + ("read down the columns, some layers are easier to recover" if share else "read down the columns"),
             *caption_facts(flow, self.rows, band=False),
         ]
         if self.pair is not None:
