@@ -15,8 +15,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from mikit.activations.array_files import map_npy, map_tensor, tensor_entries, write_npy
-from mikit.atomic import TEMPORARY_PREFIX, file_sha256, locked, sync_folder, write_atomically
 from mikit.activations.manifest import Layer, Manifest, Shard, StoredFile
+from mikit.atomic import TEMPORARY_PREFIX, file_sha256, locked, sync_folder, write_atomically
 from mikit.errors import InputError
 
 __all__ = ["MANIFEST_NAME", "StoreFolder", "absolute_folder"]

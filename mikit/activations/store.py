@@ -18,9 +18,9 @@ from mikit.activations.admission import (
     phase_number,
     rows_to_store,
 )
-from mikit.atomic import file_sha256
 from mikit.activations.folder import MANIFEST_NAME, StoreFolder, absolute_folder
 from mikit.activations.manifest import FORMATS, Phase, Shard
+from mikit.atomic import file_sha256
 from mikit.errors import InputError
 from mikit.inputs import as_labels
 

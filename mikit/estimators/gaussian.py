@@ -46,8 +46,8 @@ class GaussianMI(Estimator):
     Pitfalls:
         Blind to all dependence that leaves no linear trace: ``y = |x|`` gives 0. Rows that repeat one item are not
         independent; name them in ``groups``. The bias correction counts rows, so with few groups of many rows the value
-        is high, as the null permuted by groups then shows. As a loss, a batch must have more rows than ``d_x + d_y``, or some
-        shrinkage.
+        is high, as the null permuted by groups then shows. As a loss, a batch must have more rows than
+        ``d_x + d_y``, or some shrinkage.
 
     Source:
         Hotelling's canonical correlations; the bias is the Wishart distribution's mean log-determinant.

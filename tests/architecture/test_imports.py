@@ -38,7 +38,18 @@ ROOMS = {
     "demo": {"activations", "datasets", "estimators", "flow", "models", "plot", "reporting"},
     "doctor": {"measuring", "estimators"},
     "terminal": set(),
-    "cli": {"terminal", "activations", "datasets", "demo", "doctor", "estimators", "flow", "measuring", "plot", "reporting"},
+    "cli": {
+        "terminal",
+        "activations",
+        "datasets",
+        "demo",
+        "doctor",
+        "estimators",
+        "flow",
+        "measuring",
+        "plot",
+        "reporting",
+    },
 }
 FORMULA_ROOM_MAY_USE = {"torch", "numpy", "scipy", "mikit"}
 FORBIDDEN_CALLS = {
