@@ -76,7 +76,7 @@ def constant_columns(x: Tensor, y: Tensor) -> Check:
         "warn",
         figure,
         0.0,
-        f"{dead[0]} columns of x and {dead[1]} of y are constant; they carry no information and add none.",
+        f"Constant columns: {dead[0]} in x, {dead[1]} in y; they carry no information and add none.",
     )
 
 

@@ -25,6 +25,8 @@ from mikit.rows import joined_order, permuted_rows, recoded, split_folds
 
 __all__ = ["measure"]
 
+_FEWEST_IN_A_FOLD = 4
+
 
 def measure(
     x: Any,
@@ -116,6 +118,11 @@ def measure(
 
     with torch.no_grad():
         prototype, chosen = prototype.choose(features, target, generator=generator)
+    if prototype.learned and features.shape[0] // folds < _FEWEST_IN_A_FOLD:
+        raise InputError(
+            f"There are {features.shape[0]} rows. {prototype.describe()} is fitted on some and reported on others, and "
+            f"{folds} folds need at least {_FEWEST_IN_A_FOLD * folds} rows. Record more samples."
+        )
     if chosen:
         tell(f"auto chose {prototype.describe()}: {chosen}")
     tell("Measuring")

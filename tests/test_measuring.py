@@ -131,7 +131,7 @@ def test_constant_columns_warn_and_add_nothing() -> None:
     with_dead = np.concatenate([x, np.full((500, 2), 4.0)], axis=1)
     measured = measure(with_dead, y, "gaussian")
     assert measured.value == pytest.approx(measure(x, y, "gaussian").value, abs=1e-9)
-    assert any("2 columns of x and 0 of y are constant" in reason for reason in measured.reasons)
+    assert any("Constant columns: 2 in x, 0 in y" in reason for reason in measured.reasons)
 
 
 def test_an_exact_relation_is_unreliable_or_refused() -> None:
@@ -207,6 +207,14 @@ def test_bad_settings_are_refused(arguments: dict[str, object], said: str) -> No
     x, y = _pair(50, 2, 1.0)
     with pytest.raises(InputError, match=said):
         measure(x, y, **{"estimator": "gaussian", **arguments})  # type: ignore[arg-type]
+
+
+def test_a_handful_of_rows_is_refused_with_the_number_needed() -> None:
+    x, y = _pair(12, 5, 1.0)
+    with pytest.raises(InputError, match=r"There are 12 rows\..*5 folds need at least 20 rows"):
+        measure(x, y)
+    with pytest.raises(InputError, match="11 rows, but GaussianMI needs at least 12"):
+        measure(x[:11], y[:11], "gaussian")
 
 
 def test_images_are_refused_where_rows_are_read() -> None:

@@ -139,6 +139,17 @@ def test_training_shows_and_untrained_is_phase_0(flow) -> None:
     assert accuracy["untrained"].tolist() == pytest.approx([0.1, 0.1])
 
 
+def test_noted_accuracy_gets_wilsons_interval_when_its_rows_are_noted(stores, tmp_path) -> None:
+    from scipy.stats import binomtest
+
+    noted = _student(tmp_path / "s", phases=(3,))
+    noted.note(3, accuracy=0.9, accuracy_n=200)
+    row = _one(trace(stores[0], noted, noise=0.3).frame, quantity="accuracy", phase=3)
+    expected = binomtest(180, 200).proportion_ci(method="wilson")
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert row["n"] == 200
+
+
 def test_nulls_are_near_zero_at_matching_depth(flow) -> None:
     frame = flow.frame
     shares = frame[frame["quantity"] == "recovered_share"]
