@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from mikit import checks
+from mikit.controls import positive_control, without_pairing
 from mikit.errors import InputError
 from mikit.estimators import estimator_named
 from mikit.estimators.base import Estimator, clustered_standard_error
@@ -21,7 +21,7 @@ from mikit.estimators.fitting import FitRecord, Training
 from mikit.inputs import as_group_codes, as_labels, as_rows
 from mikit.measurement import Check, Measurement, Null
 from mikit.provenance import data_hash, library_versions
-from mikit.rows import joined_order, permuted_rows, recoded, split_folds
+from mikit.rows import joined_order, recoded, split_folds
 
 __all__ = ["measure"]
 
@@ -136,12 +136,12 @@ def measure(
         for index in range(wanted):
             tell(f"Measuring permuted data, {index + 1} of {wanted}")
             draw = torch.Generator().manual_seed(seed + 7919 * (index + 1))
-            permuted_x, permuted_y = _without_pairing(prototype, features, target, codes, draw)
+            permuted_x, permuted_y = without_pairing(prototype, features, target, codes, draw)
             values.append(
                 _run(prototype, permuted_x, permuted_y, codes, folds, rotations, training, seed, value_only=True).value
             )
         null = Null(tuple(values), "rows" if codes is None else "groups")
-    control = _control(prototype, features, target, result.value, seed)
+    control = positive_control(prototype, features, target, result.value, seed)
 
     return Measurement(
         value=result.value,
@@ -378,36 +378,6 @@ def _refuse_row_counts(n: int, m: int) -> None:
         f"x has {n} rows and y has {m}. Row i of both must come from the same sample: pass sample ids to join by, or "
         "record both on the same samples. mikit never truncates the longer one."
     )
-
-
-def _without_pairing(
-    prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return the data under the null: pairing broken, or for discrepancies the two samples mixed."""
-    n = x.shape[0]
-    if prototype.zero_when_independent:
-        return x, y[permuted_rows(n, groups=codes, generator=generator).to(y.device)]
-    if prototype.needs_pairs:
-        swap = (torch.rand(n, generator=generator) < 0.5).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
-        return torch.where(swap, y, x), torch.where(swap, x, y)
-    pooled = torch.cat([x, y])[torch.randperm(n + y.shape[0], generator=generator).to(x.device)]
-    return pooled[:n], pooled[n:]
-
-
-def _control(prototype: Estimator, x: Tensor, y: Tensor, value: float, seed: int) -> float | None:
-    """Return what the instrument reads on a Gaussian pair of this size that holds ``value`` nats; None if costly."""
-    vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2
-    if prototype.learned or not vectors or prototype.unit != "nats" or not 0.05 <= value < float("inf"):
-        return None
-    generator = torch.Generator().manual_seed(seed + 104729)
-    n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
-    pairs = min(d_x, d_y)
-    rho = (-math.expm1(-2 * value / pairs)) ** 0.5
-    first = torch.randn(n, d_x, generator=generator, dtype=torch.float64)
-    second = torch.randn(n, d_y, generator=generator, dtype=torch.float64)
-    second[:, :pairs] = rho * first[:, :pairs] + (1 - rho**2) ** 0.5 * second[:, :pairs]
-    with torch.no_grad():
-        return float(prototype.estimate(first.to(x.device), second.to(x.device)))
 
 
 def _interval(value: float, standard_error: float | None, n: int, codes: Tensor | None) -> tuple[float, float]:

@@ -72,7 +72,8 @@ class VID(Estimator):
         information; the number then shows the variance floor. Post-ReLU channels have an atom at 0 that no Gaussian
         describes: read features before the ReLU. Build from features of a student in training mode: an untrained
         network in evaluation mode has uncalibrated batch-norm statistics, and heads built on those train badly. Teacher
-        channels that are constant in the example features are left out for good, with a warning. The student's scale is taken from its example features and does not follow it.
+        channels that are constant in the example features are left out for good, with a warning. The student's scale is
+        taken from its example features and does not follow it.
 
     Source:
         Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019; loss and heads as in released codes, the start at the teacher's
