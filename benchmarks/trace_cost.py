@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--probe", choices=("logistic", "lda"), default="logistic")
     parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--out", type=Path, help="Write OUT.json and OUT.md as well.")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     labels = np.arange(given.rows) % 10
@@ -61,27 +63,39 @@ def main() -> None:
         flow = mikit.trace(teacher, student, labels=labels, probe=given.probe, jobs=given.jobs, progress=given.progress)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     frame = flow.frame
-    print(
-        json.dumps(
-            {
-                "layers": given.layers,
-                "phases": given.phases,
-                "rows": given.rows,
-                "width": given.width,
-                "noise_levels": len(flow.settings["noise"]),
-                "folds": flow.settings["folds"],
-                "probe": given.probe,
-                "jobs": given.jobs,
-                "cores": os.cpu_count(),
-                "wall_seconds": round(wall, 1),
-                "cpu_seconds": round(cpu, 1),
-                "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-                "table_rows": len(frame),
-                "verdicts": frame["verdict"].value_counts().to_dict(),
-                "versions": flow.settings["versions"],
-            },
-            indent=2,
-        )
+    content = {
+        "layers": given.layers,
+        "phases": given.phases,
+        "rows": given.rows,
+        "width": given.width,
+        "noise_levels": len(flow.settings["noise"]),
+        "folds": flow.settings["folds"],
+        "probe": given.probe,
+        "jobs": given.jobs,
+        "cores": os.cpu_count(),
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "table_rows": len(frame),
+        "verdicts": frame["verdict"].value_counts().to_dict(),
+        "versions": flow.settings["versions"],
+    }
+    print(json.dumps(content, indent=2))
+    if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+        given.out.with_suffix(".md").write_text(table(content))
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    versions = ", ".join(f"{library} {version}" for library, version in content["versions"].items())
+    return (
+        "| wall time | processor time | peak memory | rows of the table | probe | jobs | cores |\n"
+        "|---|---|---|---|---|---|---|\n"
+        f"| {content['wall_seconds']:.0f} s | {content['cpu_seconds']:.0f} s | {content['peak_memory_gib']:.2f} GiB "
+        f"| {content['table_rows']:,} | {content['probe']} | {content['jobs']} | {content['cores']} |\n\n"
+        f"One run, on a shared virtual machine; {versions}.\n"
     )
 
 

@@ -56,8 +56,8 @@ class GaussianMI(Estimator):
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(4000, 2, generator=g)
         >>> y = 0.6 * x + 0.8 * torch.randn(4000, 2, generator=g)
-        >>> round(float(GaussianMI().estimate(x, y)), 1)  # the truth is 0.446
-        0.4
+        >>> abs(float(GaussianMI().estimate(x, y)) - 0.446) < 0.03  # the truth is -log(1 - 0.36) = 0.446 nats
+        True
     """
 
     mean_x: Tensor

@@ -169,8 +169,8 @@ def gaussian_mi(x: Tensor, y: Tensor, *, correct_bias: bool = True) -> Tensor:
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(5000, 2, generator=g)
         >>> y = 0.6 * x + 0.8 * torch.randn(5000, 2, generator=g)
-        >>> round(float(gaussian_mi(x, y)), 1)  # the truth is -log(1 - 0.36) = 0.446
-        0.4
+        >>> abs(float(gaussian_mi(x, y)) - 0.446) < 0.03  # the truth is -log(1 - 0.36) = 0.446 nats
+        True
     """
     form = canonical_form(x, y)
     r_x, r_y = form.directions_x.shape[1], form.directions_y.shape[1]
