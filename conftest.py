@@ -1,13 +1,18 @@
-"""What tests and doctests share: a flow of plausible numbers to draw."""
+"""What tests and doctests share: one thread for each worker, and a flow of plausible numbers to draw."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# The tests run one worker per core; more threads inside a worker would only get in each other's way. Set before
+# torch is imported, so that the processes a test starts keep to it as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from mikit.flow import Flow
 
