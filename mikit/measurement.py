@@ -11,7 +11,7 @@ from typing import Any, Self, final
 
 from mikit.errors import InputError
 
-__all__ = ["Check", "Measurement", "Null", "verdict_of"]
+__all__ = ["Check", "Measurement", "Null", "plain", "verdict_of"]
 
 _OUTCOMES = ("pass", "warn", "fail", "not applicable")
 _VERDICTS = {"pass": "trustworthy", "not applicable": "trustworthy", "warn": "caution", "fail": "unreliable"}
@@ -133,8 +133,8 @@ class Measurement:
         """Return plain dictionaries, lists, strings and numbers; numbers that are not finite become strings."""
         content = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
         content.update(verdict=self.verdict, reasons=list(self.reasons), finding=self.finding)
-        plain: dict[str, Any] = _plain(content)
-        return plain
+        described: dict[str, Any] = plain(content)
+        return described
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -222,11 +222,12 @@ def _digits(standard_error: float | None) -> int:
     return min(max(1 - math.floor(math.log10(standard_error)), 2), 6)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return ``value`` in the types JSON knows: plain containers, and text for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -21,7 +21,7 @@ from mikit.estimators.fitting import FitRecord, Training
 from mikit.inputs import as_group_codes, as_labels, as_rows
 from mikit.measurement import Check, Measurement, Null
 from mikit.provenance import data_hash, library_versions
-from mikit.rows import joined_order, recoded, split_folds
+from mikit.rows import joined_order, recoded, require_paired, split_folds
 
 __all__ = ["measure"]
 
@@ -342,16 +342,14 @@ def _prototype(
         return estimator
     if explains == "labels" and not explains_labels:
         y = as_labels(y, "y")
-    if estimator.needs_pairs and x.shape[0] != y.shape[0]:
-        _refuse_row_counts(x.shape[0], y.shape[0])
+    if estimator.needs_pairs:
+        require_paired(x, y)
     return estimator.between(x, y, generator=generator)
 
 
 def _require_rows(estimator: Estimator, x: Tensor, y: Tensor) -> None:
-    if estimator.needs_pairs and x.shape[0] != y.shape[0]:
-        _refuse_row_counts(x.shape[0], y.shape[0])
-    if x.device != y.device:
-        raise InputError(f"x is on {x.device} and y is on {y.device}. Move both to one device.")
+    if estimator.needs_pairs:
+        require_paired(x, y)
     layouts = {2: "nd", 3: "ntd", 4: "nchw"}
     for name, value in (("x", x), ("y", y)):
         if name == "y" and estimator.explains == "labels":
@@ -371,13 +369,6 @@ def _require_rows(estimator: Estimator, x: Tensor, y: Tensor) -> None:
             f"There are {min(x.shape[0], y.shape[0])} rows, but {type(estimator).__name__} needs at least {least} for "
             f"{x[0].numel()} and {width_y} columns. Record more samples or reduce the columns first."
         )
-
-
-def _refuse_row_counts(n: int, m: int) -> None:
-    raise InputError(
-        f"x has {n} rows and y has {m}. Row i of both must come from the same sample: pass sample ids to join by, or "
-        "record both on the same samples. mikit never truncates the longer one."
-    )
 
 
 def _interval(value: float, standard_error: float | None, n: int, codes: Tensor | None) -> tuple[float, float]:

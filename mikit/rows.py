@@ -10,7 +10,20 @@ from torch import Tensor
 
 from mikit.errors import InputError
 
-__all__ = ["joined_order", "permuted_rows", "recoded", "split_folds"]
+__all__ = ["joined_order", "permuted_rows", "recoded", "require_paired", "split_folds"]
+
+
+def require_paired(x: Tensor, y: Tensor, *, minimum: int = 1) -> None:
+    """Raise :class:`~mikit.errors.InputError` unless ``x`` and ``y`` have as many rows, enough, on one device."""
+    if x.shape[0] != y.shape[0]:
+        raise InputError(
+            f"x has {x.shape[0]} rows and y has {y.shape[0]}. Row i of both must come from the same sample: pass "
+            "sample ids to join by, or record both on the same samples. mikit never truncates the longer one."
+        )
+    if x.device != y.device:
+        raise InputError(f"x is on {x.device} and y is on {y.device}. Move both to one device.")
+    if x.shape[0] < minimum:
+        raise InputError(f"There are {x.shape[0]} rows, but this measure needs at least {minimum}.")
 
 
 def joined_order(x_ids: Any, y_ids: Any, x_name: str, y_name: str) -> np.ndarray:

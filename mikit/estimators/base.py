@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mikit.errors import InputError
 from mikit.estimators.fitting import FitRecord, Training, minimise
 from mikit.measurement import Check
+from mikit.rows import require_paired
 
 __all__ = ["Estimator", "clustered_standard_error", "require_pair", "seeded"]
 
@@ -149,15 +150,7 @@ def require_pair(x: Tensor, y: Tensor, *, minimum: int = 2, same_width: bool = F
                 f"{name} has shape {tuple(value.shape)}, but this measure reads rows of shape (n, d). Pool or flatten "
                 "feature maps and tokens first; mikit.activations.readout has the usual ways."
             )
-    if x.shape[0] != y.shape[0]:
-        raise InputError(
-            f"x has {x.shape[0]} rows and y has {y.shape[0]}. Row i of both must come from the same sample: join them "
-            "by sample id; mikit never truncates the longer one."
-        )
-    if x.device != y.device:
-        raise InputError(f"x is on {x.device} and y is on {y.device}. Move both to one device.")
-    if x.shape[0] < minimum:
-        raise InputError(f"There are {x.shape[0]} rows, but this measure needs at least {minimum}.")
+    require_paired(x, y, minimum=minimum)
     if same_width and x.shape[1] != y.shape[1]:
         raise InputError(
             f"x has {x.shape[1]} columns and y has {y.shape[1]}, but this measure compares two laws in one space. Map "

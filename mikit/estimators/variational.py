@@ -16,6 +16,7 @@ from mikit.estimators.base import Estimator, seeded
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.functional.variational import difference_of_entropies, gaussian_nll, residual_variance, ridge_regression
 from mikit.inputs import refuse_non_finite
+from mikit.rows import require_paired
 
 __all__ = ["VID"]
 
@@ -374,12 +375,4 @@ def _require_layout(x: Tensor, y: Tensor) -> None:
             f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}. VID reads two sets of rows (n, d) or two sets of "
             "maps (n, c, h, w); bring both to one layout, with a readout such as pooling."
         )
-    if x.shape[0] != y.shape[0]:
-        raise InputError(
-            f"x has {x.shape[0]} rows and y has {y.shape[0]}. Row i of both must come from the same sample: join them "
-            "by sample id; mikit never truncates the longer one."
-        )
-    if x.device != y.device:
-        raise InputError(f"x is on {x.device} and y is on {y.device}. Move both to one device.")
-    if x.shape[0] < 1:
-        raise InputError("There are no rows. VID needs at least one.")
+    require_paired(x, y)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 
 from mikit.atomic import file_sha256, write_atomically
 from mikit.errors import InputError
+from mikit.measurement import plain
 
 __all__ = ["COLUMNS", "QUANTITIES", "Flow", "frame_of"]
 
@@ -120,7 +120,7 @@ class Flow:
         content = {
             "kind": _KIND,
             "schema_version": _SCHEMA_VERSION,
-            "settings": _plain(self.settings),
+            "settings": plain(self.settings),
             "sha256": {name: file_sha256(target / name) for name in _TABLES},
         }
         described = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
@@ -182,13 +182,3 @@ def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _write(file: Any, content: bytes) -> None:
     file.write(content)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
