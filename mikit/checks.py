@@ -12,17 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mikit.controls import Control
 from mikit.errors import InputError
 from mikit.estimators.fitting import FitRecord
+from mikit.estimators.gaussian import GaussianMI
 from mikit.functional.gaussian import canonical_form
 from mikit.measurement import Check, Null
 
 __all__ = [
     "against_null",
+    "alignment",
     "constant_columns",
     "convergence",
     "duplicated_rows",
     "fit_report_gap",
+    "gaussian_floor",
+    "independent_units",
     "label_bound",
     "leakage",
     "negativity",
@@ -63,6 +68,22 @@ def well_posedness(x: Tensor, y: Tensor) -> Check:
         1.0,
         f"The largest canonical correlation is {largest:.4f}; no exact linear relation was found.",
     )
+
+
+def alignment(x_has_ids: bool, y_has_ids: bool) -> Check:
+    """Say how rows were paired: by sample id, or by position, which a shuffled file would break unseen."""
+    name = "alignment"
+    if x_has_ids and y_has_ids:
+        return Check(name, "pass", None, None, "Rows were joined by sample id.")
+    if x_has_ids or y_has_ids:
+        return Check(
+            name,
+            "warn",
+            None,
+            None,
+            "Only one side has sample ids, so rows were paired by position; give ids for both.",
+        )
+    return Check(name, "not applicable", None, None, "Neither side has sample ids; rows were paired by position.")
 
 
 def constant_columns(x: Tensor, y: Tensor) -> Check:
@@ -201,24 +222,73 @@ def against_null(value: float, interval: tuple[float, float], standard_error: fl
     return Check(name, "pass", null.mean, threshold, f"{said}.")
 
 
-def positive_control(value: float, control: float | None) -> Check:
-    """Ask whether the instrument can see this value at all.
+def positive_control(control: Control | None) -> Check:
+    """Ask whether the instrument can see this much at all, on Gaussian data of the same size and shape.
 
-    ``control`` is what it reads on a Gaussian pair of the same rows and widths that holds exactly ``value`` nats. Warns
-    when that is off by more than a tenth and 0.05 nats, fails from a fifth.
+    Warns when it is off by more than a twentieth and 0.05 nats, beyond two standard errors of the control; fails from
+    a fifth.
     """
     name = "positive control"
     if control is None:
         return Check(
-            name, "not applicable", None, None, "No control was measured: it would cost another fit, or 0 nats."
+            name,
+            "not applicable",
+            None,
+            None,
+            "No control was measured: there is too little to see, or it would cost a fit.",
         )
-    miss = abs(control - value)
-    said = f"On a Gaussian pair of the same size that holds {value:.3f} nats, the instrument reads {control:.3f}"
-    if miss > max(0.05, 0.2 * value):
-        return Check(name, "fail", control, 0.2 * value, f"{said}: it cannot see this much with so few rows.")
-    if miss > max(0.05, 0.1 * value):
-        return Check(name, "warn", control, 0.1 * value, f"{said}: expect the value to be off by as much.")
-    return Check(name, "pass", control, 0.1 * value, f"{said}.")
+    miss = abs(control.reading - control.truth) - 2 * control.standard_error
+    said = (
+        f"On Gaussian data of the same size that hold {control.truth:.3f} nats, the instrument reads "
+        f"{control.reading:.3f} on average"
+    )
+    warn, fail = (max(0.05, share * control.truth) for share in (0.05, 0.2))
+    if miss > fail:
+        return Check(name, "fail", control.reading, fail, f"{said}: it cannot see this much with so few rows.")
+    if miss > warn:
+        return Check(name, "warn", control.reading, warn, f"{said}: expect the value to be off by as much.")
+    return Check(name, "pass", control.reading, warn, f"{said}.")
+
+
+def gaussian_floor(
+    value: float, standard_error: float | None, x: Tensor, y: Tensor, *, groups: Tensor | None = None
+) -> Check:
+    """Compare the value with the Gaussian copula's, below which the information cannot lie but for sampling error.
+
+    Among all laws with Gaussian marginals and given correlations, the Gaussian law holds the least information. Warns
+    when the value is lower by more than a tenth, 0.05 nats and three standard errors; fails from a fifth.
+    """
+    name = "not below the Gaussian copula"
+    if x.shape[0] < 5 * (x.shape[1] + y.shape[1]):
+        return Check(name, "not applicable", None, None, "There are too few rows for the columns to compare with it.")
+    copula = GaussianMI(copula=True)
+    try:
+        floor = float(copula.estimate(x, y))
+    except InputError:
+        return Check(name, "not applicable", None, None, "The Gaussian copula's information is infinite.")
+    error = ((standard_error or 0.0) ** 2 + copula.standard_error(x, y, groups=groups) ** 2) ** 0.5
+    short = floor - value - 3 * error
+    said = f"The Gaussian copula gives {floor:.3f} nats, and the truth is at least that"
+    if short > 0 and floor - value > max(0.05, 0.2 * floor):
+        return Check(name, "fail", floor, floor, f"{said}: the value {value:.3f} is too low.")
+    if short > 0 and floor - value > max(0.05, 0.1 * floor):
+        return Check(name, "warn", floor, floor, f"{said}: the value {value:.3f} is low.")
+    return Check(name, "pass", floor, floor, f"{said}.")
+
+
+def independent_units(units: int, width: int, *, grouped: bool) -> Check:
+    """Count the independent rows, or groups, that the number rests on: warns below 30, fails below 5.
+
+    With groups it also warns below five a column: many rows of one group make biases that no row count corrects.
+    """
+    name, what = "independent units", "groups" if grouped else "rows"
+    said = f"The number rests on {units} independent {what}"
+    if units < 5:
+        return Check(name, "fail", float(units), 5.0, f"{said}; that is no basis for an interval.")
+    least = max(30, 5 * width) if grouped else 30
+    if units < least:
+        return Check(name, "warn", float(units), float(least), f"{said}, which are few; the interval is rough.")
+    return Check(name, "pass", float(units), float(least), f"{said}.")
 
 
 def negativity(value: float, standard_error: float | None) -> Check:

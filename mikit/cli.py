@@ -13,7 +13,7 @@ import typer
 
 import mikit
 from mikit.errors import InputError
-from mikit.outputs import new_folder, require_free, write_text
+from mikit.outputs import DEMO, REPORT, TRACE, new_folder, require_free, write_text
 from mikit.terminal import Steps, answered, refuse, say, show_measurement, show_table
 
 __all__ = ["app", "main"]
@@ -28,7 +28,7 @@ app = typer.Typer(
 
 _VERDICTS = ("trustworthy", "caution", "unreliable")
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of this command.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Workers; one per processor by default.")]
@@ -83,7 +83,7 @@ def estimate(
         raise InputError(
             "Give two files, the teacher's activations and the student's; or one file of activations and --labels."
         )
-    _require_free_json(json_file, overwrite)
+    _require_free_json(json_file, overwrite, teacher, student, labels, groups)
     with Steps() as steps:
         steps.begin("Reading")
         from mikit.activations import read_array
@@ -135,9 +135,10 @@ def trace(
     overwrite: Overwrite = False,
 ) -> None:
     """Trace the information between a teacher's and its students' stored activations, layer by layer."""
-    _require_free_json(json_file, overwrite)
+    inputs = (teacher, *students, *(() if labels is None else (labels,)))
+    _require_free_json(json_file, overwrite, *inputs)
     with (
-        new_folder(out, overwrite=overwrite) as folder,
+        new_folder(out, overwrite=overwrite, kind=TRACE, inputs=inputs) as folder,
         Steps(lines=True) as steps,
         steps.aside("Tracing the information between the layers") as shown,
     ):
@@ -172,14 +173,15 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Write one HTML page with the figures, verdicts and table of a traced run."""
+    target = run / "report" if out is None else out
+    require_free(target, overwrite=overwrite, kind=REPORT, inputs=(run,))
     with Steps() as steps:
         steps.begin("Reading")
         from mikit.flow import Flow
         from mikit.reporting import report as write_report
 
         flow = Flow.load(run)
-        target = run / "report" if out is None else out
-        with new_folder(target, overwrite=overwrite) as folder:
+        with new_folder(target, overwrite=overwrite, kind=REPORT, inputs=(run,)) as folder:
             steps.begin("Drawing")
             page = write_report(flow, folder)
     say(str(target / page.name))
@@ -201,7 +203,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a teacher and its students on digits, and look at how information flows through them."""
-    require_free(out, overwrite=overwrite)
+    require_free(out, overwrite=overwrite, kind=DEMO, inputs=() if data is None else (data,))
     with Steps(lines=True) as steps:
         from mikit.datasets import digits, from_npz
         from mikit.demo import run_demo, settings_for
@@ -239,9 +241,9 @@ def _files_named(teacher: Path, student: Path | None) -> Iterator[None]:
         raise InputError(f"{cause}{said}") from cause
 
 
-def _require_free_json(json_file: str | None, overwrite: bool) -> None:
+def _require_free_json(json_file: str | None, overwrite: bool, *inputs: Path | None) -> None:
     if json_file is not None and json_file != "-":
-        require_free(Path(json_file), overwrite=overwrite)
+        require_free(Path(json_file), overwrite=overwrite, inputs=[path for path in inputs if path is not None])
 
 
 def _tell(json_file: str | None, content: dict[str, Any], overwrite: bool, sentence: str) -> None:

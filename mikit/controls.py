@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import math
+import statistics
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
+from mikit.errors import InputError
 from mikit.estimators.base import Estimator
+from mikit.functional.gaussian import canonical_form, rank_gaussianise
 from mikit.rows import permuted_rows
 
-__all__ = ["positive_control", "without_pairing"]
+__all__ = ["Control", "positive_control", "without_pairing"]
+
+_DRAWS = 4
+
+
+@final
+@dataclass(frozen=True)
+class Control:
+    """What an instrument reads where the answer is known.
+
+    Attributes:
+        truth: The information of the control data, in nats.
+        reading: What the instrument reads, on average over the draws.
+        standard_error: Standard error of that average.
+    """
+
+    truth: float
+    reading: float
+    standard_error: float
 
 
 def without_pairing(
@@ -27,17 +50,49 @@ def without_pairing(
     return pooled[:n], pooled[n:]
 
 
-def positive_control(prototype: Estimator, x: Tensor, y: Tensor, value: float, seed: int) -> float | None:
-    """Return what the instrument reads on a Gaussian pair of this size that holds ``value`` nats; None if costly."""
+def positive_control(prototype: Estimator, x: Tensor, y: Tensor, value: float, seed: int) -> Control | None:
+    """Return what the instrument reads on Gaussian data of this size whose information is known; None if costly.
+
+    The control has the correlations of the data's normal scores. Where those explain less than half of ``value``, it is
+    a pair of white samples that hold ``value`` nats, spread evenly over their columns.
+    """
     vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2
-    if prototype.learned or not vectors or prototype.unit != "nats" or not 0.05 <= value < float("inf"):
+    if prototype.learned or not vectors or prototype.unit != "nats" or not math.isfinite(value):
+        return None
+    n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
+    if n <= 2 * (d_x + d_y):
+        return None
+    root, truth = _like_the_data(x, y)
+    if truth < 0.5 * value:
+        root, truth = _evenly_spread(d_x, d_y, value), value
+    if truth < 0.05:
         return None
     generator = torch.Generator().manual_seed(seed + 104729)
-    n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
+    readings = []
+    for _ in range(_DRAWS):
+        z = torch.randn(n, d_x + d_y, generator=generator, dtype=torch.float64) @ root.T
+        with torch.no_grad():
+            readings.append(float(prototype.estimate(z[:, :d_x].to(x.device), z[:, d_x:].to(x.device))))
+    return Control(truth, statistics.mean(readings), statistics.stdev(readings) / _DRAWS**0.5)
+
+
+def _like_the_data(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    """Return a root of the normal scores' correlation matrix and the information of that Gaussian law."""
+    scores = torch.cat([rank_gaussianise(x), rank_gaussianise(y)], dim=1).cpu()
+    correlation = scores.T @ scores / scores.shape[0]
+    values, vectors = torch.linalg.eigh(correlation)
+    root = vectors * values.clamp(min=0).sqrt()
+    try:
+        rho = canonical_form(scores[:, : x.shape[1]], scores[:, x.shape[1] :]).correlations
+    except InputError:
+        return root, 0.0
+    return root, float(-0.5 * torch.log1p(-rho.square()).sum())
+
+
+def _evenly_spread(d_x: int, d_y: int, value: float) -> Tensor:
     pairs = min(d_x, d_y)
-    rho = (-math.expm1(-2 * value / pairs)) ** 0.5
-    first = torch.randn(n, d_x, generator=generator, dtype=torch.float64)
-    second = torch.randn(n, d_y, generator=generator, dtype=torch.float64)
-    second[:, :pairs] = rho * first[:, :pairs] + (1 - rho**2) ** 0.5 * second[:, :pairs]
-    with torch.no_grad():
-        return float(prototype.estimate(first.to(x.device), second.to(x.device)))
+    rho = (-math.expm1(-2 * max(value, 0.0) / pairs)) ** 0.5
+    root = torch.eye(d_x + d_y, dtype=torch.float64)
+    for i in range(pairs):
+        root[d_x + i, i], root[d_x + i, d_x + i] = rho, (1 - rho**2) ** 0.5
+    return root

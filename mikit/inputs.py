@@ -122,7 +122,12 @@ def as_group_codes(value: Any, n: int) -> Tensor:
 
 def _as_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise InputError(f"{name} is a sparse tensor ({value.layout}). Pass value.to_dense().")
         return value
+    if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
+        masked = int(np.ma.getmaskarray(value).sum())
+        raise InputError(f"{name} has {masked} masked entries. Mend or remove those rows; mikit never fills values in.")
     try:
         array = np.asarray(value)
     except ValueError as cause:

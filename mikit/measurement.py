@@ -143,6 +143,8 @@ class Measurement:
         Raises:
             InputError: If a field is missing or the schema is newer than this version of mikit.
         """
+        if not isinstance(content, Mapping):
+            raise InputError("This is not a measurement: it must be an object with named fields.")
         version = content.get("schema_version")
         if version != _SCHEMA_VERSION:
             raise InputError(
@@ -152,13 +154,16 @@ class Measurement:
         missing = [field.name for field in fields(cls) if field.name not in content]
         if missing:
             raise InputError(f"The measurement lacks the fields {', '.join(missing)}; it is not one that mikit wrote.")
-        values = {field.name: _number(content[field.name]) for field in fields(cls)}
-        null = values["null"]
-        values.update(
-            checks=tuple(Check(**_number(check)) for check in values["checks"]),
-            null=None if null is None else Null(tuple(_number(v) for v in null["values"]), null["permuted"]),
-            interval=(values["interval"][0], values["interval"][1]),
-        )
+        try:
+            values = {field.name: _number(content[field.name]) for field in fields(cls)}
+            null = values["null"]
+            values.update(
+                checks=tuple(Check(**check) for check in values["checks"]),
+                null=None if null is None else Null(tuple(null["values"]), null["permuted"]),
+                interval=(float(values["interval"][0]), float(values["interval"][1])),
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as cause:
+            raise InputError(f"The measurement is malformed ({cause}); it is not one that mikit wrote.") from cause
         return cls(**values)
 
     def to_json(self) -> str:

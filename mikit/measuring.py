@@ -13,7 +13,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from mikit import checks
-from mikit.controls import positive_control, without_pairing
+from mikit.controls import Control, positive_control, without_pairing
 from mikit.errors import InputError
 from mikit.estimators import estimator_named
 from mikit.estimators.base import Estimator, clustered_standard_error
@@ -21,7 +21,7 @@ from mikit.estimators.fitting import FitRecord, Training
 from mikit.inputs import as_group_codes, as_labels, as_rows
 from mikit.measurement import Check, Measurement, Null
 from mikit.provenance import data_hash, library_versions
-from mikit.rows import joined_order, recoded, require_paired, split_folds
+from mikit.rows import checked_ids, joined_order, recoded, require_paired, split_folds
 
 __all__ = ["measure"]
 
@@ -99,25 +99,29 @@ def measure(
     """
     start = time.perf_counter()
     tell = progress or (lambda sentence: None)
-    _require_settings(folds, rotations, permutations)
+    _require_settings(folds, rotations, permutations, seed)
     x_values, x_ids = _values_and_ids(x, x_ids, "x")
     y_values, y_ids, explains_labels = _target(y, labels, y_ids)
     features = as_rows(x_values, "x")
     target = as_labels(y_values) if explains_labels else as_rows(y_values, "y")
+    other = "labels" if explains_labels else "y"
+    if x_ids is not None:
+        x_ids = checked_ids(x_ids, features.shape[0], "x")
+    if y_ids is not None:
+        y_ids = checked_ids(y_ids, target.shape[0], other)
     if x_ids is not None and y_ids is not None:
-        order = torch.from_numpy(joined_order(x_ids, y_ids, "x", "labels" if explains_labels else "y"))
-        if order.shape[0] != target.shape[0] or len(x_ids) != features.shape[0]:
-            raise InputError("There are not as many sample ids as rows; give one id per row.")
-        target = target[order]
+        target = target[torch.from_numpy(joined_order(x_ids, y_ids, "x", other))]
     generator = torch.Generator().manual_seed(seed)
     prototype = _prototype(estimator, features, target, explains_labels, generator)
     if prototype.explains == "labels" and not explains_labels:
         target = as_labels(y_values, "y")
+    if prototype.explains == "labels" and int(target.max()) == 0:
+        raise InputError("The labels hold a single class, so their entropy is 0 and there is nothing to explain.")
     _require_rows(prototype, features, target)
     codes = None if groups is None else as_group_codes(groups, features.shape[0])
 
     with torch.no_grad():
-        prototype, chosen = prototype.choose(features, target, generator=generator)
+        prototype, chosen = prototype.choose(features, target, groups=codes, generator=generator)
     if prototype.learned and features.shape[0] // folds < _FEWEST_IN_A_FOLD:
         raise InputError(
             f"There are {features.shape[0]} rows. {prototype.describe()} is fitted on some and reported on others, and "
@@ -127,7 +131,7 @@ def measure(
         tell(f"auto chose {prototype.describe()}: {chosen}")
     tell("Measuring")
     result = _run(prototype, features, target, codes, folds, rotations, training, seed)
-    interval = _interval(result.value, result.standard_error, features.shape[0], codes)
+    interval = _interval(result.value, result.standard_error, result.independent)
 
     wanted = permutations if permutations is not None else (1 if prototype.learned else 4)
     null = None
@@ -150,7 +154,10 @@ def measure(
         interval=interval,
         standard_error=result.standard_error,
         ceiling=prototype.ceiling(result.report_rows),
-        checks=_all_checks(prototype, features, target, codes, result, interval, null, control),
+        checks=(
+            checks.alignment(x_ids is not None, y_ids is not None),
+            *_all_checks(prototype, features, target, codes, result, interval, null, control),
+        ),
         null=null,
         estimator=prototype.describe(),
         chosen=chosen,
@@ -178,6 +185,7 @@ class _Run:
     fit_rows: int = 0
     select_rows: int = 0
     report_rows: int = 0
+    independent: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     records: list[FitRecord] = field(default_factory=list)
     leakage: Check | None = None
@@ -206,6 +214,7 @@ def _run(
                 run.standard_error = instrument.standard_error(x, y, groups=codes)
                 run.own_checks = instrument.checks(x, y)
         run.report_rows = x.shape[0]
+        run.independent = x.shape[0] if codes is None else int(codes.max()) + 1
         return run
     parts = split_folds(x.shape[0], folds, groups=codes, generator=generator)
     contributions: list[Tensor] = []
@@ -242,9 +251,10 @@ def _run(
                 run.own_checks = instrument.checks(x[report], y[report])
         run.fit_rows, run.select_rows = max(run.fit_rows, fit.shape[0]), max(run.select_rows, select.shape[0])
         run.report_rows += report.shape[0]
+    reported = torch.cat([parts[turn] for turn in range(rotations)])
+    run.independent = reported.shape[0] if codes is None else int(recoded(codes[reported]).max()) + 1
     if contributions:
         pooled = torch.cat(contributions)
-        reported = torch.cat([parts[turn] for turn in range(rotations)])
         run.value = float(pooled.double().mean())
         run.standard_error = clustered_standard_error(pooled, None if codes is None else recoded(codes[reported]))
     else:
@@ -262,11 +272,12 @@ def _all_checks(
     run: _Run,
     interval: tuple[float, float],
     null: Null | None,
-    control: float | None,
+    control: Control | None,
 ) -> tuple[Check, ...]:
     vectors = x.ndim == 2 and y.ndim == 2
     found = [
         checks.sampling_error(run.value, run.standard_error),
+        checks.independent_units(run.independent, x[0].numel() + y[0].numel(), grouped=codes is not None),
         checks.constant_columns(x, y if prototype.explains == "vectors" else x[:, :0]),
     ]
     if prototype.needs_pairs:
@@ -278,7 +289,11 @@ def _all_checks(
             checks.against_null(run.value, interval, run.standard_error, null),
         ]
         if vectors and prototype.unit == "nats":
-            found += [checks.well_posedness(x, y), checks.positive_control(run.value, control)]
+            found += [
+                checks.well_posedness(x, y),
+                checks.positive_control(control),
+                checks.gaussian_floor(run.value, run.standard_error, x, y, groups=codes),
+            ]
     if prototype.explains == "labels":
         frequencies = torch.bincount(y).double() / y.shape[0]
         entropy = float(torch.special.entr(frequencies).sum())
@@ -293,7 +308,9 @@ def _all_checks(
     return (*found, *run.own_checks)
 
 
-def _require_settings(folds: int, rotations: int, permutations: int | None) -> None:
+def _require_settings(folds: int, rotations: int, permutations: int | None, seed: int) -> None:
+    if not isinstance(seed, int) or not 0 <= seed < 2**62:
+        raise InputError(f"seed is {seed!r}; it must be a whole number from 0 to 2**62.")
     if folds < 3:
         raise InputError(f"folds is {folds}; at least 3 are needed: one to fit, one to select and one to report.")
     if not 1 <= rotations <= folds:
@@ -332,6 +349,10 @@ def _prototype(
         if estimator == "auto" and explains_labels:
             estimator = "label_information"
         estimator = estimator_named(estimator)
+    if not isinstance(estimator, Estimator) and not (isinstance(estimator, type) and issubclass(estimator, Estimator)):
+        raise InputError(
+            f"estimator is {estimator!r}; pass an instrument such as mikit.KSG(k=5), its class, or a name."
+        )
     explains = estimator.explains
     if explains_labels and explains != "labels":
         name = estimator.name
@@ -371,9 +392,8 @@ def _require_rows(estimator: Estimator, x: Tensor, y: Tensor) -> None:
         )
 
 
-def _interval(value: float, standard_error: float | None, n: int, codes: Tensor | None) -> tuple[float, float]:
+def _interval(value: float, standard_error: float | None, independent: int) -> tuple[float, float]:
     if standard_error is None:
         return float("nan"), float("nan")
-    independent = n if codes is None else int(codes.max()) + 1
     reach = float(student_t.ppf(0.975, max(independent - 1, 1))) * standard_error
     return value - reach, value + reach

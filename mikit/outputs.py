@@ -1,34 +1,89 @@
-"""Results on disk: whole or not at all, and never in place of something that was there before."""
+"""Results on disk: whole or not at all, and never in place of something that is not an earlier result."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import socket
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
-from mikit.atomic import sync_folder, write_atomically
+from mikit.atomic import TEMPORARY_PREFIX, sync_folder, write_atomically
 from mikit.errors import InputError
 
-__all__ = ["new_folder", "require_free", "write_text"]
+__all__ = ["DEMO", "REPORT", "TRACE", "Kind", "new_folder", "require_free", "write_text"]
 
 _ATTEMPTS = 20
 
 
-def require_free(path: Path, *, overwrite: bool) -> None:
-    """Raise :class:`~mikit.errors.InputError` if ``path`` exists and must not be replaced, or cannot be made."""
-    if (path.is_symlink() or path.exists()) and not overwrite:
-        raise InputError(f"{path} exists already. Choose another name, or pass --overwrite to replace it.")
-    folder = Path(os.path.abspath(path)).parent
+@final
+@dataclass(frozen=True)
+class Kind:
+    """What tells a folder that a command made from any other.
+
+    Attributes:
+        command: Who makes it.
+        holds: The file at the top of every such folder.
+        sign: What that file says near its beginning.
+        names: All that can stand at its top.
+    """
+
+    command: str
+    holds: str
+    sign: bytes
+    names: frozenset[str]
+
+
+TRACE = Kind(
+    "mikit trace", "flow.json", b'"mikit flow"', frozenset({"flow.json", "flow.csv", "flow.parquet", "report"})
+)
+REPORT = Kind("mikit report", "index.html", b'name="generator" content="mikit"', frozenset({"index.html"}))
+DEMO = Kind(
+    "mikit demo",
+    "demo.json",
+    b'"schema_version"',
+    frozenset({"demo.json", "findings.txt", "figures", "flow", "networks", "report", "stores"}),
+)
+
+
+def require_free(path: Path, *, overwrite: bool, kind: Kind | None = None, inputs: Iterable[Path] = ()) -> None:
+    """Raise unless ``path`` can be made, and what stands there may be replaced.
+
+    Args:
+        path: The file or folder to make.
+        overwrite: Whether an earlier result may be replaced.
+        kind: The folder to make; None for a file.
+        inputs: What the result is made from; none of it is ever replaced.
+
+    Raises:
+        InputError: If ``path`` exists and must not be replaced, or cannot be made.
+    """
+    if kind is None and path.is_dir():
+        raise InputError(f"{path} is a folder; name a file.")
+    if _stands(path):
+        if not overwrite:
+            raise InputError(f"{path} exists already. Choose another name, or pass --overwrite to replace it.")
+        _require_unneeded(path, inputs)
+        if kind is not None and path.exists():
+            _require_earlier(path, kind)
+    folder = _whole(path).parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
         raise InputError(f"{path} cannot be made: {folder} is not a folder.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path} cannot be made: there is no permission to write to {folder}.")
+    try:  # The permission says too much for root, for read-only mounts and for /proc.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as cause:
+        raise InputError(f"{path} cannot be made: {folder} takes no new files ({cause.strerror or cause}).") from cause
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
@@ -36,56 +91,153 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
 
     Raises:
         InputError: If the file exists and is not to be replaced, is a folder, or cannot be made.
+        OSError: If the writing fails; it names ``path``.
     """
     require_free(path, overwrite=overwrite)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = text.encode()
-    write_atomically(path, lambda file: file.write(content))
-    sync_folder(path.parent)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(content))
+        sync_folder(path.parent)
 
 
 @contextmanager
-def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def new_folder(path: Path, *, overwrite: bool, kind: Kind, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """Give a folder to fill that takes the name ``path`` only once the block ends well.
 
-    A run that fails leaves nothing; a run that is killed leaves a hidden folder ``.NAME.PID.partial`` beside
-    ``path``, which the next run removes.
+    A run that fails leaves nothing; a run that is killed leaves a hidden folder ``.NAME.HOST.PID.partial`` beside
+    ``path``, which the next run on that machine removes. One that is killed while it replaces an earlier result
+    leaves that as ``.NAME.HOST.PID.replaced.partial``, to which the next run gives its name back.
 
     Args:
         path: The folder to make.
-        overwrite: Replace what stands there; it is removed only after the new folder is complete.
+        overwrite: Replace an earlier result of this kind; it is removed only after the new folder is complete.
+        kind: What is made.
+        inputs: What it is made from; none of it is ever replaced.
 
     Raises:
         InputError: If ``path`` exists and is not to be replaced, or cannot be made.
     """
-    path = path.absolute()
-    require_free(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.mkdir()
+    asked, path, inputs = path, _whole(path), tuple(inputs)
+    _restore(path)
+    require_free(asked, overwrite=overwrite, kind=kind, inputs=inputs)
+    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
+    with _named(asked):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial.mkdir()
     try:
         yield partial
+        assert kind.names.issuperset(entry.name for entry in partial.iterdir()), "mikit must know its own results"
         _sync(partial)
-        require_free(path, overwrite=overwrite)
-        old = path.with_name(f".{path.name}.{os.getpid()}.replaced.partial")
-        if path.exists() or path.is_symlink():
-            path.replace(old)
-        partial.replace(path)
-        _remove(old)
+        require_free(asked, overwrite=overwrite, kind=kind, inputs=inputs)
+        with _named(asked):
+            _exchange(partial, path)
     finally:
         _remove(partial)
 
 
+def _whole(path: Path) -> Path:
+    """The absolute path, its folder resolved; a link at its end stays a link."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name ``path`` where the system's complaint names a temporary file."""
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from cause
+
+
+def _require_unneeded(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to replace what is, or holds, an input, the current folder or the home folder."""
+    needed = [(given, f"{given}, which is read") for given in inputs]
+    with suppress(OSError):
+        needed.append((Path.cwd(), "the current folder"))
+    with suppress(RuntimeError):
+        needed.append((Path.home(), "the home folder"))
+    for one, said in needed:
+        for place in {one.resolve(), _whole(one)}:
+            for above in (place, *place.parents):
+                if above.exists() and path.exists() and above.samefile(path):
+                    relation = "is" if above == place else "holds"
+                    raise InputError(f"{path} is not replaced: it {relation} {said}. Choose another name.")
+
+
+def _require_earlier(path: Path, kind: Kind) -> None:
+    """Refuse to replace anything but an empty folder or one that ``kind.command`` made."""
+    if not path.is_dir():
+        raise InputError(f"{path} is not replaced: it is a file and no result of {kind.command}. Choose another name.")
+    found = {entry.name for entry in path.iterdir()}
+    own = "|".join(re.escape(name) for name in sorted(kind.names))
+    unfinished = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*|\.(?:{own})\..*\.partial")
+    strange = sorted(name for name in found - kind.names if not unfinished.fullmatch(name))
+    if strange:
+        raise InputError(
+            f"{path} is not replaced: it holds {strange[0]}, which is no part of a result of {kind.command}. Choose "
+            "another name, or move that elsewhere."
+        )
+    if found and not _signed(path / kind.holds, kind.sign):
+        raise InputError(
+            f"{path} is not replaced: it holds no {kind.holds} of {kind.command}, so it is no earlier result. Choose "
+            "another name."
+        )
+
+
+def _signed(path: Path, sign: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return sign in file.read(4096)
+
+
+def _exchange(partial: Path, path: Path) -> None:
+    """Give ``partial`` the name ``path``; if that fails, what stood there keeps it."""
+    old = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.replaced.partial")
+    try:
+        if _stands(path):
+            path.replace(old)
+        partial.replace(path)
+    except BaseException:
+        if _stands(old) and not _stands(path):
+            old.replace(path)
+        raise
+    sync_folder(path.parent)
+    _remove(old)
+
+
+def _restore(path: Path) -> None:
+    """Give its name back to what a run was replacing when it was killed."""
+    for entry in _leftovers(path, r"\.replaced"):
+        if not _stands(path):
+            entry.replace(path)
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove what earlier runs of this name left behind, unless their process still lives."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(?:\.replaced)?\.partial")
-    for entry in path.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match and not _alive(int(match.group(1))):
-            _remove(entry)
+    for entry in _leftovers(path, r"(?:\.replaced)?"):
+        _remove(entry)
+
+
+def _leftovers(path: Path, middle: str) -> list[Path]:
+    """What dead processes of this machine left beside ``path``; those of other machines cannot be asked."""
+    if not path.parent.is_dir():
+        return []
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}\.(\d+){middle}\.partial")
+    found = ((entry, pattern.fullmatch(entry.name)) for entry in sorted(path.parent.iterdir()))
+    return [entry for entry, match in found if match and not _alive(int(match.group(1)))]
+
+
+def _stands(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:63] or "host"
 
 
 def _alive(pid: int) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mikit.errors import InputError
 
-__all__ = ["joined_order", "permuted_rows", "recoded", "require_paired", "split_folds"]
+__all__ = ["checked_ids", "joined_order", "permuted_rows", "recoded", "require_paired", "split_folds"]
 
 
 def require_paired(x: Tensor, y: Tensor, *, minimum: int = 1) -> None:
@@ -26,6 +26,26 @@ def require_paired(x: Tensor, y: Tensor, *, minimum: int = 1) -> None:
         raise InputError(f"There are {x.shape[0]} rows, but this measure needs at least {minimum}.")
 
 
+def checked_ids(ids: Any, n: int, name: str) -> np.ndarray:
+    """Return sample ids as a vector of ``n`` distinct entries.
+
+    Raises:
+        InputError: If they are not one per row, or one of them repeats.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.shape[0] != n:
+        raise InputError(
+            f"The sample ids of {name} have shape {array.shape}, but it has {n} rows; give one id per row."
+        )
+    distinct, counts = np.unique(array, return_counts=True)
+    if distinct.shape[0] != n:
+        raise InputError(
+            f"The sample id {distinct[counts > 1][0].item()!r} stands in {int(counts.max())} rows of {name}; rows are "
+            "joined by id, so every id must be unique."
+        )
+    return array
+
+
 def joined_order(x_ids: Any, y_ids: Any, x_name: str, y_name: str) -> np.ndarray:
     """Return for each row of ``x`` the row of ``y`` with the same sample id.
 
@@ -33,14 +53,7 @@ def joined_order(x_ids: Any, y_ids: Any, x_name: str, y_name: str) -> np.ndarray
         InputError: If an id occurs twice on one side, or on one side only.
     """
     first, second = np.asarray(x_ids), np.asarray(y_ids)
-    for name, ids in ((x_name, first), (y_name, second)):
-        distinct, counts = np.unique(ids, return_counts=True)
-        if distinct.shape[0] != ids.shape[0]:
-            repeated = distinct[counts > 1][0].item()
-            raise InputError(
-                f"The sample id {repeated!r} stands in {int(counts.max())} rows of {name}; rows are joined by id, so "
-                "every id must be unique."
-            )
+    first, second = checked_ids(first, first.shape[0], x_name), checked_ids(second, second.shape[0], y_name)
     for name, ids, other_name, others in (
         (x_name, first, y_name, second),
         (y_name, second, x_name, first),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -236,6 +237,29 @@ def test_an_existing_json_file_is_kept_unless_told(files):
     Measurement.from_json((files / "m.json").read_text())
 
 
+def test_a_json_file_never_replaces_an_input(files):
+    before = contents(files)
+    arguments = ("estimate", "teacher.npy", "student.npy", "--json", "student.npy", "--overwrite")
+    refused(mikit_run(*arguments), "student.npy, which is read")
+    assert contents(files) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_place_for_json_that_takes_no_files_is_told_before_measuring(files, monkeypatch):
+    monkeypatch.setattr("mikit.measuring.measure", lambda *_, **__: pytest.fail("it must not measure"))
+    refused(mikit_run("estimate", "teacher.npy", "student.npy", "--json", "/proc/x.json"), "/proc/x.json")
+    refused(mikit_run("estimate", "teacher.npy", "student.npy", "--json", "folder"), "folder is a folder")
+
+
+def test_a_json_file_that_cannot_be_written_is_named(files, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", ".tmp-1")
+
+    monkeypatch.setattr("mikit.outputs.write_atomically", full)
+    arguments = ("estimate", "teacher.npy", "student.npy", "--estimator", "gaussian", "--json", "m.json")
+    refused(mikit_run(*arguments), "m.json: No space left on device")
+
+
 def test_require_decides_the_exit_code_and_the_result_is_still_there(files):
     np.save("constant.npy", np.ones((N, 2)))
     arguments = ("estimate", "teacher.npy", "constant.npy", "--estimator", "gaussian", "--json", "m.json")
@@ -283,6 +307,31 @@ def test_trace_and_report(stores):
     refused(mikit_run("report", "run"), "run/report exists already")
     assert mikit_run("report", "run", "--overwrite").exit_code == 0
     refused(mikit_run("trace", "T", "S", "--out", "run"), "run exists already")
+
+
+def test_overwrite_replaces_an_earlier_result_and_nothing_else(stores, monkeypatch):
+    trace = ("trace", "T", "S", "--noise", "0.3", "--probe", "lda", "--overwrite", "--out")
+    assert mikit_run(*trace, "run").exit_code == 0
+    assert mikit_run("report", "run").exit_code == 0
+    before = contents(stores)
+    refused(mikit_run(*trace, "T"), "it is T, which is read")
+    refused(mikit_run(*trace, "S"), "it is S, which is read")
+    refused(mikit_run(*trace, "."), "which is read")
+    refused(mikit_run(*trace, "run/report"), "run/report", "no part of a result of mikit trace")
+    refused(mikit_run("report", "run", "--out", "run", "--overwrite"), "it is run, which is read")
+    refused(mikit_run("report", "run", "--out", "T", "--overwrite"), "no part of a result of mikit report")
+    refused(mikit_run("demo", "--out", "run", "--overwrite"), "no part of a result of mikit demo")
+    (stores / "project").mkdir()
+    (stores / "project" / "paper.tex").write_text("precious")
+    with monkeypatch.context() as here:
+        here.chdir(stores / "project")
+        refused(mikit_run("trace", "../T", "../S", "--out", ".", "--overwrite"), "it is the current folder")
+    refused(mikit_run(*trace, "project"), "paper.tex, which is no part")
+    assert (stores / "project" / "paper.tex").read_text() == "precious"
+    shutil.rmtree(stores / "project")
+    assert contents(stores) == before
+    assert mikit_run(*trace, "run").exit_code == 0
+    assert sorted(path.name for path in (stores / "run").iterdir()) == ["flow.csv", "flow.json", "flow.parquet"]
 
 
 def test_trace_takes_labels_from_a_file_and_tells_json_alone(stores):

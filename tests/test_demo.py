@@ -23,6 +23,7 @@ from mikit.demo.training import Run, train
 from mikit.errors import InputError
 from mikit.flow import Flow
 from mikit.models import ResNet8
+from mikit.outputs import _host
 
 TINY = DemoSettings(
     seeds=(0, 1),
@@ -197,7 +198,7 @@ def test_a_killed_run_leaves_no_report(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     left = [path.name for path in tmp_path.iterdir()]
-    assert left == [f".out.{process.pid}.partial"]
+    assert left == [f".out.{_host()}.{process.pid}.partial"]
 
 
 def test_divergence_is_told_in_a_sentence(data, tmp_path):

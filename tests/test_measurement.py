@@ -83,6 +83,10 @@ def test_foreign_json_is_refused() -> None:
         Measurement.from_json("{")
     with pytest.raises(InputError, match="schema version 99"):
         Measurement.from_dict({"schema_version": 99})
+    with pytest.raises(InputError, match="not a measurement"):
+        Measurement.from_json("[]")
+    with pytest.raises(InputError, match="malformed"):
+        Measurement.from_dict(_measurement().to_dict() | {"interval": None})
     content = _measurement().to_dict()
     del content["interval"]
     with pytest.raises(InputError, match="lacks the fields interval"):

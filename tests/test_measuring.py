@@ -240,3 +240,94 @@ def test_auto_finds_dependence_that_no_correlation_shows() -> None:
     measured = measure(x, np.abs(x) + 0.3 * rng.standard_normal((3000, 4)))
     assert measured.estimator.startswith("InfoNCE")
     assert measured.value > 1.0
+
+
+def test_correlated_teacher_channels_are_not_believed() -> None:
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2000, 1))
+    y = np.repeat(0.8 * x + 0.6 * rng.standard_normal((2000, 1)), 20, axis=1) + 0.3 * rng.standard_normal((2000, 20))
+    measured = measure(x, y, "vid", permutations=0)
+    assert measured.value > 5, "the truth is about 0.5 nats"
+    assert measured.verdict == "unreliable"
+    assert "counted as if independent" in " ".join(measured.reasons)
+
+
+def test_neighbours_that_cannot_see_the_value_are_not_believed() -> None:
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((1000, 2))
+    y = np.stack([x[:, 0] + 1e-3 * rng.standard_normal(1000), rng.standard_normal(1000)], axis=1)
+    assert measure(x, y, "ksg", permutations=0).verdict == "unreliable"
+    assert measure(x, y, permutations=0).estimator.startswith("GaussianMI"), "the copula cannot exceed the truth"
+
+
+def test_a_value_below_the_gaussian_copula_is_not_believed() -> None:
+    rng = np.random.default_rng(10)
+    x = rng.standard_normal((2000, 2))
+    measured = measure(np.exp(3 * x), x + 0.5 * rng.standard_normal((2000, 2)), "ksg", permutations=0)
+    assert any("the truth is at least that" in reason for reason in measured.reasons)
+    assert measured.verdict == "unreliable"
+
+
+def test_the_positive_control_does_not_toss_a_coin() -> None:
+    outcomes = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((60, 1))
+        measured = measure(x, 0.9 * x + 0.4 * rng.standard_normal((60, 1)), "gaussian", permutations=0, seed=seed)
+        outcomes.append(next(check.outcome for check in measured.checks if check.name == "positive control"))
+    assert outcomes.count("pass") >= 9
+
+
+def test_auto_heeds_groups_when_it_chooses() -> None:
+    rng = np.random.default_rng(11)
+    groups = np.repeat(np.arange(60), 50)
+    x = rng.standard_normal((60, 2))[groups] + 0.05 * rng.standard_normal((3000, 2))
+    y = rng.standard_normal((60, 2))[groups] + 0.05 * rng.standard_normal((3000, 2))
+    measured = measure(x, y, groups=groups)
+    assert measured.estimator.startswith("GaussianMI")
+    assert measured.interval[0] <= 0 <= measured.interval[1]
+
+
+def test_few_independent_groups_widen_the_interval_and_warn() -> None:
+    x, y = _pair(300, 2, 1.0)
+    groups = np.repeat(np.arange(10), 30)
+    measured = measure(x, y, "vid", groups=groups, permutations=0)
+    assert measured.verdict == "unreliable"
+    reach = (measured.interval[1] - measured.interval[0]) / 2
+    assert reach == pytest.approx(12.706 * measured.standard_error, rel=1e-3), "two groups report: t with 1 degree"
+
+
+def test_ids_are_checked_even_on_one_side() -> None:
+    x, y = _pair(300, 2, 1.0)
+    with pytest.raises(InputError, match=r"ids of x have shape \(5,\), but it has 300 rows"):
+        measure(x, y, "gaussian", x_ids=np.arange(5))
+    with pytest.raises(InputError, match="stands in 300 rows of x"):
+        measure(x, y, "gaussian", x_ids=np.zeros(300))
+    one_sided = measure(x, y, "gaussian", x_ids=np.arange(300), permutations=0)
+    assert any("paired by position" in reason for reason in one_sided.reasons)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300, 1e20, 1e-25])
+def test_the_scale_of_the_data_does_not_matter_to_the_gaussian(scale: float) -> None:
+    x, y = _pair(500, 3, 1.0)
+    assert measure(x * scale, y, "gaussian", permutations=0).value == pytest.approx(
+        measure(x, y, "gaussian", permutations=0).value, rel=1e-6
+    )
+    with pytest.raises(InputError, match="float32 cannot square"):
+        measure(x * scale, y, "vid", permutations=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"estimator": 3}, "estimator is 3"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"x": np.ma.masked_array(np.ones((50, 2)), mask=np.eye(50, 2))}, "2 masked entries"),
+        ({"x": torch.eye(50, 2).to_sparse()}, "sparse"),
+        ({"y": None, "labels": np.zeros(50), "estimator": "auto"}, "single class"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments: dict[str, object], said: str) -> None:
+    x, y = _pair(50, 2, 1.0)
+    with pytest.raises(InputError, match=said):
+        measure(**{"x": x, "y": y, "estimator": "gaussian", **arguments})  # type: ignore[arg-type]

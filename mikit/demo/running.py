@@ -19,7 +19,7 @@ from mikit.demo.findings import describe_run
 from mikit.demo.settings import ALONE, BROKEN, TAUGHT, DemoSettings
 from mikit.demo.training import TEACHER, Run, Trained, train
 from mikit.errors import InputError
-from mikit.outputs import new_folder
+from mikit.outputs import DEMO, new_folder
 from mikit.provenance import library_versions
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run_demo(
         out: The folder to make.
         data: The images.
         settings: Everything else that decides the result.
-        overwrite: Replace a folder that exists.
+        overwrite: Replace the folder of an earlier demo.
         jobs: Processes to train and trace in; by default one per processor. The result does not depend on it.
         stages: Told how far the run is.
 
@@ -95,7 +95,7 @@ def run_demo(
     jobs = cpu_count() if jobs is None else jobs
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1.")
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, overwrite=overwrite, kind=DEMO) as folder:
         trained = _train_all(folder / "stores", data, settings, jobs, stages)
         flow = _traced(trained, settings, jobs, stages)
         stages.begin("Drawing the figures and the report", None)

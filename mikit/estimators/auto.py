@@ -15,6 +15,7 @@ from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.neighbors import KSG
 from mikit.functional.bounds import infonce_pointwise_from_scores
 from mikit.functional.gaussian import CanonicalForm, bartlett_rank, canonical_form, rank_gaussianise
+from mikit.rows import recoded, split_folds
 
 __all__ = ["Auto"]
 
@@ -29,10 +30,11 @@ class Auto(Estimator):
     """Mutual information by whichever instrument suits rows ``(n, d_x)``, ``(n, d_y)``; the choice is reported.
 
     Formula: the chosen instrument's. The rule, in order: fewer than five rows a column, a shrunk Gaussian copula on
-    held-out rows; at most four columns in all, nearest neighbours (:class:`KSG`) if they differ from the Gaussian
-    copula by more than 0.02 nats and three standard errors; otherwise :class:`InfoNCE` if its critic beats the
-    Gaussian copula's own critic on held-out rows by more than 0.02 nats and two standard errors; otherwise the
-    Gaussian copula, which is exact for every law that monotone maps of single columns make Gaussian.
+    held-out rows; at most four columns in all, nearest neighbours (:class:`KSG`) if they exceed the Gaussian copula by
+    more than 0.02 nats and three standard errors (the copula's value cannot exceed the truth); above four columns
+    :class:`InfoNCE` if its critic beats the Gaussian copula's own critic on held-out rows by more than 0.02 nats and
+    two standard errors; otherwise the Gaussian copula, which is exact for every law that monotone maps of single
+    columns make Gaussian. Rows of one group are kept together and count as one.
 
     Unit: nats.
 
@@ -108,22 +110,23 @@ class Auto(Estimator):
         self.chosen = self.choose(*rows, generator=generator)[0].fresh(x, y, generator=generator)
         return self.chosen.fit(x, y, select=select, generator=generator, training=training)
 
-    def choose(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> tuple[Estimator, str]:
-        """Return the instrument for these rows and one line that says why."""
+    def choose(
+        self, x: Tensor, y: Tensor, *, groups: Tensor | None = None, generator: torch.Generator
+    ) -> tuple[Estimator, str]:
+        """Return the instrument for these rows and one line that says why; rows of one group count as one."""
         require_pair(x, y, minimum=4)
-        n, width = x.shape[0], x.shape[1] + y.shape[1]
-        if n < 5 * width:
+        width = x.shape[1] + y.shape[1]
+        units, what = (x.shape[0], "rows") if groups is None else (int(groups.max()) + 1, "groups")
+        if units < 5 * width:
             shrunk = GaussianMI(copula=True, shrinkage="ledoit-wolf", held_out=True)
-            return (
-                shrunk,
-                f"{n} rows are fewer than five for each of the {width} columns, so the correlations are shrunk",
-            )
+            why = f"{units} {what} are fewer than five for each of the {width} columns, so the correlations are shrunk"
+            return shrunk, why
         scores_x, scores_y = rank_gaussianise(x), rank_gaussianise(y)
         gaussian = GaussianMI(copula=True)
         value = float(gaussian.estimate(x, y))
         if width <= 4:
-            return _neighbours_or_gaussian(scores_x, scores_y, gaussian, value, gaussian.standard_error(x, y))
-        gain, error = _gain_of_a_critic(scores_x, scores_y, generator)
+            return _neighbours_or_gaussian(scores_x, scores_y, groups)
+        gain, error = _gain_of_a_critic(scores_x, scores_y, groups, generator)
         said = f"a critic adds {gain:.3f} ± {error:.3f} nats on held-out rows to the Gaussian copula's {value:.3f}"
         if gain > max(_SMALLEST_GAIN, 2 * error):
             with torch.enable_grad():
@@ -136,22 +139,25 @@ class Auto(Estimator):
         return self.chosen
 
 
-def _neighbours_or_gaussian(
-    scores_x: Tensor, scores_y: Tensor, gaussian: GaussianMI, value: float, error: float
-) -> tuple[Estimator, str]:
-    neighbours = KSG()
-    other = float(neighbours.estimate(scores_x, scores_y))
+def _neighbours_or_gaussian(x: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Estimator, str]:
+    """Prefer nearest neighbours only where they read more: the Gaussian copula cannot exceed the truth."""
+    if groups is not None:
+        x, y = (side[_one_row_a_group(groups)] for side in (x, y))
+    gaussian, neighbours = GaussianMI(copula=True), KSG()
+    value, other = float(gaussian.estimate(x, y)), float(neighbours.estimate(x, y))
     said = f"nearest neighbours give {other:.3f} and the Gaussian copula {value:.3f} nats"
-    if abs(other - value) > max(_SMALLEST_GAIN, 3 * error):
+    if other - value > max(_SMALLEST_GAIN, 3 * gaussian.standard_error(x, y)):
         return neighbours, said + ", so the dependence is not Gaussian"
-    return gaussian, said + ", which agree"
+    return gaussian, said + ", which shows nothing beyond it"
 
 
-def _gain_of_a_critic(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[float, float]:
+def _gain_of_a_critic(x: Tensor, y: Tensor, groups: Tensor | None, generator: torch.Generator) -> tuple[float, float]:
     """Return by how much a trained critic beats the Gaussian critic in InfoNCE on held-out rows, and its error."""
     rows = torch.randperm(x.shape[0], generator=generator)[:_ROWS_FOR_THE_TEST].to(x.device)
     x, y = x[rows].float(), y[rows].float()
-    fit, select, report = (part.to(x.device) for part in _three_parts(x.shape[0]))
+    codes = None if groups is None else recoded(groups[rows])
+    parts = [part.to(x.device) for part in split_folds(x.shape[0], 5, groups=codes, generator=generator)]
+    fit, select, report = torch.cat(parts[2:]), parts[1], parts[0]
     form = canonical_form(x[fit], y[fit])
     widths = form.directions_x.shape[1], form.directions_y.shape[1]
     rank = bartlett_rank(form.correlations, fit.shape[0], *widths)
@@ -162,7 +168,14 @@ def _gain_of_a_critic(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple
     learned = critic.pointwise(x[report], y[report])
     anchored = infonce_pointwise_from_scores(_gaussian_scores(form, x[report], y[report], rank))
     difference = learned.double() - anchored.double()
-    return float(difference.mean()), clustered_standard_error(difference)
+    error = clustered_standard_error(difference, None if codes is None else recoded(codes[report]))
+    return float(difference.mean()), error
+
+
+def _one_row_a_group(groups: Tensor) -> Tensor:
+    """Return the first row of every group."""
+    first = torch.full((int(groups.max()) + 1,), groups.shape[0], dtype=torch.long, device=groups.device)
+    return first.scatter_reduce_(0, groups, torch.arange(groups.shape[0], device=groups.device), "amin")
 
 
 def _gaussian_scores(form: CanonicalForm, x: Tensor, y: Tensor, rank: int) -> Tensor:
@@ -173,9 +186,3 @@ def _gaussian_scores(form: CanonicalForm, x: Tensor, y: Tensor, rank: int) -> Te
     weight = 1 / (1 - rho.square())
     own = 0.5 * rho.square() * weight
     return (a * (rho * weight)) @ b.T - (a.square() @ own)[:, None] - (b.square() @ own)[None, :]
-
-
-def _three_parts(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return three fifths, a fifth and a fifth of rows that are already in random order."""
-    order = torch.arange(n)
-    return order[: 3 * n // 5], order[3 * n // 5 : 4 * n // 5], order[4 * n // 5 :]

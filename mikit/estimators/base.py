@@ -80,7 +80,9 @@ class Estimator(nn.Module, abc.ABC):
         """Return what ``n`` samples can show at most, in ``unit``; None if there is no such limit."""
         return None
 
-    def choose(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> tuple[Estimator, str]:
+    def choose(
+        self, x: Tensor, y: Tensor, *, groups: Tensor | None = None, generator: torch.Generator
+    ) -> tuple[Estimator, str]:
         """Return the estimator to measure these data with and one line that says why; itself unless it is a chooser."""
         return self, ""
 

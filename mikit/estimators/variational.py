@@ -16,6 +16,7 @@ from mikit.estimators.base import Estimator, seeded
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.functional.variational import difference_of_entropies, gaussian_nll, residual_variance, ridge_regression
 from mikit.inputs import refuse_non_finite
+from mikit.measurement import Check
 from mikit.rows import require_paired
 
 __all__ = ["VID"]
@@ -230,6 +231,31 @@ class VID(Estimator):
             channels=self.live,
         )
 
+    @torch.no_grad()
+    def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
+        """Return what summing channels as if independent adds: warns above a tenth of the value, fails from 30 %.
+
+        The sum exceeds the difference of joint Gaussian entropies by the total correlation of the teacher's channels
+        less that of the residuals. Positions of a map are counted as samples of one law.
+        """
+        name = "channels counted once"
+        value = float(self.estimate(x, y))
+        x, y = self._aligned(x, y)
+        target = _as_samples(self._teacher(y))[:, self.live].double()
+        residual = target - _as_samples(self.head(self._student(x)))[:, self.live].double()
+        if target.shape[0] < 5 * target.shape[1]:
+            return (Check(name, "warn", None, None, "Too few rows to say how often correlated channels are counted."),)
+        positions = math.prod(y.shape[2:])
+        surplus = (_total_correlation(target) - _total_correlation(residual)) * positions
+        said = f"Correlated teacher channels are counted as if independent, which adds {surplus:.3f} nats"
+        threshold = max(0.05, 0.1 * abs(value))
+        if abs(surplus) > max(0.05, 0.3 * abs(value)):
+            return (Check(name, "fail", surplus, 0.3 * abs(value), f"{said} to the value {value:.3f}."),)
+        if abs(surplus) > threshold or positions > 1:
+            extra = "; positions are summed as well" if positions > 1 else ""
+            return (Check(name, "warn", surplus, threshold, f"{said}{extra}."),)
+        return (Check(name, "pass", surplus, threshold, f"{said}."),)
+
     def fit(
         self,
         x: Tensor,
@@ -289,6 +315,13 @@ class VID(Estimator):
 
     @torch.no_grad()
     def _take_statistics(self, x: Tensor, y: Tensor, *, scale_per_column: bool) -> None:
+        for name, values in (("x", x), ("y", y)):
+            span = float((values.amax() - values.amin()).detach())
+            if span > 0 and not 1e-15 < span < 1e15:
+                raise InputError(
+                    f"The values of {name} span {span:.1e}, which float32 cannot square. Divide them by a constant "
+                    "first; the information does not change."
+                )
         mean, variance = _moments(x)
         scale = variance.sqrt()
         if not scale_per_column:
@@ -348,6 +381,15 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     variance = (x64 - mean).square().mean(dim=axes)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return mean.flatten().to(dtype), variance.to(dtype)
+
+
+def _total_correlation(rows: Tensor) -> float:
+    """Return the Gaussian total correlation of the columns, ``-½ log|R|``, in nats."""
+    centred = rows - rows.mean(0)
+    scaled = centred / centred.square().mean(0).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
+    correlation = scaled.T @ scaled / rows.shape[0]
+    floor = 1e-6 * torch.eye(correlation.shape[0], dtype=rows.dtype, device=rows.device)
+    return float(-0.5 * torch.logdet(correlation + floor))
 
 
 def _as_samples(x: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def trace(
     Returns:
         A :class:`Flow`. Label information and gaps are V-information in nats, shares are estimates (at most 1 in
         truth), CKA is an index. Intervals are 95 % sampling intervals: Student's t over rows for labels (for gaps over
-        row-wise differences), delete-one-fold jackknife for shares and CKA. ``null`` moves rows within folds: for every
+        row-wise differences), delete-one-fold jackknife for shares and CKA, for shares widened to hold the bracket
+        from held-out to in-sample. ``null`` moves rows within folds: for every
         label information (one fold's turn), and for the pairs of layers at the same relative depth. Accuracy is what
         ``store.note(phase, accuracy=...)`` holds; with ``accuracy_n`` noted beside it, it gets Wilson's interval.
 

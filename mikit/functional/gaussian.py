@@ -288,10 +288,14 @@ def bartlett_rank(correlations: Tensor, n: int, d_x: int, d_y: int, *, level: fl
 
 
 def _column_scale(x: Tensor, mean: Tensor) -> Tensor:
-    """Return each column's SD; 1 for columns that vary by rounding only."""
-    deviation = (x - mean).square().mean(0).sqrt()
-    noise = 1e-13 * (mean.abs() + deviation) * x.shape[0] ** 0.5
-    return torch.where(deviation > noise, deviation, torch.inf)
+    """Return each column's SD; infinity for columns that vary by rounding only, so that they become 0."""
+    centred = x - mean
+    peak = centred.abs().amax(0)
+    rounding = 1e-13 * mean.abs() * x.shape[0] ** 0.5
+    varies = peak > rounding
+    # Divided by the peak first, so that neither huge nor tiny columns leave the range of float64 when squared.
+    relative = centred / torch.where(varies, peak, 1.0)
+    return torch.where(varies, peak * relative.square().mean(0).sqrt(), torch.inf)
 
 
 def _whitener(correlation: Tensor) -> Tensor:

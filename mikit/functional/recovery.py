@@ -72,9 +72,15 @@ class Recovery:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % sampling interval of the share, Student's t with one degree of freedom less than there are folds."""
+        """95 % sampling interval of the share, widened to hold the bracket.
+
+        Student's t, with one degree of freedom less than there are folds. The midpoint's own bias is unknown, but the
+        bracket bounds it: with few rows the bracket is the wider of the two.
+        """
         reach = float(student_t.ppf(0.975, self.folds - 1)) * self.standard_error
-        return self.share - reach, self.share + reach
+        ends = (self.held_out, self.in_sample) if self.ceiling > 0 else ()
+        shares = [end / self.ceiling for end in ends]
+        return min([self.share - reach, *shares]), max([self.share + reach, *shares])
 
 
 def recover(
