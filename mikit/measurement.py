@@ -124,9 +124,9 @@ class Measurement:
             return "The sampling error is unknown, so nothing is claimed."
         floor = max(0.0, *self.null.values) if self.null else 0.0
         if low <= 0:
-            return "No information was detected: the interval reaches 0."
+            return "No information was detected by this instrument: the interval reaches 0."
         if low <= floor:
-            return "No information was detected: the interval reaches what permuted data give."
+            return "No information was detected by this instrument: the interval reaches what permuted data give."
         return "Information was detected: the interval lies above 0 and above permuted data."
 
     def to_dict(self) -> dict[str, Any]:

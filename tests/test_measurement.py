@@ -57,7 +57,7 @@ def test_reasons_put_failures_first() -> None:
     ("changes", "said"),
     [
         ({}, "Information was detected"),
-        ({"interval": (-0.01, 0.03)}, "No information was detected: the interval reaches 0"),
+        ({"interval": (-0.01, 0.03)}, "No information was detected by this instrument: the interval reaches 0"),
         ({"interval": (0.4, 0.5), "null": Null((0.45,), "groups")}, "what permuted data give"),
         ({"interval": (math.nan, math.nan), "standard_error": None}, "nothing is claimed"),
         ({"kind": "discrepancy", "interval": (-0.1, 0.1)}, "No difference"),

@@ -11,6 +11,7 @@ from mikit.errors import InputError
 from mikit.estimators.base import Estimator, clustered_standard_error, require_pair
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.functional.gaussian import CanonicalForm, canonical_form, rank_gaussianise, wishart_bias
+from mikit.measurement import Check
 
 __all__ = ["GaussianMI"]
 
@@ -137,6 +138,11 @@ class GaussianMI(Estimator):
         n = x.shape[0] if groups is None else int(groups.max()) + 1
         second_order = 0.0 if self.held_out else x.shape[1] * y.shape[1] / (2 * n**2)
         return float((first_order**2 + second_order) ** 0.5)
+
+    def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
+        """Return what kind of dependence this instrument is blind to."""
+        sentence = "Only dependence with a linear trace is seen; y = |x| would give 0. KSG and InfoNCE see more."
+        return (Check("dependence looked for", "not applicable", None, None, sentence),)
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
         """Return two more than the columns, or 4 where shrinkage makes up for missing rows."""
