@@ -6,6 +6,7 @@ the number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "independent_units",
     "label_bound",
     "leakage",
+    "model_reliance",
     "negativity",
     "positive_control",
     "sampling_error",
@@ -154,6 +156,27 @@ def saturation(value: float, ceiling: float | None, unit: str) -> Check:
     if share >= 0.6:
         return Check("saturation", "warn", share, 0.6, f"{said}; it is probably low by a tenth or more.")
     return Check("saturation", "pass", share, 0.6, f"{said}.")
+
+
+def model_reliance(value: float, n: int) -> Check:
+    """Ask whether the value exceeds what ``n`` rows can show without a model of the law: about ``log n`` nats.
+
+    Above that no lower bound holds for every law with confidence (McAllester and Stratos, AISTATS 2020), so the value
+    is an extrapolation by the instrument's model. Layers of deterministic networks, whose information may be infinite,
+    look like this.
+    """
+    name, most = "rests on the data", math.log(n)
+    if value <= most:
+        return Check(name, "pass", value, most, f"The value is not above log N = {most:.2f} nats.")
+    return Check(
+        name,
+        "warn",
+        value,
+        most,
+        f"The value is above log N = {most:.2f} nats, the most that so many rows show without assuming a law: it holds "
+        "as far as the instrument's model does. Between layers of deterministic networks the truth may be infinite; "
+        "declare noise.",
+    )
 
 
 def fit_report_gap(fit_value: float, value: float, standard_error: float | None) -> Check:

@@ -288,6 +288,8 @@ def _all_checks(
             checks.negativity(run.value, run.standard_error),
             checks.against_null(run.value, interval, run.standard_error, null),
         ]
+        if prototype.unit == "nats":
+            found.append(checks.model_reliance(run.value, run.report_rows))
         if vectors and prototype.unit == "nats":
             found += [
                 checks.well_posedness(x, y),

@@ -331,3 +331,12 @@ def test_what_cannot_be_measured_is_refused(arguments: dict[str, object], said: 
     x, y = _pair(50, 2, 1.0)
     with pytest.raises(InputError, match=said):
         measure(**{"x": x, "y": y, "estimator": "gaussian", **arguments})  # type: ignore[arg-type]
+
+
+def test_more_than_the_rows_can_show_rests_on_the_model() -> None:
+    x, y = _pair(1000, 20, 24.0)
+    measured = measure(x, y, "gaussian", permutations=0)
+    assert abs(measured.value - 24.0) < 1.0
+    assert measured.verdict == "caution"
+    assert any("above log N = 6.91" in reason for reason in measured.reasons)
+    assert measure(*_pair(1000, 20, 6.0), "gaussian", permutations=0).verdict == "trustworthy"
