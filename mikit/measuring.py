@@ -78,7 +78,8 @@ def measure(
             are too few rows, or if the arguments contradict each other.
 
     Cost:
-        One fit and one report per rotation, and one of each per permutation.
+        One fit and one report per rotation, and one of each per permutation. An instrument without learned parts
+        reads four more samples of the same size, as its positive control.
 
     Pitfalls:
         Between two layers of deterministic networks on continuous input the information is infinite or undefined

@@ -31,7 +31,7 @@ def _measurement(**changes: object) -> Measurement:
         "data_hash": "00",
         "wall_time": 0.5,
     }
-    return Measurement(**(fields | changes))  # type: ignore[arg-type]
+    return Measurement(**(fields | changes))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_foreign_json_is_refused() -> None:
 
 def test_it_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        _measurement().value = 3.0  # type: ignore[misc]
+        _measurement().value = 3.0
 
 
 def test_print_shows_the_number_its_interval_and_the_verdict() -> None:

@@ -207,7 +207,7 @@ def test_memory_maps_tensors_and_half_precision_agree(tmp_path: Path) -> None:
 def test_bad_settings_are_refused(arguments: dict[str, object], said: str) -> None:
     x, y = _pair(50, 2, 1.0)
     with pytest.raises(InputError, match=said):
-        measure(x, y, **{"estimator": "gaussian", **arguments})  # type: ignore[arg-type]
+        measure(x, y, **{"estimator": "gaussian", **arguments})
 
 
 def test_a_handful_of_rows_is_refused_with_the_number_needed() -> None:
@@ -330,7 +330,7 @@ def test_the_scale_of_the_data_does_not_matter_to_the_gaussian(scale: float) -> 
 def test_what_cannot_be_measured_is_refused(arguments: dict[str, object], said: str) -> None:
     x, y = _pair(50, 2, 1.0)
     with pytest.raises(InputError, match=said):
-        measure(**{"x": x, "y": y, "estimator": "gaussian", **arguments})  # type: ignore[arg-type]
+        measure(**{"x": x, "y": y, "estimator": "gaussian", **arguments})
 
 
 def test_more_than_the_rows_can_show_rests_on_the_model() -> None:

@@ -136,7 +136,7 @@ def vanish(path: Path, nth: int, after: bool) -> None:
         return wrapped
 
     store = ActivationStore.open(path)
-    os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)  # type: ignore[assignment]
+    os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
     append(store, ROWS)
 
 

@@ -300,7 +300,7 @@ def test_metadata_must_agree(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             ActivationStore(tmp_path / "s", **arguments)
     with pytest.raises(InputError, match='"npy" or "safetensors"'):
-        ActivationStore(tmp_path / "t", format="zarr")  # type: ignore[arg-type]
+        ActivationStore(tmp_path / "t", format="zarr")
 
 
 def test_opening_what_is_no_store(tmp_path: Path) -> None:

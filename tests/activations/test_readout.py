@@ -50,7 +50,7 @@ def test_every_grid_has_a_name_of_its_own(cells: int) -> None:
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(name: object) -> None:
     with pytest.raises(InputError, match=r"There is no readout.*pool, flatten"):
-        parse_readout(name)  # type: ignore[arg-type]
+        parse_readout(name)
 
 
 def test_the_published_names_are_those_that_are_parsed() -> None:
@@ -60,7 +60,7 @@ def test_the_published_names_are_those_that_are_parsed() -> None:
 
 def test_readouts_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Grid(4).cells = 2  # type: ignore[misc]
+        Grid(4).cells = 2
 
 
 def test_pool_is_the_mean_over_space_or_tokens() -> None:

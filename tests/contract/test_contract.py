@@ -95,7 +95,7 @@ class _ForgottenParameter(_Sound):
     def param_groups(self) -> list[dict[str, object]]:
         return []
 
-    def fit(self, *_: object, **__: object) -> None:  # type: ignore[override]
+    def fit(self, *_: object, **__: object) -> None:
         return None
 
 

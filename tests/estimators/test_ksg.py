@@ -71,4 +71,4 @@ def test_too_few_rows_and_bad_settings_are_refused() -> None:
     with pytest.raises(InputError, match="k is 0"):
         KSG(0)
     with pytest.raises(InputError, match="metric is 'l1'"):
-        KSG(metric="l1")  # type: ignore[arg-type]
+        KSG(metric="l1")

@@ -289,6 +289,6 @@ def test_what_cannot_be_used_is_refused(x: Tensor, y: Tensor, k: int, said: str)
 def test_unknown_settings_are_refused() -> None:
     x = torch.randn(10, 1)
     with pytest.raises(InputError, match="metric is 'manhattan'"):
-        ksg(x, x, metric="manhattan")  # type: ignore[arg-type]
+        ksg(x, x, metric="manhattan")
     with pytest.raises(InputError, match="strip is 0"):
         ksg(x, x, strip=0)
