@@ -13,8 +13,8 @@ from mikit.estimators.contrastive import InfoNCE
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.neighbors import KSG
-from mikit.functional.bounds import infonce_pointwise_from_scores
 from mikit.functional.gaussian import CanonicalForm, bartlett_rank, canonical_form, rank_gaussianise
+from mikit.functional.scored import infonce_pointwise_from_scores
 from mikit.rows import recoded, split_folds
 
 __all__ = ["Auto"]

@@ -12,7 +12,8 @@ from mikit.critics import Bilinear, Critic, EmbeddingCritic, Joint, Separable
 from mikit.errors import InputError
 from mikit.estimators.base import Estimator, require_pair, seeded
 from mikit.estimators.fitting import Training
-from mikit.functional.bounds import infonce, infonce_from_scores, infonce_influence
+from mikit.functional.bounds import infonce
+from mikit.functional.scored import infonce_from_scores, infonce_influence
 from mikit.inputs import refuse_non_finite
 
 __all__ = ["InfoNCE"]

@@ -1,24 +1,33 @@
 """The formulas: pure functions of tensors, in the formula's own sign and unit."""
 
-from mikit.functional.bounds import infonce, infonce_from_scores
+from mikit.functional.bounds import anchored_infonce, infonce
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
-from mikit.functional.kernels import linear_cka, median_bandwidth, mmd2
+from mikit.functional.kernels import linear_cka, median_bandwidth
+from mikit.functional.mmd import mmd2, polynomial_mmd2
 from mikit.functional.neighbors import ksg
+from mikit.functional.ratios import dv, jsd, nwj, smile
 from mikit.functional.recovery import recovered_share
+from mikit.functional.scored import infonce_from_scores
 from mikit.functional.variational import difference_of_entropies, gaussian_nll
 
 __all__ = [
+    "anchored_infonce",
     "cca",
     "difference_of_entropies",
+    "dv",
     "gaussian_mi",
     "gaussian_nll",
     "infonce",
     "infonce_from_scores",
+    "jsd",
     "ksg",
     "linear_cka",
     "median_bandwidth",
     "mmd2",
+    "nwj",
+    "polynomial_mmd2",
     "rank_gaussianise",
     "recovered_share",
+    "smile",
     "wishart_bias",
 ]

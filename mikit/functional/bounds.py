@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, final
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mikit.errors import InputError
+from mikit.functional.closed import closed_form
+from mikit.functional.pairwise import Gradient, Scratch, scores
+from mikit.functional.samples import require_one_device, working_dtype
+from mikit.functional.scored import infonce_row_terms, require_pairs
 
 __all__ = [
+    "anchored_infonce",
+    "dot_critic",
     "infonce",
-    "infonce_from_scores",
-    "infonce_influence",
     "infonce_pointwise",
-    "infonce_pointwise_from_scores",
 ]
-
-# Scores held at once. Larger strips do not run faster on a CPU; a GPU needs more work per launch.
-_STRIP_ENTRIES_CPU = 2**22
-_STRIP_ENTRIES_GPU = 2**26
 
 
 def infonce(
@@ -57,8 +54,8 @@ def infonce(
         InputError: If the shapes are not two equal ``(n, d)`` with ``n >= 2``, or the temperature is not positive.
 
     Cost:
-        ``O(n² d)`` time in three matrix products for value and gradient together (six for both directions), no second
-        pass in ``backward``; ``O(strip · n + n d)`` memory. Not twice differentiable.
+        ``O(n² d)`` time in three matrix products for value and gradients together (four for both directions), no
+        second pass in ``backward``; ``O(strip · n + n d)`` memory. Second derivatives are refused.
 
     Pitfalls:
         The value cannot pass ``log n`` and is biased low well before it. It depends on ``n``, so values from different
@@ -73,13 +70,66 @@ def infonce(
         >>> round(float(infonce(x, x)), 4) == round(math.log(4), 4)
         True
     """
-    a, b = _embeddings(x, y, temperature)
-    rows = _strip_rows(a.shape[0], a.device, strip)
-    with torch.autocast(a.device.type, enabled=False):
-        value = _mean_bound(a, b, rows)
-        if both_directions:
-            value = 0.5 * (value + _mean_bound(b, a, rows))
-    return value
+    a, b = dot_critic(x, y, temperature)
+    if both_directions:
+        return _two_directions(a, b, strip).to(a.dtype)
+    # What all candidates share cancels in a row's softmax; without it the scores keep their digits.
+    return _one_direction(a, b - b.detach().mean(dim=0, dtype=torch.float64).to(b.dtype), strip).to(a.dtype)
+
+
+def anchored_infonce(
+    x: Tensor, y: Tensor, *, anchor: float = 1.0, temperature: float | Tensor = 1.0, strip: int | None = None
+) -> Tensor:
+    r"""Return the anchored InfoNCE objective for the dot-product critic ``s_ij = x_i . y_j / temperature``.
+
+    A row's positive is sought among ``K = n - 1`` candidates, and a set of ``K`` negatives is told apart from all of
+    these. With the anchor :math:`\nu` and the set :math:`P_i` of row i's positive and n - 2 of its negatives (all but
+    that of row i + 1), :math:`N_i` of all its n - 1 negatives,
+
+    .. math:: \frac{K}{K + \nu} \frac1n \sum_i \log \frac{e^{s_{ii}}}{\nu + \sum_{j \in P_i} e^{s_{ij}}}
+              + \frac{\nu}{K + \nu} \frac1n \sum_i \log \frac{\nu}{\nu + \sum_{j \in N_i} e^{s_{ij}}}
+
+    InfoNCE fixes a critic only up to a function of x. The second term fixes that as well: the best critic is the
+    logarithm of the density ratio, so ``s_ii`` averaged over rows that did not fit it estimates the information.
+
+    Args:
+        x: Embeddings ``(n, d)``; row ``i`` belongs to row ``i`` of ``y``.
+        y: Embeddings ``(n, d)``.
+        anchor: The constant ``ν > 0``. Small: towards the Donsker-Varadhan objective; large: towards that of Nguyen,
+            Wainwright and Jordan.
+        temperature: What scores are divided by; a positive number or a 0-dim tensor, which may be learned.
+        strip: Rows of scores held at once; chosen from the device by default.
+
+    Returns:
+        0-dim, to be maximised, below 0; the loss to minimise is its negative.
+
+    Unit: nats, of a classification's log-likelihood.
+
+    Kind: training objective. It is no estimate of information; the mean of ``s_ii`` is, neither from below nor above.
+
+    Raises:
+        InputError: If the shapes are not two equal ``(n, d)`` with ``n >= 3``, or the temperature or the anchor is not
+            positive.
+
+    Cost:
+        As :func:`infonce` in one direction.
+
+    Pitfalls:
+        The mean of ``s_ii`` on rows that fitted the critic is inflated without limit.
+
+    Source:
+        InfoNCE with an anchor class; the objective derived here, with its gradient in closed form.
+
+    Example:
+        >>> x = torch.eye(4)
+        >>> loss = -anchored_infonce(10 * x, x)
+        >>> loss.item() < -anchored_infonce(x, x).item()  # a critic that knows the pairs does better
+        True
+    """
+    a, b = dot_critic(x, y, temperature, fewest=3)
+    if not 0 < anchor < math.inf:
+        raise InputError(f"anchor is {anchor}; it must be positive and finite.")
+    return _anchored(a, b, anchor, strip).to(a.dtype)
 
 
 def infonce_pointwise(
@@ -110,8 +160,8 @@ def infonce_pointwise(
         InputError: As :func:`infonce`.
 
     Cost:
-        ``O(n² d)`` time and ``O(strip · n)`` memory without gradients. With gradients autograd keeps all strips, so
-        ``O(n²)`` memory: differentiate :func:`infonce` instead.
+        ``O(n² d)`` time, twice that for both directions; ``O(strip · n)`` memory. Without gradient: differentiate
+        :func:`infonce`.
 
     Pitfalls:
         The terms share their negatives, so their spread is not the sampling error of the mean:
@@ -125,228 +175,128 @@ def infonce_pointwise(
         >>> bool(torch.allclose(infonce_pointwise(x, x).mean(), infonce(x, x)))
         True
     """
-    a, b = _embeddings(x, y, temperature)
+    a, b = (rows.detach() for rows in dot_critic(x, y, temperature))
+    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+        terms = _row_terms_of(a, b, strip)
+        return 0.5 * (terms + _row_terms_of(b, a, strip)) if both_directions else terms
+
+
+@closed_form
+def _one_direction(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | None) -> tuple[Tensor, Tensor, Tensor]:
     n = a.shape[0]
-    rows = _strip_rows(n, a.device, strip)
-    with torch.autocast(a.device.type, enabled=False):
-        terms = torch.cat([_row_terms(a[s:e] @ b.T, s) for s, e in _spans(n, rows)])
-        if both_directions:
-            terms = 0.5 * (terms + torch.cat([_row_terms(b[s:e] @ a.T, s) for s, e in _spans(n, rows)]))
-    return terms
+    gradient = Gradient(a, b, wants)
+    terms = []
+    for part in scores(a, b, strip=strip):
+        positive = part.own_of(part.values).clone()
+        peak = part.values.amax(dim=1, keepdim=True)
+        exponentials = part.values.sub_(peak).exp_()
+        total = exponentials.sum(dim=1, keepdim=True)
+        terms.append((positive - (peak + total.log())[:, 0]).sum(dtype=torch.float64))
+        if any(wants):
+            gradient.add(part, exponentials, per_row=-1 / (n * total))
+    return _with_positives(torch.stack(terms).sum() / n + math.log(n), gradient, a, b, wants, 1 / n)
 
 
-def infonce_from_scores(scores: Tensor, *, both_directions: bool = False) -> Tensor:
-    """Return the InfoNCE bound for given critic scores.
+@closed_form
+def _two_directions(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    n = a.shape[0]
+    # Scores up to a constant, from parts without a common offset: a . (b - mean b) + (a - mean a) . mean b.
+    centre = b.mean(dim=0, dtype=torch.float64)
+    offsets = ((a - a.mean(dim=0, dtype=torch.float64)) @ centre).to(a.dtype)
+    left = torch.cat([a, offsets[:, None]], dim=1)
+    right = torch.cat([(b - centre).to(b.dtype), b.new_ones(n, 1)], dim=1)
+    row_lse, column_lse, positives = a.new_empty(n), a.new_full((n,), -math.inf), a.new_empty(n)
+    scratch = Scratch()
+    for part in scores(left, right, strip=strip):
+        positives[part.rows] = part.own_of(part.values)
+        (spare,) = scratch.shaped(part.values)
+        peak = part.values.amax(dim=1)
+        row_lse[part.rows] = torch.sub(part.values, peak[:, None], out=spare).exp_().sum(dim=1).log_().add_(peak)
+        peak = part.values.amax(dim=0)
+        torch.logaddexp(column_lse, part.values.sub_(peak).exp_().sum(dim=0).log_().add_(peak), out=column_lse)
+    value = (positives - (row_lse + column_lse) / 2).mean(dtype=torch.float64) + math.log(n)
+    gradient = Gradient(a, b, wants)
+    if any(wants):
+        for part in scores(left, right, strip=strip):
+            of_columns = torch.sub(part.values, column_lse, out=scratch.shaped(part.values)[0]).exp_()
+            softmaxes = part.values.sub_(row_lse[part.rows, None]).exp_().add_(of_columns)
+            gradient.add(part, softmaxes.mul_(-0.5 / n))
+    return _with_positives(value, gradient, a, b, wants, 1 / n)
 
-    Formula: ``(1/n) Σ_i [ s_ii - log (1/n) Σ_j exp s_ij ] <= log n``.
+
+@closed_form
+def _anchored(
+    wants: Sequence[bool], a: Tensor, b: Tensor, anchor: float, strip: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = a.shape[0]
+    share = (n - 1) / (n - 1 + anchor)
+    gradient = Gradient(a, b, wants)
+    terms = []
+    for part in scores(a, b, strip=strip):
+        rows = torch.arange(part.values.shape[0], device=a.device)
+        own = rows + part.rows.start
+        following = (own + 1) % n
+        positive = part.own_of(part.values).clone()
+        peak = part.values.amax(dim=1).clamp_(min=0)
+        exponentials = part.values.sub_(peak[:, None]).exp_()
+        of_own, of_following = exponentials[rows, own], exponentials[rows, following]
+        exponentials[rows, own] = 0
+        exponentials[rows, following] = 0
+        shared = exponentials.sum(dim=1) + anchor * (-peak).exp()
+        with_positive, negatives = shared + of_own, shared + of_following
+        found = positive - peak - with_positive.log()
+        absent = math.log(anchor) - peak - negatives.log()
+        terms.append((share * found + (1 - share) * absent).sum(dtype=torch.float64))
+        if any(wants):
+            slope_found, slope_absent = share / with_positive, (1 - share) / negatives
+            slope = slope_found + slope_absent
+            exponentials[rows, own] = of_own * slope_found / slope
+            exponentials[rows, following] = of_following * slope_absent / slope
+            gradient.add(part, exponentials, per_row=-slope[:, None] / n)
+    return _with_positives(torch.stack(terms).sum() / n, gradient, a, b, wants, share / n)
+
+
+def _with_positives(
+    value: Tensor, gradient: Gradient, a: Tensor, b: Tensor, wants: Sequence[bool], weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the value with its gradients, to which those of ``weight`` times the sum of all ``s_ii`` are added."""
+    of_a, of_b = gradient.both()
+    if wants[0]:
+        of_a.add_(b, alpha=weight)
+    if wants[1]:
+        of_b.add_(a, alpha=weight)
+    return value, of_a, of_b
+
+
+def _row_terms_of(a: Tensor, b: Tensor, strip: int | None) -> Tensor:
+    return torch.cat([infonce_row_terms(part.values, part.rows.start) for part in scores(a, b, strip=strip)])
+
+
+def dot_critic(x: Tensor, y: Tensor, temperature: float | Tensor, *, fewest: int = 2) -> tuple[Tensor, Tensor]:
+    """Return rows whose products are the scores ``x_i . y_j / temperature``, float32 at least.
 
     Args:
-        scores: ``(n, n)``, scores of all pairs with the positives on the diagonal; row ``i`` holds the candidates
-            for ``x_i``.
-        both_directions: Whether to average with the same expression for the transposed scores.
+        x: Embeddings ``(n, d)``.
+        y: Embeddings ``(n, d)``.
+        temperature: What scores are divided by; a positive number or a 0-dim tensor.
+        fewest: Pairs needed at least.
 
     Returns:
-        0-dim, in nats.
-
-    Unit: nats.
-
-    Kind: lower bound in expectation, on rows that did not fit the critic.
+        Two tensors ``(n, d)`` of one dtype, with the gradient of their inputs.
 
     Raises:
-        InputError: If the scores are not square or ``n < 2``.
-
-    Cost:
-        ``O(n²)`` time and memory.
-
-    Pitfalls:
-        As :func:`infonce`. To leave a candidate out (a second view of the same item) set its score to ``-inf``.
-
-    Source:
-        van den Oord, Li, Vinyals, 2018.
-
-    Example:
-        >>> float(infonce_from_scores(torch.zeros(5, 5)))  # a critic that sees nothing
-        0.0
+        InputError: If the shapes or devices do not fit, there are too few pairs, or the temperature is not positive.
     """
-    return infonce_pointwise_from_scores(scores, both_directions=both_directions).mean()
-
-
-def infonce_pointwise_from_scores(scores: Tensor, *, both_directions: bool = False) -> Tensor:
-    """Return the rows' terms of :func:`infonce_from_scores`; their mean is the bound.
-
-    Args:
-        scores: ``(n, n)`` with the positives on the diagonal.
-        both_directions: Whether to average both directions.
-
-    Returns:
-        ``(n,)``, in nats.
-
-    Unit: nats.
-
-    Kind: terms of a lower bound; see :func:`infonce_from_scores`.
-
-    Raises:
-        InputError: If the scores are not square or ``n < 2``.
-
-    Cost:
-        ``O(n²)`` time and memory.
-
-    Pitfalls:
-        The terms share their negatives; see :func:`infonce_influence` for a standard error.
-
-    Source:
-        van den Oord, Li, Vinyals, 2018.
-
-    Example:
-        >>> infonce_pointwise_from_scores(torch.zeros(3, 3)).tolist()
-        [0.0, 0.0, 0.0]
-    """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
-        raise InputError(f"scores has shape {tuple(scores.shape)}; InfoNCE needs one score for every pair, (n, n).")
-    _require_negatives(scores.shape[0])
-    with torch.autocast(scores.device.type, enabled=False):
-        scores = _at_least_float32(scores)
-        terms = _row_terms(scores, 0)
-        return 0.5 * (terms + _row_terms(scores.T, 0)) if both_directions else terms
-
-
-def infonce_influence(
-    score_rows: Callable[[int, int], Tensor], n: int, *, both_directions: bool = False, strip: int | None = None
-) -> Tensor:
-    """Return each sample's influence on the InfoNCE bound; the mean is the bound, the spread its sampling error.
-
-    Formula: ``s_kk - log (1/n) Σ_j exp s_kj - (w_k - 1)`` with ``w_k = Σ_i softmax_j(s_ij)_k``, which has mean 1: the
-    first part is sample ``k`` as a positive, the second as everybody's negative.
-
-    Args:
-        score_rows: Maps ``start, stop`` to scores ``(stop - start, n)`` of these rows against all ``n`` candidates.
-        n: Number of samples.
-        both_directions: Whether to average both directions; needs a second pass over the scores.
-        strip: Rows asked for at once.
-
-    Returns:
-        ``(n,)``, in nats, without gradient.
-
-    Unit: nats.
-
-    Kind: influence contributions of a lower bound.
-
-    Raises:
-        InputError: If ``n < 2``.
-
-    Cost:
-        One pass over all ``n²`` scores, two for both directions; ``O(strip · n)`` memory.
-
-    Pitfalls:
-        First order: it leaves out the part of the variance that falls with ``1/n²``. It speaks of the sample the bound
-        is evaluated on, not of how the critic came about.
-
-    Source:
-        The functional delta method (von Mises expansion) applied to the bound.
-
-    Example:
-        >>> scores = torch.eye(4)
-        >>> terms = infonce_influence(lambda start, stop: scores[start:stop], 4)
-        >>> bool(torch.allclose(terms.mean(), infonce_from_scores(scores)))
-        True
-    """
-    _require_negatives(n)
-    with torch.no_grad():
-        row_terms, row_weights, positives, column_lse = [], None, [], None
-        rows = strip or max(1, min(n, _STRIP_ENTRIES_CPU // n))
-        for start, stop in _spans(n, rows):
-            scores = _at_least_float32(score_rows(start, stop))
-            positive = scores.diagonal(start)
-            lse = scores.logsumexp(dim=1)
-            weights = (scores - lse[:, None]).exp_().sum(dim=0)
-            row_weights = weights if row_weights is None else row_weights + weights
-            row_terms.append(positive - lse + math.log(n))
-            positives.append(positive)
-            if both_directions:
-                columns = scores.logsumexp(dim=0)
-                column_lse = columns if column_lse is None else torch.logaddexp(column_lse, columns)
-        assert row_weights is not None
-        influence = torch.cat(row_terms) - (row_weights - 1)
-        if column_lse is None:
-            return influence
-        spans = _spans(n, rows)
-        sums = [(_at_least_float32(score_rows(s, e)) - column_lse).exp_().sum(dim=1) for s, e in spans]
-        other = torch.cat(positives) - column_lse + math.log(n) - (torch.cat(sums) - 1)
-        return 0.5 * (influence + other)
-
-
-@final
-class _MeanBound(torch.autograd.Function):
-    """The mean of the row terms of ``a @ b.T``, with both gradients formed in ``forward``."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, rows: int) -> Tensor:
-        n = a.shape[0]
-        grad_a, grad_b = torch.empty_like(a), b.new_zeros(b.shape)
-        terms = []
-        for start, stop in _spans(n, rows):
-            part = a[start:stop]
-            p = part @ b.T
-            positive = p.diagonal(start).clone()
-            peak = p.amax(dim=1, keepdim=True)
-            total = p.sub_(peak).exp_().sum(dim=1, keepdim=True)
-            terms.append(positive - peak[:, 0] - total[:, 0].log() + math.log(n))
-            # 1 / total goes into the thin operand instead of the strip.
-            grad_a[start:stop] = (b[start:stop] - (p @ b) / total) / n
-            grad_b -= p.T @ (part / total)
-        grad_b += a
-        ctx.save_for_backward(grad_a, grad_b.div_(n))
-        return torch.cat(terms).mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_a, grad_b = ctx.saved_tensors
-        return grad * grad_a, grad * grad_b, None
-
-
-def _mean_bound(a: Tensor, b: Tensor, rows: int) -> Tensor:
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        apply: Callable[[Tensor, Tensor, int], Tensor] = _MeanBound.apply
-        return apply(a, b, rows)
-    return torch.cat([_row_terms(a[s:e] @ b.T, s) for s, e in _spans(a.shape[0], rows)]).mean()
-
-
-def _row_terms(scores: Tensor, start: int) -> Tensor:
-    """Return ``s_ii - log mean_j exp s_ij`` for a strip of rows that begins at row ``start``."""
-    return scores.diagonal(start) - scores.logsumexp(dim=1) + math.log(scores.shape[1])
-
-
-def _spans(n: int, rows: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + rows, n)) for start in range(0, n, rows))
-
-
-def _strip_rows(n: int, device: torch.device, strip: int | None) -> int:
-    if strip is not None:
-        if strip < 1:
-            raise InputError(f"strip is {strip}; it must be at least 1 row.")
-        return strip
-    return max(1, min(n, (_STRIP_ENTRIES_CPU if device.type == "cpu" else _STRIP_ENTRIES_GPU) // n))
-
-
-def _embeddings(x: Tensor, y: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim != 2 or x.shape != y.shape:
         raise InputError(
             f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; the dot-product critic needs two equal (n, d). "
             "Bring both to one width with a critic from mikit.critics."
         )
-    _require_negatives(x.shape[0])
+    require_one_device(x, y)
+    require_pairs(x.shape[0], fewest)
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise InputError(f"temperature is {temperature}; it must be positive.")
-    a, b = _at_least_float32(x), _at_least_float32(y)
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    return a.to(dtype) / temperature, b.to(dtype)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _require_negatives(n: int) -> None:
-    if n < 2:
-        raise InputError(f"InfoNCE was given {n} pair{'s' * (n != 1)}; it needs at least 2 to have a negative.")
+    dtype = working_dtype(x, y)
+    a, b = x.to(dtype), y.to(dtype)
+    # Unlike a product, a division by 1 is worth skipping: it would copy all rows.
+    return (a if isinstance(temperature, float | int) and temperature == 1 else a / temperature), b

@@ -1,163 +1,405 @@
-"""Sums of a Gaussian kernel over all pairs of rows, a strip of rows at a time, with their gradient.
+"""The engine of every quantity over all pairs of rows: strips of pairs, one at a time, in memory that is reused.
 
-Rows are expected around a common centre and in the dtype to compute in; nothing here looks at an autocast region.
+A quantity over all pairs is three lines around it: for each strip of scores (or of squared distances) overwrite the
+entries with a function of them, sum the rows, and hand the derivatives to a :class:`Gradient`. No tensor of ``n x m``
+entries is ever made. Rows are expected in the dtype to compute in; centre them before asking for distances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, final
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["gaussian_kernel", "gaussian_moments", "gaussian_row_sums", "strips"]
+from mikit.errors import InputError
+from mikit.functional.closed import unwanted
 
+__all__ = [
+    "Epilogue",
+    "Gradient",
+    "Scratch",
+    "Strip",
+    "clipped_exponential",
+    "exponential",
+    "gaussians",
+    "power",
+    "scores",
+    "softplus",
+    "spans",
+    "squared_distances",
+    "sum_over_pairs",
+]
 
-def gaussian_row_sums(a: Tensor, b: Tensor, sigma: float, *, hollow: bool = False, strip: int | None = None) -> Tensor:
-    """Return, for each row of ``a``, the sum of its Gaussian kernel with all rows of ``b``.
-
-    Args:
-        a: Rows, ``(n, d)``.
-        b: Rows, ``(m, d)``.
-        sigma: Bandwidth: the kernel is ``exp(-|a - b|² / 2σ²)``.
-        hollow: Whether to leave out the pairs ``(i, i)``.
-        strip: Rows of ``a`` handled at a time; None chooses.
-
-    Returns:
-        Float64 tensor ``(n,)``, differentiable once in ``a`` and ``b``.
-
-    Cost:
-        O(n m d) time, about twice that for the gradient, which forms the kernel anew; O(strip m) memory.
-
-    Pitfalls:
-        Distances come from one matrix product: rows far from the origin lose digits. Centre them first.
-
-    Example:
-        >>> gaussian_row_sums(torch.zeros(2, 1), torch.zeros(3, 1), 1.0)
-        tensor([3., 3.], dtype=torch.float64)
-    """
-    with torch.autocast(a.device.type, enabled=False):
-        sums: Tensor = _RowSums.apply(a, b, sigma, hollow, strip)  # type: ignore[no-untyped-call]
-    return sums
-
-
-def gaussian_moments(
-    a: Tensor, b: Tensor, sigma: float, *, hollow: bool = False, strip: int | None = None
-) -> tuple[Tensor, Tensor, float]:
-    """Return the row sums ``(n,)``, the column sums ``(m,)`` and the sum of squares of the kernel, without gradient.
-
-    Args:
-        a: Rows, ``(n, d)``.
-        b: Rows, ``(m, d)``.
-        sigma: Bandwidth.
-        hollow: Whether to leave out the pairs ``(i, i)``.
-        strip: Rows of ``a`` handled at a time; None chooses.
-
-    Returns:
-        Two float64 tensors and a number.
-
-    Cost:
-        O(n m d) time, O(strip m) memory.
-
-    Pitfalls:
-        As :func:`gaussian_row_sums`.
-
-    Example:
-        >>> gaussian_moments(torch.zeros(2, 1), torch.zeros(2, 1), 1.0, hollow=True)[2]
-        2.0
-    """
-    rows = torch.empty(a.shape[0], dtype=torch.float64, device=a.device)
-    columns = torch.zeros(b.shape[0], dtype=torch.float64, device=a.device)
-    squares = 0.0
-    for part in strips(a.shape[0], b, strip):
-        kernel = gaussian_kernel(a[part], b, sigma)
-        if hollow:
-            kernel.diagonal(part.start).zero_()
-        rows[part] = kernel.sum(dim=1, dtype=torch.float64)
-        columns += kernel.sum(dim=0, dtype=torch.float64)
-        squares += float(kernel.square_().sum(dtype=torch.float64))
-    return rows, columns, squares
-
-
-def gaussian_kernel(a: Tensor, b: Tensor, sigma: float) -> Tensor:
-    """Return the kernel between all rows of ``a`` and of ``b``, ``(n, m)``, in one piece.
-
-    Args:
-        a: Rows, ``(n, d)``.
-        b: Rows, ``(m, d)``.
-        sigma: Bandwidth.
-
-    Returns:
-        Tensor ``(n, m)``, without gradient.
-
-    Cost:
-        O(n m d) time, O(n m) memory.
-
-    Pitfalls:
-        As :func:`gaussian_row_sums`.
-
-    Example:
-        >>> gaussian_kernel(torch.tensor([[0.0]]), torch.tensor([[0.0], [2.0]]), 1.0)
-        tensor([[1.0000, 0.1353]])
-    """
-    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
-        squared = torch.mm(a, b.T).mul_(-2).add_(a.square().sum(dim=1, keepdim=True)).add_(b.square().sum(dim=1))
-        return squared.clamp_(min=0).mul_(-0.5 / sigma**2).exp_()
-
-
-def strips(n: int, b: Tensor, strip: int | None) -> Iterator[slice]:
-    """Yield the slices that cut ``n`` rows into strips, whose kernels with all of ``b`` fit in a few megabytes.
-
-    Args:
-        n: Number of rows.
-        b: The rows each strip is compared with.
-        strip: Rows of one strip; None chooses.
-
-    Yields:
-        Slices with a start and a stop.
-
-    Example:
-        >>> list(strips(5, torch.zeros(9, 1), 3))
-        [slice(0, 3, None), slice(3, 5, None)]
-    """
-    if strip is None:
-        strip = (2**20 if b.device.type == "cpu" else 2**26) // b.shape[0]
-    rows = max(1, min(strip, n))
-    for start in range(0, n, rows):
-        yield slice(start, min(start + rows, n))
+# Rows of a strip on a CPU: as many as keep it near the processor, not so few that the matrix product starves, and fewer
+# yet where a strip would take more than 32 MiB of float32. A GPU needs more work per launch.
+_CACHED_ENTRIES, _FEWEST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 2**20, 128, 512, 2**23
+_ENTRIES_ON_GPU = 2**26
 
 
 @final
-class _RowSums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, sigma: float, hollow: bool, strip: int | None) -> Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.sigma, ctx.hollow, ctx.strip = sigma, hollow, strip
-        sums = torch.empty(a.shape[0], dtype=torch.float64, device=a.device)
-        for part in strips(a.shape[0], b, strip):
-            kernel = gaussian_kernel(a[part], b, sigma)
-            if hollow:
-                kernel.diagonal(part.start).zero_()
-            sums[part] = kernel.sum(dim=1, dtype=torch.float64)
-        return sums
+class Strip(NamedTuple):
+    """Some rows of the matrix of all pairs.
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        a, b = ctx.saved_tensors
-        with torch.autocast(a.device.type, enabled=False):
-            weights = (grad / ctx.sigma**2).to(a.dtype)
-            grad_a, grad_b, column_sums = torch.empty_like(a), torch.zeros_like(b), b.new_zeros(b.shape[0])
-            for part in strips(a.shape[0], b, ctx.strip):
-                kernel = gaussian_kernel(a[part], b, ctx.sigma)
-                if ctx.hollow:
-                    kernel.diagonal(part.start).zero_()
-                kernel.mul_(weights[part, None])
-                if ctx.needs_input_grad[0]:
-                    grad_a[part] = torch.addmm(-kernel.sum(dim=1, keepdim=True) * a[part], kernel, b)
-                if ctx.needs_input_grad[1]:
-                    grad_b.addmm_(kernel.T, a[part])
-                    column_sums += kernel.sum(dim=0)
-            grad_b -= column_sums[:, None] * b
-        return grad_a if ctx.needs_input_grad[0] else None, grad_b, None, None, None
+    Args:
+        rows: Which rows of the first sample.
+        columns: Which rows of the second: all of them, or with ``symmetric`` those from the first of ``rows`` on.
+        values: One entry a pair, a view of the buffer that the next strip reuses. Write over it freely.
+    """
+
+    rows: slice
+    columns: slice
+    values: Tensor
+
+    def own_of(self, values: Tensor) -> Tensor:
+        """Return the entries of the pairs ``(i, i)``, a view of ``values``, which are shaped as those of the strip."""
+        return values.diagonal(self.rows.start - self.columns.start)
+
+    @property
+    def beyond(self) -> int:
+        """With ``symmetric``: the first column whose pairs no other strip visits in the other order."""
+        width: int = self.rows.stop - self.columns.start
+        return width
+
+
+@final
+class Scratch:
+    """Memory that one strip after the other uses.
+
+    Example:
+        >>> scratch = Scratch()
+        >>> first, second = scratch.shaped(torch.zeros(2, 3), 2)
+        >>> scratch.shaped(torch.zeros(1, 3))[0].data_ptr() == first.data_ptr()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def shaped(self, like: Tensor, count: int = 1) -> tuple[Tensor, ...]:
+        """Return ``count`` tensors of the shape of ``like``, holding whatever was there before."""
+        needed = count * like.numel()
+        if self._memory is None or self._memory.numel() < needed:
+            self._memory = like.new_empty(needed)
+        return tuple(part.view(like.shape) for part in self._memory[:needed].tensor_split(count))
+
+
+def scores(a: Tensor, b: Tensor, *, symmetric: bool = False, strip: int | None = None) -> Iterator[Strip]:
+    """Yield the scores ``a_i . b_j`` of all pairs of rows.
+
+    Args:
+        a: Rows, ``(n, d)``.
+        b: Rows, ``(m, d)``, of the same dtype.
+        symmetric: Whether ``b`` is ``a``, and each unordered pair is to be visited only once.
+        strip: Rows of ``a`` handled at a time; None chooses.
+
+    Yields:
+        Strips, whose values share one buffer.
+
+    Cost:
+        ``2 n m d`` operations, half of it if ``symmetric``; ``O(strip m)`` memory.
+
+    Pitfalls:
+        A strip is gone once the next one is asked for.
+
+    Example:
+        >>> a = torch.arange(6.0).reshape(3, 2)
+        >>> [(strip.rows, strip.values.tolist()) for strip in scores(a, a[:2], strip=2)]
+        [(slice(0, 2, None), [[1.0, 3.0], [3.0, 13.0]]), (slice(2, 3, None), [[5.0, 23.0]])]
+    """
+    n, m = a.shape[0], b.shape[0]
+    columns = b.T.contiguous()
+    buffer = a.new_empty(0)
+    for rows in spans(n, m, strip, a.device):
+        first = rows.start if symmetric else 0
+        shape = rows.stop - rows.start, m - first
+        if not buffer.numel():
+            buffer = a.new_empty(shape[0] * shape[1])  # the first strip is the largest
+        values = buffer[: shape[0] * shape[1]].view(shape)
+        torch.mm(a[rows], columns[:, first:], out=values)
+        yield Strip(rows, slice(first, m), values)
+
+
+def squared_distances(
+    a: Tensor, b: Tensor, *, scale: float = 1.0, symmetric: bool = False, strip: int | None = None
+) -> Iterator[Strip]:
+    """Yield ``scale |a_i - b_j|²`` for all pairs of rows, never of the wrong sign.
+
+    Args:
+        a: Rows, ``(n, d)``, around a common centre with those of ``b``.
+        b: Rows, ``(m, d)``, of the same dtype.
+        scale: What the squared distances are multiplied by; ``-1 / 2σ²`` gives the exponent of a Gaussian kernel.
+        symmetric: Whether ``b`` is ``a``, and each unordered pair is to be visited only once. Rows are then at
+            distance 0 from themselves exactly.
+        strip: Rows of ``a`` handled at a time; None chooses.
+
+    Yields:
+        Strips, whose values share one buffer.
+
+    Cost:
+        As :func:`scores` with two more columns.
+
+    Pitfalls:
+        From one matrix product: a distance is lost in rounding where it is much smaller than the rows are long.
+
+    Example:
+        >>> a = torch.tensor([[0.0], [3.0]])
+        >>> [strip.values.tolist() for strip in squared_distances(a, a)]
+        [[[0.0, 9.0], [9.0, 0.0]]]
+    """
+    ones_a, ones_b = a.new_ones(a.shape[0], 1), b.new_ones(b.shape[0], 1)
+    left = torch.cat([a * (-2 * scale), a.square().sum(dim=1, keepdim=True) * scale, ones_a], dim=1)
+    right = torch.cat([b, ones_b, b.square().sum(dim=1, keepdim=True) * scale], dim=1)
+    for part in scores(left, right, symmetric=symmetric, strip=strip):
+        part.values.clamp_(max=0) if scale < 0 else part.values.clamp_(min=0)
+        if symmetric:
+            part.own_of(part.values).zero_()
+        yield part
+
+
+@final
+class Gradient:
+    """The gradient of a sum over all pairs, from the derivative of each pair's term in its entry.
+
+    For scores ``∂/∂a_i = Σ_j w_ij b_j`` and ``∂/∂b_j = Σ_i w_ij a_i``. For squared distances times ``scale``
+    ``∂/∂a_i = 2 scale Σ_j w_ij (a_i - b_j)`` and ``∂/∂b_j = 2 scale Σ_i w_ij (b_j - a_i)``.
+
+    Args:
+        a: Rows, ``(n, d)``, as given to :func:`scores` or :func:`squared_distances`.
+        b: Rows, ``(m, d)``.
+        wants: Which of the two gradients to form.
+        scale: As given to :func:`squared_distances`; None for :func:`scores`.
+        symmetric: As given to the strips. The weights are then symmetric, the sum runs over ordered pairs, and the
+            gradient in ``a`` holds both of its roles; the one in ``b`` is not formed.
+
+    Cost:
+        ``2 n m d`` operations for each gradient, half of it if ``symmetric``; ``O((n + m) d)`` memory.
+
+    Example:
+        >>> a, b = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [5.0]])
+        >>> gradient = Gradient(a, b, (True, True))
+        >>> for strip in scores(a, b):
+        ...     gradient.add(strip, torch.ones_like(strip.values))  # the derivative of the sum of all scores
+        >>> [part.tolist() for part in gradient.both()]
+        [[[8.0], [8.0]], [[3.0], [3.0]]]
+    """
+
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        wants: Sequence[bool],
+        *,
+        scale: float | None = None,
+        symmetric: bool = False,
+    ) -> None:
+        self._a, self._b, self._scale, self._symmetric = a, b, scale, symmetric
+        self._sums_a = torch.zeros_like(a) if wants[0] else None
+        self._sums_b = torch.zeros_like(b) if wants[1] and not symmetric else None
+        self._weights_a, self._weights_b = (t.new_zeros(t.shape[0], 1) for t in (a, b))
+
+    def add(self, strip: Strip, weights: Tensor, per_row: Tensor | None = None) -> None:
+        """Take in the derivatives of one strip's terms.
+
+        Args:
+            strip: The strip.
+            weights: The derivatives, ``(rows, columns)``.
+            per_row: ``(rows, 1)``, what the derivatives of each row are multiplied by. The factor goes into the thin
+                matrices. For scores that are not ``symmetric``.
+        """
+        rows, columns = strip.rows, strip.columns
+        own = self._a[rows] if per_row is None else self._a[rows] * per_row
+        if self._sums_a is not None:
+            if self._symmetric:
+                others = weights[:, strip.beyond :]
+                self._sums_a[rows].addmm_(weights, self._b[columns])
+                self._sums_a[rows.stop :].addmm_(others.T, own)
+            else:
+                torch.mm(weights, self._b, out=self._sums_a[rows])
+                if per_row is not None:
+                    self._sums_a[rows] *= per_row
+            if self._scale is not None:
+                self._weights_a[rows] += weights.sum(dim=1, keepdim=True)
+                if self._symmetric:
+                    self._weights_a[rows.stop :, 0] += others.sum(dim=0)
+        if self._sums_b is not None:
+            self._sums_b.addmm_(weights.T, own)
+            if self._scale is not None:
+                self._weights_b[:, 0] += weights.sum(dim=0)
+
+    def rescale(self, factor: Tensor) -> None:
+        """Multiply everything taken in so far by a 0-dim tensor, for weights that were relative to another number."""
+        for sums in (self._sums_a, self._sums_b, self._weights_a, self._weights_b):
+            if sums is not None:
+                sums *= factor
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Return the two gradients; an empty tensor in the place of one that is not formed."""
+        factor = 2 if self._symmetric else 1
+        return (
+            self._finished(self._a, self._sums_a, self._weights_a, factor),
+            self._finished(self._b, self._sums_b, self._weights_b, 1),
+        )
+
+    def _finished(self, rows: Tensor, sums: Tensor | None, weights: Tensor, factor: int) -> Tensor:
+        if sums is None:
+            return unwanted(rows)
+        if self._scale is None:
+            return sums.mul_(factor)
+        return sums.neg_().addcmul_(rows, weights).mul_(2 * self._scale * factor)
+
+
+class Epilogue(Protocol):
+    """What a sum over pairs makes of every entry: a term, and the term's derivative."""
+
+    def __call__(self, entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+        """Return the terms and, if ``slopes``, their derivatives; one tensor may be both.
+
+        Args:
+            entries: Scores or scaled squared distances; may be overwritten.
+            spare: Memory of the same shape, to write to. New memory costs more than most functions of an entry.
+            slopes: Whether the derivatives are needed.
+        """
+
+
+def exponential(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+    """Make ``exp u`` of every entry: of ``-|a - b|² / 2σ²`` a Gaussian kernel."""
+    terms = entries.exp_()
+    return terms, terms
+
+
+def clipped_exponential(limit: float) -> Epilogue:
+    """Return the epilogue that makes ``exp min(max(u, -limit), limit)`` of every entry."""
+
+    def clipped(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+        torch.abs(entries, out=spare)
+        terms = entries.clamp_(-limit, limit).exp_()
+        return terms, spare.lt_(limit).mul_(terms) if slopes else terms
+
+    return clipped
+
+
+def gaussians(bandwidths: Sequence[float]) -> Epilogue:
+    """Return the epilogue that makes ``Σ_k exp(u / σ_k²)`` of every entry ``u = -|a - b|² / 2``."""
+    scratch = Scratch()
+
+    def summed(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+        terms, derivatives = scratch.shaped(entries, 2)
+        terms.zero_()
+        derivatives.zero_()
+        for bandwidth in bandwidths:
+            one = torch.mul(entries, bandwidth**-2, out=spare).exp_()
+            terms += one
+            derivatives.add_(one, alpha=bandwidth**-2)
+        return terms, derivatives
+
+    return summed
+
+
+def softplus(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+    """Make ``log(1 + exp u)`` of every entry, without overflow."""
+    terms = torch.ops.aten.softplus.out(entries, threshold=80, out=spare)  # above 80 it is u, to the last digit
+    return terms, entries.sigmoid_() if slopes else terms
+
+
+def power(degree: int, *, scale: float, offset: float) -> Epilogue:
+    """Return the epilogue that makes ``(scale u + offset)^degree`` of every entry: of scores a polynomial kernel."""
+
+    def raised(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+        entries.mul_(scale).add_(offset)
+        lower = torch.pow(entries, degree - 1, out=spare)
+        return entries.mul_(lower), lower.mul_(degree * scale) if slopes else lower
+
+    return raised
+
+
+def sum_over_pairs(
+    a: Tensor,
+    b: Tensor,
+    epilogue: Epilogue,
+    *,
+    wants: Sequence[bool] = (False, False),
+    scale: float | None = None,
+    symmetric: bool = False,
+    hollow: bool = False,
+    strip: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum of a function of every pair's entry, and its gradients.
+
+    Args:
+        a: Rows, ``(n, d)``.
+        b: Rows, ``(m, d)``.
+        epilogue: What each entry contributes, and its derivative.
+        wants: Which of the gradients to form.
+        scale: Entries are squared distances times this; None: entries are scores.
+        symmetric: Whether ``b`` is ``a``. Each unordered pair is then visited once and counted twice, and the
+            gradient in ``a`` holds both of its roles.
+        hollow: Whether to leave out the pairs ``(i, i)``.
+        strip: Rows of ``a`` handled at a time; None chooses.
+
+    Returns:
+        The sum over ordered pairs, a 0-dim float64 tensor, and the gradients in ``a`` and in ``b``.
+
+    Cost:
+        ``2 n m d`` operations for the value and for each gradient, half of them if ``symmetric``;
+        ``O((n + m) d + strip m)`` memory.
+
+    Pitfalls:
+        Entries are computed in the dtype of the rows. A sum that overflows it is infinite, not an error.
+
+    Example:
+        >>> rows = torch.zeros(3, 2)
+        >>> float(sum_over_pairs(rows, rows, exponential, scale=-0.5, symmetric=True, hollow=True)[0])
+        6.0
+    """
+    gradient = Gradient(a, b, wants, scale=scale, symmetric=symmetric)
+    if scale is None:
+        pairs = scores(a, b, symmetric=symmetric, strip=strip)
+    else:
+        pairs = squared_distances(a, b, scale=scale, symmetric=symmetric, strip=strip)
+    sums = []
+    spare = Scratch()
+    for strip_of_pairs in pairs:
+        terms, slopes = epilogue(strip_of_pairs.values, *spare.shaped(strip_of_pairs.values), any(wants))
+        if hollow:
+            strip_of_pairs.own_of(terms).zero_()
+            strip_of_pairs.own_of(slopes).zero_()
+        sums.append(terms.sum(dim=1).sum(dtype=torch.float64))
+        if symmetric:
+            sums.append(terms[:, strip_of_pairs.beyond :].sum(dim=1).sum(dtype=torch.float64))
+        if any(wants):
+            gradient.add(strip_of_pairs, slopes)
+    return torch.stack(sums).sum(), *gradient.both()
+
+
+def spans(n: int, m: int, strip: int | None = None, device: torch.device | None = None) -> Iterator[slice]:
+    """Yield the slices that cut ``n`` rows into strips of pairs with ``m`` others.
+
+    Args:
+        n: Number of rows.
+        m: Number of rows that each is paired with.
+        strip: Rows of one strip; None chooses by the device.
+        device: Where the strips live; None: on a CPU.
+
+    Yields:
+        Slices with a start and a stop. The last may be shorter.
+
+    Raises:
+        InputError: If ``strip`` is below 1.
+
+    Example:
+        >>> list(spans(5, 9, 3))
+        [slice(0, 3, None), slice(3, 5, None)]
+    """
+    if strip is not None:
+        if strip < 1:
+            raise InputError(f"strip is {strip}; at least 1 row must be handled at a time.")
+        height = strip
+    elif device is None or device.type == "cpu":
+        height = min(max(_CACHED_ENTRIES // m, min(_FEWEST_ROWS, _MOST_ENTRIES // m)), _MOST_ROWS)
+    else:
+        height = _ENTRIES_ON_GPU // m
+    height = max(1, min(height, n))
+    for start in range(0, n, height):
+        yield slice(start, min(start + height, n))

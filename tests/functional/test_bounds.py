@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.functional.bounds import (
-    infonce,
-    infonce_from_scores,
-    infonce_influence,
-    infonce_pointwise,
-    infonce_pointwise_from_scores,
-)
+from mikit.functional.bounds import infonce, infonce_pointwise
+from mikit.functional.scored import infonce_from_scores, infonce_influence, infonce_pointwise_from_scores
 
 
 def naive(scores: list[list[float]]) -> list[float]:
@@ -159,7 +154,7 @@ def test_inputs_are_not_written_to() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: infonce(torch.ones(1, 2), torch.ones(1, 2)), "1 pair; it needs at least 2"),
+        (lambda: infonce(torch.ones(1, 2), torch.ones(1, 2)), "1 pair of rows; a contrast takes at least 2"),
         (lambda: infonce(torch.ones(4, 2), torch.ones(4, 3)), "two equal"),
         (lambda: infonce(torch.ones(4, 2), torch.ones(3, 2)), "two equal"),
         (lambda: infonce(torch.ones(4, 2), torch.ones(4, 2), temperature=0.0), "must be positive"),

@@ -1,0 +1,65 @@
+"""What every formula over rows asks of the samples it is given, and the form it computes in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mikit.errors import InputError
+
+__all__ = [
+    "centred",
+    "require_one_device",
+    "require_paired",
+    "require_rows",
+    "require_same_width",
+    "working_dtype",
+]
+
+
+def require_rows(value: Tensor, name: str, *, fewest: int = 1) -> None:
+    """Refuse what is not ``(n, d)`` with at least ``fewest`` rows."""
+    if value.ndim != 2:
+        raise InputError(f"{name} has shape {tuple(value.shape)}; pass rows of shape (n, d).")
+    if value.shape[0] < fewest:
+        raise InputError(f"{name} has {value.shape[0]} rows, but this statistic needs at least {fewest}.")
+
+
+def require_same_width(x: Tensor, y: Tensor) -> None:
+    """Refuse samples that are not points of one space."""
+    if x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"x has {x.shape[1]} columns and y has {y.shape[1]}, but a kernel compares points of one space. Map one to "
+            "the width of the other first."
+        )
+
+
+def require_paired(x: Tensor, y: Tensor) -> None:
+    """Refuse samples whose rows cannot belong to each other."""
+    if x.shape[0] != y.shape[0]:
+        raise InputError(f"x has {x.shape[0]} rows and y has {y.shape[0]}. Row i of both must be the same input.")
+
+
+def require_one_device(x: Tensor, y: Tensor) -> None:
+    """Refuse samples on two devices."""
+    if x.device != y.device:
+        raise InputError(f"x is on {x.device} and y is on {y.device}. Move both to one device.")
+
+
+def working_dtype(*samples: Tensor) -> torch.dtype:
+    """Return the common dtype of the samples, float32 at least."""
+    dtype = torch.float32
+    for sample in samples:
+        dtype = torch.promote_types(dtype, sample.dtype)
+    return dtype
+
+
+def centred(*samples: Tensor) -> tuple[Tensor, ...]:
+    """Return the samples in their working dtype, around the mean of all their rows.
+
+    The mean is a constant for the gradient: only what does not change under a common shift may be computed from these.
+    """
+    dtype = working_dtype(*samples)
+    rows = sum(sample.shape[0] for sample in samples)
+    centre = sum(sample.detach().sum(dim=0, dtype=torch.float64) for sample in samples) / rows
+    return tuple((sample - centre).to(dtype) for sample in samples)
