@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.functional.closed import closed_form
+from mikit.functional.closed import closed_form, full_precision
 from mikit.functional.pairwise import Gradient, Scratch, scores
 from mikit.functional.samples import require_one_device, working_dtype
 from mikit.functional.scored import infonce_row_terms, require_pairs
@@ -176,7 +176,7 @@ def infonce_pointwise(
         True
     """
     a, b = (rows.detach() for rows in dot_critic(x, y, temperature))
-    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+    with full_precision(a.device):
         terms = _row_terms_of(a, b, strip)
         return 0.5 * (terms + _row_terms_of(b, a, strip)) if both_directions else terms
 
@@ -205,22 +205,26 @@ def _two_directions(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | No
     offsets = ((a - a.mean(dim=0, dtype=torch.float64)) @ centre).to(a.dtype)
     left = torch.cat([a, offsets[:, None]], dim=1)
     right = torch.cat([(b - centre).to(b.dtype), b.new_ones(n, 1)], dim=1)
-    row_lse, column_lse, positives = a.new_empty(n), a.new_full((n,), -math.inf), a.new_empty(n)
+    positives, row_peaks, row_totals = (a.new_empty(n, 1) for _ in range(3))
+    column_peaks, column_totals = a.new_full((n,), -math.inf), a.new_zeros(n)
     scratch = Scratch()
     for part in scores(left, right, strip=strip):
-        positives[part.rows] = part.own_of(part.values)
         (spare,) = scratch.shaped(part.values)
-        peak = part.values.amax(dim=1)
-        row_lse[part.rows] = torch.sub(part.values, peak[:, None], out=spare).exp_().sum(dim=1).log_().add_(peak)
-        peak = part.values.amax(dim=0)
-        torch.logaddexp(column_lse, part.values.sub_(peak).exp_().sum(dim=0).log_().add_(peak), out=column_lse)
-    value = (positives - (row_lse + column_lse) / 2).mean(dtype=torch.float64) + math.log(n)
+        positives[part.rows, 0] = part.own_of(part.values)
+        row_peaks[part.rows] = part.values.amax(dim=1, keepdim=True)
+        row_totals[part.rows] = torch.sub(part.values, row_peaks[part.rows], out=spare).exp_().sum(dim=1, keepdim=True)
+        known, column_peaks = column_peaks, torch.maximum(column_peaks, part.values.amax(dim=0))
+        column_totals = column_totals.mul_((known - column_peaks).exp_())
+        column_totals += part.values.sub_(column_peaks).exp_().sum(dim=0)
+    spread = positives - (row_peaks + row_totals.log() + (column_peaks + column_totals.log())[:, None]) / 2
+    value = spread.mean(dtype=torch.float64) + math.log(n)
     gradient = Gradient(a, b, wants)
     if any(wants):
+        row_shares, column_shares = -0.5 / (n * row_totals), -0.5 / (n * column_totals)
         for part in scores(left, right, strip=strip):
-            of_columns = torch.sub(part.values, column_lse, out=scratch.shaped(part.values)[0]).exp_()
-            softmaxes = part.values.sub_(row_lse[part.rows, None]).exp_().add_(of_columns)
-            gradient.add(part, softmaxes.mul_(-0.5 / n))
+            of_rows = torch.sub(part.values, row_peaks[part.rows], out=scratch.shaped(part.values)[0]).exp_()
+            of_columns = part.values.sub_(column_peaks).exp_().mul_(column_shares)
+            gradient.add(part, of_columns.addcmul_(of_rows, row_shares[part.rows]))
     return _with_positives(value, gradient, a, b, wants, 1 / n)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 
-__all__ = ["closed_form"]
+__all__ = ["closed_form", "full_precision", "unwanted"]
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -25,7 +26,7 @@ def closed_form(
     """Make a differentiable function of one that returns a value together with its gradients.
 
     The function becomes an operator of torch: ``torch.compile`` keeps it in the graph without looking inside, strips
-    and all. It runs without autograd and outside autocast.
+    and all. It runs without autograd, outside autocast and without TF32.
 
     Args:
         compute: ``compute(wants, *tensors, *options)``. ``wants`` says for each parameter annotated ``Tensor`` whether
@@ -65,7 +66,7 @@ def closed_form(
 
     def evaluate(*arguments: Any) -> tuple[Tensor, ...]:
         wants, first = arguments[0], arguments[1]
-        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+        with full_precision(first.device):
             value, *gradients = evaluated(*arguments)
         pairs = zip(gradients, wants, strict=True)
         return value, *(gradient.contiguous() if want else unwanted(gradient) for gradient, want in pairs)
@@ -106,6 +107,25 @@ def closed_form(
         return value
 
     return function
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Run a block without autograd, outside autocast and, on a GPU, without rounding float32 products to TF32.
+
+    Distances and small differences of large sums do not survive the ten bits that TF32 keeps. The process's setting is
+    put back afterwards.
+    """
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        products = torch.backends.cuda.matmul
+        before, products.fp32_precision = products.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            products.fp32_precision = before
 
 
 def unwanted(tensor: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from torch import Tensor
 from mikit.errors import InputError
 from mikit.functional.samples import require_paired, require_rows, require_same_width, working_dtype
 
-__all__ = ["linear_cka", "median_bandwidth"]
+__all__ = ["linear_cka", "median_bandwidth", "median_distance"]
 
 
 def median_bandwidth(x: Tensor, y: Tensor | None = None, *, most: int = 2048) -> float:
-    """Median Euclidean distance between distinct rows: the usual bandwidth of a Gaussian kernel.
+    """Median Euclidean distance between distinct rows: the usual bandwidth of a Gaussian kernel, as a number.
 
     Args:
         x: Sample, ``(n, d)``.
@@ -41,6 +41,33 @@ def median_bandwidth(x: Tensor, y: Tensor | None = None, *, most: int = 2048) ->
         >>> median_bandwidth(torch.tensor([[0.0], [1.0], [3.0]]))
         2.0
     """
+    return float(median_distance(x, y, most=most))
+
+
+def median_distance(x: Tensor, y: Tensor | None = None, *, most: int = 2048) -> Tensor:
+    """Return :func:`median_bandwidth` as a 0-dim float64 tensor, which a compiled or a GPU loss need not wait for.
+
+    Args:
+        x: As there.
+        y: As there.
+        most: As there.
+
+    Returns:
+        0-dim tensor without gradient.
+
+    Raises:
+        InputError: As there.
+
+    Cost:
+        As there.
+
+    Pitfalls:
+        As there.
+
+    Example:
+        >>> median_distance(torch.tensor([[0.0], [1.0], [3.0]]))
+        tensor(2., dtype=torch.float64)
+    """
     require_rows(x, "x")
     rows = x.detach()
     if y is not None:
@@ -54,8 +81,9 @@ def median_bandwidth(x: Tensor, y: Tensor | None = None, *, most: int = 2048) ->
         rows = rows[torch.arange(most, device=rows.device) * (n - 1) // (most - 1)]
     rows = rows.to(torch.float64)
     distances = torch.pdist(rows - rows.mean(dim=0))
-    distances = distances[distances > 0]
-    return float(distances.median()) if distances.numel() else 1.0
+    if not distances.numel():
+        return distances.new_ones(())
+    return torch.where(distances > 0, distances, torch.nan).nanmedian().nan_to_num(nan=1.0)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.functional.closed import closed_form
-from mikit.functional.kernels import median_bandwidth
+from mikit.functional.closed import closed_form, full_precision
+from mikit.functional.kernels import median_distance
 from mikit.functional.pairwise import (
     Epilogue,
     Scratch,
@@ -360,7 +360,7 @@ class _Moments(NamedTuple):
 
 
 def _moments(kernel: _Kernel, a: Tensor, b: Tensor, *, hollow: bool, strip: int | None) -> _Moments:
-    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+    with full_precision(a.device):
         rows = torch.empty(a.shape[0], dtype=torch.float64, device=a.device)
         columns = torch.zeros(b.shape[0], dtype=torch.float64, device=a.device)
         squares = torch.zeros((), dtype=torch.float64, device=a.device)
@@ -381,7 +381,7 @@ def _one_size_variance(kernel: _Kernel, a: Tensor, b: Tensor, strip: int | None)
     squares = torch.zeros((), dtype=torch.float64, device=a.device)
     sides = ((a, a), (b, b), (a, b), (b, a))
     spare = Scratch()
-    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+    with full_precision(a.device):
         for parts in zip(
             *(squared_distances(*side, scale=kernel.scale or 1.0, strip=strip) for side in sides), strict=True
         ):
@@ -404,13 +404,15 @@ def _left_over(means: Tensor, squares: float) -> float:
 
 
 def _prepared(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None) -> tuple[Tensor, Tensor, list[float]]:
-    """Return both samples in the working dtype, around their common centre, and the bandwidths."""
+    """Return both samples in the working dtype, around their common centre, and the bandwidths in their unit."""
+    a, b = centred(x, y)
     if bandwidth is None:
-        bandwidth = median_bandwidth(x, y)
+        # In units of the bandwidth, which thereby stays a tensor.
+        unit = median_distance(x, y).to(a.dtype)
+        return a / unit, b / unit, [1.0]
     bandwidths = [float(one) for one in bandwidth] if isinstance(bandwidth, Sequence) else [float(bandwidth)]
     if not bandwidths or not all(0 < one < float("inf") for one in bandwidths):
         raise InputError(f"bandwidth is {bandwidth}; it must be positive and finite, in the unit of the features.")
-    a, b = centred(x, y)
     return a, b, bandwidths
 
 

@@ -197,7 +197,7 @@ class Gradient:
         self._a, self._b, self._scale, self._symmetric = a, b, scale, symmetric
         self._sums_a = torch.zeros_like(a) if wants[0] else None
         self._sums_b = torch.zeros_like(b) if wants[1] and not symmetric else None
-        self._weights_a, self._weights_b = (t.new_zeros(t.shape[0], 1) for t in (a, b))
+        self._weights_a, self._weights_b = (t.new_zeros(t.shape[0], 1, dtype=torch.float64) for t in (a, b))
 
     def add(self, strip: Strip, weights: Tensor, per_row: Tensor | None = None) -> None:
         """Take in the derivatives of one strip's terms.
@@ -247,7 +247,7 @@ class Gradient:
             return unwanted(rows)
         if self._scale is None:
             return sums.mul_(factor)
-        return sums.neg_().addcmul_(rows, weights).mul_(2 * self._scale * factor)
+        return (rows * weights).sub_(sums).mul_(2 * self._scale * factor).to(rows.dtype)
 
 
 class Epilogue(Protocol):
