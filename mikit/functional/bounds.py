@@ -240,23 +240,21 @@ def _anchored(
         rows = torch.arange(part.values.shape[0], device=a.device)
         own = rows + part.rows.start
         following = (own + 1) % n
-        positive = part.own_of(part.values).clone()
+        positive, left_out = part.values[rows, own], part.values[rows, following]
+        part.values[rows, own] = -math.inf
+        part.values[rows, following] = -math.inf
         peak = part.values.amax(dim=1).clamp_(min=0)
         exponentials = part.values.sub_(peak[:, None]).exp_()
-        of_own, of_following = exponentials[rows, own], exponentials[rows, following]
-        exponentials[rows, own] = 0
-        exponentials[rows, following] = 0
-        shared = exponentials.sum(dim=1) + anchor * (-peak).exp()
-        with_positive, negatives = shared + of_own, shared + of_following
-        found = positive - peak - with_positive.log()
-        absent = math.log(anchor) - peak - negatives.log()
+        shared = (exponentials.sum(dim=1) + anchor * (-peak).exp()).log() + peak
+        with_positive, negatives = torch.logaddexp(shared, positive), torch.logaddexp(shared, left_out)
+        found, absent = positive - with_positive, math.log(anchor) - negatives
         terms.append((share * found + (1 - share) * absent).sum(dtype=torch.float64))
         if any(wants):
-            slope_found, slope_absent = share / with_positive, (1 - share) / negatives
-            slope = slope_found + slope_absent
-            exponentials[rows, own] = of_own * slope_found / slope
-            exponentials[rows, following] = of_following * slope_absent / slope
-            gradient.add(part, exponentials, per_row=-slope[:, None] / n)
+            slope = share * (peak - with_positive).exp() + (1 - share) * (peak - negatives).exp()
+            exponentials *= slope[:, None]
+            exponentials[rows, own] = share * (positive - with_positive).exp()
+            exponentials[rows, following] = (1 - share) * (left_out - negatives).exp()
+            gradient.add(part, exponentials.mul_(-1 / n))
     return _with_positives(torch.stack(terms).sum() / n, gradient, a, b, wants, share / n)
 
 

@@ -366,7 +366,7 @@ def _moments(kernel: _Kernel, a: Tensor, b: Tensor, *, hollow: bool, strip: int 
         squares = torch.zeros((), dtype=torch.float64, device=a.device)
         spare = Scratch()
         for part in squared_distances(a, b, scale=kernel.scale or 1.0, strip=strip):
-            terms, _ = kernel.epilogue(part.values, *spare.shaped(part.values), False)
+            terms, _ = kernel.epilogue(part.values, spare.shaped(part.values)[0], False)
             if hollow:
                 part.own_of(terms).zero_()
             rows[part.rows] = terms.sum(dim=1).double()
@@ -387,7 +387,7 @@ def _one_size_variance(kernel: _Kernel, a: Tensor, b: Tensor, strip: int | None)
         ):
             h = torch.zeros_like(parts[0].values)
             for part, sign in zip(parts, (1, 1, -1, -1), strict=True):
-                h.add_(kernel.epilogue(part.values, *spare.shaped(part.values), False)[0], alpha=sign)
+                h.add_(kernel.epilogue(part.values, spare.shaped(part.values)[0], False)[0], alpha=sign)
             parts[0].own_of(h).zero_()
             means[parts[0].rows] = h.sum(dim=1).double() / (n - 1)
             squares += h.square_().sum(dim=1).sum(dtype=torch.float64)

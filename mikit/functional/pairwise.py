@@ -361,7 +361,7 @@ def sum_over_pairs(
     sums = []
     spare = Scratch()
     for strip_of_pairs in pairs:
-        terms, slopes = epilogue(strip_of_pairs.values, *spare.shaped(strip_of_pairs.values), any(wants))
+        terms, slopes = epilogue(strip_of_pairs.values, spare.shaped(strip_of_pairs.values)[0], any(wants))
         if hollow:
             strip_of_pairs.own_of(terms).zero_()
             strip_of_pairs.own_of(slopes).zero_()
