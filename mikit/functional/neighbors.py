@@ -8,8 +8,7 @@ space and in each space by itself, and every count includes the sample at the ce
 
 from __future__ import annotations
 
-import math
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,12 @@ from scipy.special import digamma
 from torch import Tensor
 
 from mikit.errors import InputError
+from mikit.functional.neighbor_counts import Metric
+from mikit.functional.neighbor_counts import counts_by_strips as _counts_by_strips
 
 __all__ = ["Metric", "ksg", "ksg_pointwise"]
 
-Metric = Literal["euclidean", "chebyshev"]
-
 _TREE_WIDTH = 4  # joint columns up to which a k-d tree beats comparing all pairs
-_BLOCK = 64  # columns whose minimum stands for them while the nearest are selected
 _EPSILON = float(np.finfo(np.float64).eps)
 
 _Floats = npt.NDArray[np.float64]
@@ -64,7 +62,7 @@ def ksg(
             Euclidean above, where it underestimates less. Columns that hold a single value do not count.
         scale: Whether to scale columns and spaces as above. Without it the columns are only centred, and units decide
             which space the distance looks at.
-        strip: Rows handled at a time where all pairs are compared; None fits the cache. Values do not depend on it.
+        strip: Rows handled at a time where all pairs are compared; None chooses. Values do not depend on it.
 
     Returns:
         0-dim float64 tensor on the device of ``x``, without gradient. Unit: nats. Kind: an estimate, not a bound,
@@ -76,8 +74,9 @@ def ksg(
 
     Cost:
         Up to four columns in all (Chebyshev, or one column each): k-d tree, O(n log n) time and O(n) memory, on the
-        CPU. Otherwise all pairs, O(n² (d_x + d_y)) time and O(n · strip) memory, on the device of ``x``. Distances
-        are float64 in both cases.
+        CPU. Otherwise all pairs, O(n² (d_x + d_y)) time and O(n (d_x + d_y + strip)) memory, on the device of ``x``.
+        What is counted are float64 distances in both cases: where all pairs are compared, float32 decides only what its
+        rounding cannot change. Labels, atoms and repeated rows leave it so many ties that float64 does all of it.
 
     Pitfalls:
         - Far below the truth in high dimension, with a small apparent error: 16 + 16 Gaussian columns holding 2.30
@@ -204,24 +203,26 @@ def _require(x: Tensor, y: Tensor, k: int, metric: Metric | None, strip: int | N
 
 def _varying(rows: Tensor) -> Tensor:
     """Return the columns that hold more than one value."""
-    return rows[:, rows.amax(dim=0) > rows.amin(dim=0)] if rows.shape[1] else rows
+    if rows.shape[1] == 0:
+        return rows
+    varies = rows.amax(dim=0) > rows.amin(dim=0)
+    return rows if bool(varies.all()) else rows[:, varies]
 
 
 def _scaled(rows: Tensor, metric: Metric, scale: bool) -> tuple[Tensor, float]:
     """Return the rows centred (and scaled), and how far their columns were off centre in the units they are left in."""
     reach = rows.amax(dim=0) - rows.amin(dim=0)
-    if scale:
-        # Dividing by the range first keeps the squares of tiny and of huge columns inside float64.
-        rows = rows / reach
-    mean = rows.mean(dim=0)
-    rows = rows - mean
     if not scale:
-        return rows, float(mean.abs().max())
-    deviation = rows.square().mean(dim=0).sqrt()
-    rows = rows / deviation
-    squares = rows.square()
+        mean = rows.mean(dim=0)
+        return rows - mean, float(mean.abs().max())
+    # Dividing by the range first keeps the squares of tiny and of huge columns inside float64.
+    rows = rows / reach
+    mean = rows.mean(dim=0)
+    squares = rows.sub_(mean).square()
+    deviation = squares.mean(dim=0).sqrt()
+    torch.square(rows.div_(deviation), out=squares)
     norm = (squares.sum(dim=1) if metric == "euclidean" else squares.amax(dim=1)).mean().sqrt()
-    return rows / norm, float((mean / deviation).abs().max() / norm)
+    return rows.div_(norm), float((mean / deviation).abs().max() / norm)
 
 
 # ---------------------------------------------------------------------------------------------------- few columns
@@ -282,96 +283,3 @@ def _distinct(points: _Floats) -> tuple[_Integers, _Integers, _Integers]:
     first = np.empty(count, dtype=np.int64)
     first[codes[::-1]] = np.arange(n)[::-1]
     return first, codes, np.bincount(codes, minlength=count)
-
-
-# --------------------------------------------------------------------------------------------------- many columns
-
-
-def _counts_by_strips(
-    x: Tensor, y: Tensor, k: int, metric: Metric, offset: float, strip: int | None
-) -> tuple[_Integers, _Integers, _Integers]:
-    """Count as the module says, comparing all pairs of rows a strip at a time in buffers that are reused."""
-    n, device = x.shape[0], x.device
-    if strip is None:
-        # A strip that stays in cache is fastest, unless it is so thin that the matrix product starves.
-        strip = max(2**18 // n, min(x.shape[1] + y.shape[1], 256) // 2) if device.type == "cpu" else 2**27 // n
-    strip = max(1, min(strip, n))
-    if metric == "euclidean":
-        sides_x, sides_y = _gram_sides(x), _gram_sides(y)
-    padded = -(-n // _BLOCK) * _BLOCK
-    buffer_x, buffer_y = x.new_empty(strip, n), x.new_empty(strip, n)
-    buffer = x.new_full((strip, padded), torch.inf)
-    mask = torch.empty(strip, n, dtype=torch.bool, device=device)
-    size, share = _rounding(x, y, metric, offset)
-    counts = torch.empty(3, n, dtype=torch.int64, device=device)
-    for start in range(0, n, strip):
-        stop = min(start + strip, n)
-        rows, own = stop - start, torch.arange(start, stop, device=device)
-        between_x, between_y, nearest = buffer_x[:rows], buffer_y[:rows], buffer[:rows]
-        if metric == "euclidean":
-            torch.mm(sides_x[0][start:stop], sides_x[1], out=between_x)
-            torch.mm(sides_y[0][start:stop], sides_y[1], out=between_y)
-        else:
-            # The buffer of the joint distances is free until both spaces are done.
-            _chebyshev(x[start:stop], x, between_x, nearest[:, :n])
-            _chebyshev(y[start:stop], y, between_y, nearest[:, :n])
-        for between in (between_x, between_y):
-            between[own - start, own] = torch.inf
-        joint = torch.maximum(between_x, between_y, out=nearest[:, :n])
-        smallest = _smallest(nearest, k)
-        within = share * (size[start:stop] + smallest[:, -1])
-        radius = torch.maximum(smallest[:, -1] - within, within)
-        together = (smallest <= radius[:, None]).sum(dim=1)
-        atoms = (together == k).nonzero()[:, 0]  # k samples or more coincide with these
-        if atoms.shape[0]:
-            together[atoms] = (joint[atoms] <= radius[atoms, None]).sum(dim=1)
-        counts[0, start:stop] = together
-        counts[1, start:stop] = _at_most(between_x, radius, mask[:rows])
-        counts[2, start:stop] = _at_most(between_y, radius, mask[:rows])
-    found = (counts + 1).cpu().numpy()
-    return found[0], found[1], found[2]
-
-
-def _gram_sides(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two matrices whose product holds the squared distances of all pairs of rows."""
-    squares, ones = rows.square().sum(dim=1, keepdim=True), rows.new_ones(rows.shape[0], 1)
-    left = torch.cat([-2 * rows, squares, ones], dim=1)
-    return left, torch.cat([rows, ones, squares], dim=1).T.contiguous()
-
-
-def _rounding(x: Tensor, y: Tensor, metric: Metric, offset: float) -> tuple[Tensor, float]:
-    """Return the size of each row, and the share of it and of a distance that is rounding (squared, if Euclidean)."""
-    if metric == "chebyshev":
-        return torch.maximum(x.abs().amax(dim=1), y.abs().amax(dim=1)) + offset, 8 * _EPSILON
-    size = torch.maximum(x.square().sum(dim=1), y.square().sum(dim=1))
-    return size, (8 + math.sqrt(max(x.shape[1], y.shape[1]))) * _EPSILON
-
-
-def _chebyshev(queries: Tensor, rows: Tensor, out: Tensor, scratch: Tensor) -> None:
-    torch.sub(queries[:, :1], rows[:, 0], out=out).abs_()
-    for column in range(1, rows.shape[1]):
-        torch.sub(queries[:, column, None], rows[:, column], out=scratch).abs_()
-        torch.maximum(out, scratch, out=out)
-
-
-def _smallest(distances: Tensor, k: int) -> Tensor:
-    """Return the k smallest entries of each row, ascending.
-
-    They lie in the k blocks of columns with the smallest minima, so only those are searched.
-    """
-    blocks = distances.view(distances.shape[0], -1, _BLOCK)
-    count = min(k, blocks.shape[1])
-    chosen = blocks.amin(dim=2).topk(count, dim=1, largest=False, sorted=False).indices
-    candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
-    smallest: Tensor = candidates.topk(k, dim=1, largest=False, sorted=True).values
-    return smallest
-
-
-def _at_most(distances: Tensor, radius: Tensor, mask: Tensor) -> Tensor:
-    """Return how many entries of each row are at most ``radius`` of that row."""
-    if distances.device.type != "cpu":
-        return (distances <= radius[:, None]).sum(dim=1)
-    # NumPy counts a row of booleans several times faster than torch sums it.
-    flags = mask.numpy()
-    np.less_equal(distances.numpy(), radius.numpy()[:, None], out=flags)
-    return torch.tensor([np.count_nonzero(row) for row in flags])

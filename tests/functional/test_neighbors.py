@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sklearn.feature_selection import mutual_info_regression
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.functional import neighbors
+from mikit.functional import neighbor_counts, neighbors
 from mikit.functional.neighbors import Metric, ksg, ksg_pointwise
 
 
@@ -292,3 +293,166 @@ def test_unknown_settings_are_refused() -> None:
         ksg(x, x, metric="manhattan")
     with pytest.raises(InputError, match="strip is 0"):
         ksg(x, x, strip=0)
+
+
+# ------------------------------------------------------------------------------ float32 first, float64 where it decides
+
+
+def _counts(x: Tensor, y: Tensor, k: int, metric: Metric, scale: bool = True) -> tuple[Tensor, Tensor, int]:
+    """Return the counts, those of float64 alone, and how many rows float32 left undecided."""
+    a, offset_a = neighbors._scaled(neighbors._varying(x.double()), metric, scale)
+    b, offset_b = neighbors._scaled(neighbors._varying(y.double()), metric, scale)
+    offset = max(offset_a, offset_b)
+    spaces = neighbor_counts._Spaces(a, b, metric, *neighbor_counts._rounding(a, b, metric, offset))
+    counts, exact = torch.zeros(2, 3, x.shape[0], dtype=torch.int64)
+    everything = torch.arange(x.shape[0])
+    neighbor_counts._count_in_float64(spaces, everything, k, None, exact)
+    left = neighbor_counts._decide_in_float32(spaces, k, None, counts)
+    neighbor_counts._count_in_float64(spaces, left, k, None, counts)
+    return counts, exact, left.shape[0]
+
+
+def _difficult(kind: str, n: int, d_x: int, d_y: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(21)
+    x, y = _pair(n, d_x, d_y, 0.6, seed=22)
+    pairs = torch.arange(n) // 2
+    noise = torch.randn(n, d_x, generator=g, dtype=torch.float64)
+    if kind == "one row far out":
+        x[7] *= 1e6
+    elif kind == "heavy tails":
+        x, y = x / noise, (3 * y).exp()
+    elif kind == "near ties":
+        sphere = noise / noise.norm(dim=1, keepdim=True) * (1 + 1e-7 * torch.randn(n, 1, generator=g))
+        sphere[::10] = 0
+        x = 100 * x[torch.arange(n) // 10] + sphere
+    elif kind == "nearly twice":
+        x, y = x[pairs] + 1e-7 * noise, y[pairs]
+    elif kind == "twice":
+        x, y = x[pairs], y[pairs]
+    elif kind == "tight clusters":
+        x = x[torch.arange(n) // 20] + 1e-4 * noise
+        y = y[torch.arange(n) // 20] + 1e-4 * torch.randn(n, d_y, generator=g)
+    elif kind == "clusters far apart":
+        x = 1e6 * noise[:3][torch.randint(3, (n,), generator=g)] + x
+    elif kind == "integers":
+        x, y = x.round(), y.round()
+    elif kind == "label":
+        y = torch.randint(3, (n, 1), generator=g).double()
+    elif kind == "label beside columns":
+        x = torch.cat([x, torch.randint(3, (n, 2), generator=g)], dim=1)
+    elif kind == "relu":
+        x, y = x.relu(), y.relu()
+        x[torch.rand(n, generator=g) < 0.5] = 0
+    elif kind == "off centre":
+        x = x + 1e7
+    else:
+        assert kind == "plain"
+    return x, y
+
+
+_DIFFICULT = ["plain", "one row far out", "heavy tails", "near ties", "nearly twice", "twice", "tight clusters",
+              "clusters far apart", "integers", "label", "label beside columns", "relu", "off centre"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _DIFFICULT)
+@pytest.mark.parametrize("metric", ["euclidean", "chebyshev"])
+@pytest.mark.parametrize(("d_x", "d_y"), [(3, 2), (20, 20), (300, 5)])
+def test_float32_counts_as_float64_does(
+    kind: str, metric: Metric, d_x: int, d_y: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbor_counts, "_SMALL", 0)
+    monkeypatch.setattr(neighbor_counts, "_TILE", 128)  # several tiles
+    monkeypatch.setattr(neighbor_counts, "_PENDING", 300)  # several rounds of settling
+    x, y = _difficult(kind, 330, d_x, d_y)
+    for k, scale in ((1, True), (3, True), (7, False)):
+        counts, exact, left = _counts(x, y, k, metric, scale)
+        torch.testing.assert_close(counts, exact, rtol=0, atol=0)
+        if kind in ("plain", "heavy tails", "off centre"):
+            assert left == 0
+
+
+def test_ties_everywhere_are_left_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_counts, "_SMALL", 0)
+    g = torch.Generator().manual_seed(23)
+    x, y = (torch.randint(2, (700, 3), generator=g).double() for _ in range(2))
+    counts, exact, left = _counts(x, y, 3, "euclidean")
+    assert left == 700
+    assert torch.equal(counts, exact)
+
+
+@pytest.mark.parametrize("kind", ["plain", "one row far out", "heavy tails", "clusters far apart"])
+@pytest.mark.parametrize("metric", ["euclidean", "chebyshev"])
+def test_float32_distances_stay_within_their_bound(kind: str, metric: Metric) -> None:
+    x, y = _difficult(kind, 320, 600, 3)
+    a, b = neighbors._scaled(x, metric, True)[0], neighbors._scaled(y, metric, True)[0]
+    spaces = neighbor_counts._Spaces(a, b, metric, *neighbor_counts._rounding(a, b, metric, 0.0))
+    norm = spaces.size.sqrt() if metric == "euclidean" else spaces.size
+    screen = neighbor_counts._Screen(spaces, norm, 2.0**-10, 320)
+    screen.compare(slice(0, 320), 3)
+    for space, between in zip((a, b), screen.between, strict=True):
+        rows = space * 2.0**-10
+        true = torch.cdist(rows, rows, p=2 if metric == "euclidean" else math.inf,
+                           compute_mode="donot_use_mm_for_euclid_dist")  # fmt: skip
+        power = 2 if metric == "euclidean" else 1
+        error = (between[0].double() - true**power).abs()
+        bound = screen.relative * (2 * screen.norm[:, None] + true) ** power + screen.absolute
+        assert bool((error <= bound)[~torch.eye(320, dtype=torch.bool)].all())
+        assert bool((bound <= 2e-4 * (2 * screen.norm[:, None] + true) ** power + 1e-30).all())
+
+
+def test_products_of_too_few_digits_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_counts, "_SMALL", 0)
+    x, y = _pair(300, 10, 10, 0.6, seed=24)
+    reference, _, left = _counts(x, y, 3, "euclidean")
+    assert left == 0
+    product = torch.mm
+
+    def coarse(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        if a.dtype == torch.float32:
+            a, b = (side.bfloat16().float() for side in (a, b))
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", coarse)
+    counts, _, left = _counts(x, y, 3, "euclidean")
+    assert left == 300
+    assert torch.equal(counts, reference)
+
+
+@pytest.mark.parametrize("kind", ["plain", "near ties", "relu", "label"])
+def test_the_branch_without_numpy_counts_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_counts, "_SMALL", 0)
+    start = neighbor_counts._Screen.__init__
+
+    def without(self: neighbor_counts._Screen, *arguments: Any) -> None:
+        start(self, *arguments)
+        self.flags = []  # what a GPU has
+
+    monkeypatch.setattr(neighbor_counts._Screen, "__init__", without)
+    counts, exact, _ = _counts(*_difficult(kind, 330, 20, 5), 3, "euclidean")
+    assert torch.equal(counts, exact)
+
+
+def test_autocast_changes_nothing() -> None:
+    x, y = _pair(3000, 25, 25, 0.6, seed=25)
+    reference = ksg_pointwise(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ksg_pointwise(x, y), reference)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", _DIFFICULT)
+@pytest.mark.parametrize("metric", ["euclidean", "chebyshev"])
+def test_a_gpu_counts_as_the_processor_does(kind: str, metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_counts, "_SMALL", 0)
+    x, y = _difficult(kind, 1000, 20, 20)
+    reference = ksg_pointwise(x, y, metric=metric)
+    torch.testing.assert_close(ksg_pointwise(x.cuda(), y.cuda(), metric=metric).cpu(), reference, rtol=0, atol=1e-12)
+
+
+@pytest.mark.gpu
+def test_tf32_does_not_reach_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_counts, "_SMALL", 0)
+    x, y = (rows.cuda() for rows in _pair(3000, 60, 60, 0.6, seed=26))
+    reference = ksg_pointwise(x, y)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    torch.testing.assert_close(ksg_pointwise(x, y), reference, rtol=0, atol=1e-12)
