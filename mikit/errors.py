@@ -1,10 +1,10 @@
-"""The one exception mikit raises on purpose: input that cannot be used."""
+"""The one exception mikit raises on purpose, for input that cannot be used, and the warning about iterations."""
 
 from __future__ import annotations
 
 from typing import final
 
-__all__ = ["InputError"]
+__all__ = ["ConvergenceWarning", "InputError"]
 
 
 @final
@@ -14,4 +14,12 @@ class InputError(ValueError):
     The message is written for the person who made the call: it says what was wrong, where (which array, file or
     layer, and the first row where that helps) and what to do about it. The command line prints it and exits with
     code 2; any other exception is a defect of mikit.
+    """
+
+
+@final
+class ConvergenceWarning(UserWarning):
+    """An iteration stopped at its limit, short of the accuracy that was asked for.
+
+    The result is returned all the same. The message says how far the iteration came and what to change.
     """

@@ -20,10 +20,13 @@ def commands() -> str:
     """Return the usage, arguments and options of every command, from the functions that run them."""
     from mikit.cli import app
 
+    called_by = [("", command) for command in app.registered_commands]
+    for group in app.registered_groups:
+        called_by += [(f"{group.typer_instance.info.name} ", one) for one in group.typer_instance.registered_commands]
     parts = []
-    for registered in app.registered_commands:
+    for prefix, registered in called_by:
         function = registered.callback
-        name = registered.name or function.__name__
+        name = prefix + (registered.name or function.__name__)
         arguments, options = _parameters(function)
         called = " ".join([f"mikit {name} [OPTIONS]", *(shown for shown, _, _ in arguments)])
         parts += [f"## `mikit {name}`", "", str(function.__doc__).strip(), "", "```text", called, "```", ""]

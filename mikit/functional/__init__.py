@@ -1,6 +1,8 @@
 """The formulas: pure functions of tensors, in the formula's own sign and unit."""
 
 from mikit.functional.bounds import anchored_infonce, infonce
+from mikit.functional.bures import bures2, gaussian_wasserstein2
+from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
 from mikit.functional.kernels import linear_cka, median_bandwidth
 from mikit.functional.mmd import mmd2, polynomial_mmd2
@@ -8,15 +10,18 @@ from mikit.functional.neighbors import ksg
 from mikit.functional.ratios import dv, jsd, nwj, smile
 from mikit.functional.recovery import recovered_share
 from mikit.functional.scored import infonce_from_scores
+from mikit.functional.transport import sliced_wasserstein, sliced_wasserstein2
 from mikit.functional.variational import difference_of_entropies, gaussian_nll
 
 __all__ = [
     "anchored_infonce",
+    "bures2",
     "cca",
     "difference_of_entropies",
     "dv",
     "gaussian_mi",
     "gaussian_nll",
+    "gaussian_wasserstein2",
     "infonce",
     "infonce_from_scores",
     "jsd",
@@ -28,6 +33,10 @@ __all__ = [
     "polynomial_mmd2",
     "rank_gaussianise",
     "recovered_share",
+    "sinkhorn",
+    "sinkhorn_divergence",
+    "sliced_wasserstein",
+    "sliced_wasserstein2",
     "smile",
     "wishart_bias",
 ]

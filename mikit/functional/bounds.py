@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional.closed import closed_form, full_precision
-from mikit.functional.pairwise import Gradient, Scratch, scores
+from mikit.functional.pairwise import Gradient, Scratch, exp_, scores
 from mikit.functional.samples import require_one_device, working_dtype
 from mikit.functional.scored import infonce_row_terms, require_pairs
 
@@ -189,7 +189,7 @@ def _one_direction(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | Non
     for part in scores(a, b, strip=strip):
         positive = part.own_of(part.values).clone()
         peak = part.values.amax(dim=1, keepdim=True)
-        exponentials = part.values.sub_(peak).exp_()
+        exponentials = exp_(part.values.sub_(peak))
         total = exponentials.sum(dim=1, keepdim=True)
         terms.append((positive - (peak + total.log())[:, 0]).sum(dtype=torch.float64))
         if any(wants):
@@ -212,18 +212,18 @@ def _two_directions(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | No
         (spare,) = scratch.shaped(part.values)
         positives[part.rows, 0] = part.own_of(part.values)
         row_peaks[part.rows] = part.values.amax(dim=1, keepdim=True)
-        row_totals[part.rows] = torch.sub(part.values, row_peaks[part.rows], out=spare).exp_().sum(dim=1, keepdim=True)
+        row_totals[part.rows] = exp_(torch.sub(part.values, row_peaks[part.rows], out=spare)).sum(dim=1, keepdim=True)
         known, column_peaks = column_peaks, torch.maximum(column_peaks, part.values.amax(dim=0))
         column_totals = column_totals.mul_((known - column_peaks).exp_())
-        column_totals += part.values.sub_(column_peaks).exp_().sum(dim=0)
+        column_totals += exp_(part.values.sub_(column_peaks)).sum(dim=0)
     spread = positives - (row_peaks + row_totals.log() + (column_peaks + column_totals.log())[:, None]) / 2
     value = spread.mean(dtype=torch.float64) + math.log(n)
     gradient = Gradient(a, b, wants)
     if any(wants):
         row_shares, column_shares = -0.5 / (n * row_totals), -0.5 / (n * column_totals)
         for part in scores(left, right, strip=strip):
-            of_rows = torch.sub(part.values, row_peaks[part.rows], out=scratch.shaped(part.values)[0]).exp_()
-            of_columns = part.values.sub_(column_peaks).exp_().mul_(column_shares)
+            of_rows = exp_(torch.sub(part.values, row_peaks[part.rows], out=scratch.shaped(part.values)[0]))
+            of_columns = exp_(part.values.sub_(column_peaks)).mul_(column_shares)
             gradient.add(part, of_columns.addcmul_(of_rows, row_shares[part.rows]))
     return _with_positives(value, gradient, a, b, wants, 1 / n)
 
@@ -244,7 +244,7 @@ def _anchored(
         part.values[rows, own] = -math.inf
         part.values[rows, following] = -math.inf
         peak = part.values.amax(dim=1).clamp_(min=0)
-        exponentials = part.values.sub_(peak[:, None]).exp_()
+        exponentials = exp_(part.values.sub_(peak[:, None]))
         shared = (exponentials.sum(dim=1) + anchor * (-peak).exp()).log() + peak
         with_positive, negatives = torch.logaddexp(shared, positive), torch.logaddexp(shared, left_out)
         found, absent = positive - with_positive, math.log(anchor) - negatives

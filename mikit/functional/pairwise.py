@@ -7,6 +7,7 @@ entries is ever made. Rows are expected in the dtype to compute in; centre them 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, final
 
@@ -22,6 +23,7 @@ __all__ = [
     "Scratch",
     "Strip",
     "clipped_exponential",
+    "exp_",
     "exponential",
     "gaussians",
     "power",
@@ -36,6 +38,7 @@ __all__ = [
 # yet where a strip would take more than 32 MiB of float32. A GPU needs more work per launch.
 _CACHED_ENTRIES, _FEWEST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 2**20, 128, 512, 2**23
 _ENTRIES_ON_GPU = 2**26
+_LOG2_E = 1 / math.log(2)
 
 
 @final
@@ -263,9 +266,21 @@ class Epilogue(Protocol):
         """
 
 
+def exp_(entries: Tensor) -> Tensor:
+    """Overwrite entries with their exponentials, by way of powers of two.
+
+    On a CPU that takes half the time, and where results are too small for the dtype a fraction of it.
+
+    Example:
+        >>> exp_(torch.tensor([0.0, 1.0, -1000.0]))
+        tensor([1.0000, 2.7183, 0.0000])
+    """
+    return entries.mul_(_LOG2_E).exp2_()
+
+
 def exponential(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
     """Make ``exp u`` of every entry: of ``-|a - b|² / 2σ²`` a Gaussian kernel."""
-    terms = entries.exp_()
+    terms = exp_(entries)
     return terms, terms
 
 
@@ -274,7 +289,7 @@ def clipped_exponential(limit: float) -> Epilogue:
 
     def clipped(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
         torch.abs(entries, out=spare)
-        terms = entries.clamp_(-limit, limit).exp_()
+        terms = exp_(entries.clamp_(-limit, limit))
         return terms, spare.lt_(limit).mul_(terms) if slopes else terms
 
     return clipped
@@ -289,7 +304,7 @@ def gaussians(bandwidths: Sequence[float]) -> Epilogue:
         terms.zero_()
         derivatives.zero_()
         for bandwidth in bandwidths:
-            one = torch.mul(entries, bandwidth**-2, out=spare).exp_()
+            one = exp_(torch.mul(entries, bandwidth**-2, out=spare))
             terms += one
             derivatives.add_(one, alpha=bandwidth**-2)
         return terms, derivatives

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus as softplus_of
 from mikit.errors import InputError
 from mikit.functional.bounds import dot_critic
 from mikit.functional.closed import closed_form
-from mikit.functional.pairwise import Gradient, clipped_exponential, exponential, scores, softplus, sum_over_pairs
+from mikit.functional.pairwise import Gradient, clipped_exponential, exp_, exponential, scores, softplus, sum_over_pairs
 
 __all__ = ["dv", "jsd", "nwj", "smile"]
 
@@ -234,7 +234,7 @@ def _dv(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | None) -> tuple
         part.own_of(part.values).fill_(-math.inf)
         known, largest = largest, torch.maximum(largest, part.values.amax())
         down = (known - largest).exp()
-        exponentials = part.values.sub_(largest).exp_()
+        exponentials = exp_(part.values.sub_(largest))
         total = total * down + exponentials.sum(dim=1).sum(dtype=torch.float64)
         if any(wants):
             gradient.rescale(down)
