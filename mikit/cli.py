@@ -26,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(name="bench", help="Measure mikit itself, beside its peers.", no_args_is_help=True)
+app.add_typer(bench)
+
 _VERDICTS = ("trustworthy", "caution", "unreliable")
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of this command.")]
@@ -228,6 +231,71 @@ def doctor() -> None:
     show_table(("", "", ""), [(item.name, "pass" if item.well else "fail", item.sentence) for item in found])
     if not all(item.well for item in found):
         raise refuse("mikit does not work here as it should; see the lines marked fail.", 1)
+
+
+@bench.command()
+@answered()
+def speed(
+    case: Annotated[
+        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case; repeat it for several.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: shows that it works.")] = False,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Sizes to sweep, instead of each case's own.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which the candidates take turns.")] = 5,
+    budget: Annotated[
+        float, typer.Option(metavar="SECONDS", help="No new round of a size after this, once three are done.")
+    ] = 60.0,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, on one thread, or cuda.")] = "cpu",
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", metavar="NAME=PYTHON", help="Interpreter that has this peer; repeat it for several."),
+    ] = None,
+    seed: Seed = 0,
+    json_file: Json = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw time against size: .png or .svg.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure time, memory and errors of mikit's formulas and of their peers, on the same samples in turns."""
+    _require_free_json(json_file, overwrite)
+    for path in (markdown_file, plot_file):
+        if path is not None:
+            require_free(path, overwrite=overwrite)
+    named = [Path(path).resolve() for path in (json_file, markdown_file, plot_file) if path not in (None, "-")]
+    if len(set(named)) < len(named):
+        raise InputError("--json, --markdown and --plot must name different files.")
+    with Steps(lines=True) as steps:
+        from mikit.bench.interpreters import read_interpreters
+        from mikit.bench.speed import Settings, choose_cases, measure_speed, read_sizes
+        from mikit.bench.speed_plot import draw_speed, require_picture, save_picture
+        from mikit.bench.speed_report import markdown, screen
+
+        if plot_file is not None:
+            require_picture(plot_file)
+        settings = Settings(
+            sizes=None if sizes is None else read_sizes(sizes),
+            repeats=repeats,
+            budget=budget,
+            quick=quick,
+            device=device,
+            seed=seed,
+            pythons=read_interpreters(peer or []),
+        )
+        found = measure_speed(choose_cases(case or []), settings, steps)
+        if plot_file is not None:
+            steps.begin("Drawing")
+            save_picture(draw_speed(found), plot_file)
+    if markdown_file is not None:
+        write_text(markdown_file, markdown(found), overwrite=overwrite)
+    if json_file is not None and json_file != "-":
+        write_text(Path(json_file), found.to_json() + "\n", overwrite=overwrite)
+    say(found.to_json() if json_file == "-" else screen(found))
 
 
 @contextmanager

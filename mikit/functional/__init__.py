@@ -1,7 +1,9 @@
 """The formulas: pure functions of tensors, in the formula's own sign and unit."""
 
+from mikit.functional.affinities import affinity, pkt
 from mikit.functional.bounds import anchored_infonce, infonce
 from mikit.functional.bures import bures2, gaussian_wasserstein2
+from mikit.functional.dependence import cka, hsic, label_qmi, qmi
 from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
 from mikit.functional.kernels import linear_cka, median_bandwidth
@@ -14,23 +16,29 @@ from mikit.functional.transport import sliced_wasserstein, sliced_wasserstein2
 from mikit.functional.variational import difference_of_entropies, gaussian_nll
 
 __all__ = [
+    "affinity",
     "anchored_infonce",
     "bures2",
     "cca",
+    "cka",
     "difference_of_entropies",
     "dv",
     "gaussian_mi",
     "gaussian_nll",
     "gaussian_wasserstein2",
+    "hsic",
     "infonce",
     "infonce_from_scores",
     "jsd",
     "ksg",
+    "label_qmi",
     "linear_cka",
     "median_bandwidth",
     "mmd2",
     "nwj",
+    "pkt",
     "polynomial_mmd2",
+    "qmi",
     "rank_gaussianise",
     "recovered_share",
     "sinkhorn",

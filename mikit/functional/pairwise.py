@@ -209,8 +209,13 @@ class Gradient:
             strip: The strip.
             weights: The derivatives, ``(rows, columns)``.
             per_row: ``(rows, 1)``, what the derivatives of each row are multiplied by. The factor goes into the thin
-                matrices. For scores that are not ``symmetric``.
+                matrices. Not where pairs are ``symmetric``.
+
+        Raises:
+            ValueError: If a factor is given for symmetric pairs, whose weights it would make asymmetric.
         """
+        if self._symmetric and per_row is not None:
+            raise ValueError("A factor for each row makes symmetric weights asymmetric. Multiply the weights instead.")
         rows, columns = strip.rows, strip.columns
         own = self._a[rows] if per_row is None else self._a[rows] * per_row
         if self._sums_a is not None:
@@ -223,13 +228,14 @@ class Gradient:
                 if per_row is not None:
                     self._sums_a[rows] *= per_row
             if self._scale is not None:
-                self._weights_a[rows] += weights.sum(dim=1, keepdim=True)
+                row_sums = weights.sum(dim=1, keepdim=True)
+                self._weights_a[rows] += row_sums if per_row is None else row_sums * per_row
                 if self._symmetric:
                     self._weights_a[rows.stop :, 0] += others.sum(dim=0)
         if self._sums_b is not None:
             self._sums_b.addmm_(weights.T, own)
             if self._scale is not None:
-                self._weights_b[:, 0] += weights.sum(dim=0)
+                self._weights_b[:, 0] += weights.sum(dim=0) if per_row is None else weights.T @ per_row[:, 0]
 
     def rescale(self, factor: Tensor) -> None:
         """Multiply everything taken in so far by a 0-dim tensor, for weights that were relative to another number."""

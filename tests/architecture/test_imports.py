@@ -37,11 +37,13 @@ ROOMS = {
     "datasets": set(),
     "models": set(),
     "demo": {"activations", "datasets", "estimators", "flow", "models", "plot", "reporting"},
+    "bench": {"functional", "plot"},
     "doctor": {"measuring", "estimators"},
     "terminal": set(),
     "cli": {
         "terminal",
         "activations",
+        "bench",
         "datasets",
         "demo",
         "doctor",

@@ -1,0 +1,177 @@
+"""The formulas written plainly, with every matrix held whole: the usual way, and in float64 the reference.
+
+Each function takes tensors and gives a 0-dim tensor; autograd forms the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize, softplus
+
+__all__ = [
+    "bures2",
+    "bures2_by_gram",
+    "hsic",
+    "infonce",
+    "jsd",
+    "ksg",
+    "mmd2",
+    "mmd2_by_cdist",
+    "pkt",
+    "sinkhorn_divergence",
+    "sliced_wasserstein2",
+]
+
+_MOST_ITERATIONS = 20_000
+_MARGINAL_ERROR = 1e-8
+
+
+def infonce(x: Tensor, y: Tensor, temperature: float, both_directions: bool = False) -> Tensor:
+    """The bound with the dot-product critic: log n minus the cross entropy of finding the partner."""
+    scores = x @ y.T / temperature
+    partners = torch.arange(x.shape[0], device=x.device)
+    loss = cross_entropy(scores, partners)
+    if both_directions:
+        loss = (loss + cross_entropy(scores.T, partners)) / 2
+    return math.log(x.shape[0]) - loss
+
+
+def jsd(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """The Jensen-Shannon bound: pairs on the diagonal against all others."""
+    scores = x @ y.T / temperature
+    n = x.shape[0]
+    positives = scores.diagonal()
+    negatives = (softplus(scores).sum() - softplus(positives).sum()) / (n * (n - 1))
+    return 2 * math.log(2) - softplus(-positives).mean() - negatives
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)).clamp_min(0)
+
+
+def _gaussian_gram(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
+    return torch.exp(_squared_distances(a, b) / (-2 * bandwidth**2))
+
+
+def _discrepancy(x: Tensor, y: Tensor, gram: Callable[[Tensor, Tensor], Tensor], unbiased: bool) -> Tensor:
+    kxx, kyy, kxy = gram(x, x), gram(y, y), gram(x, y)
+    n, m = kxy.shape
+    if not unbiased:
+        return kxx.mean() + kyy.mean() - 2 * kxy.mean()
+    within_x = (kxx.sum() - kxx.diagonal().sum()) / (n * (n - 1))
+    within_y = (kyy.sum() - kyy.diagonal().sum()) / (m * (m - 1))
+    return within_x + within_y - 2 * kxy.mean()
+
+
+def mmd2(x: Tensor, y: Tensor, bandwidth: float, unbiased: bool = True) -> Tensor:
+    """The squared maximum mean discrepancy, its three Gram matrices held whole."""
+    return _discrepancy(x, y, lambda a, b: _gaussian_gram(a, b, bandwidth), unbiased)
+
+
+def mmd2_by_cdist(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+    """The same with distances from ``torch.cdist``."""
+    return _discrepancy(x, y, lambda a, b: torch.exp(torch.cdist(a, b).square() / (-2 * bandwidth**2)), True)
+
+
+def hsic(x: Tensor, y: Tensor, bandwidth_x: float, bandwidth_y: float) -> Tensor:
+    """The biased statistic tr(K H L H) / n²."""
+    k, other = _gaussian_gram(x, x, bandwidth_x), _gaussian_gram(y, y, bandwidth_y)
+    centred = k - k.mean(0) - k.mean(1)[:, None] + k.mean()
+    return (centred * other).sum() / x.shape[0] ** 2
+
+
+def pkt(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL of the student's neighbour distribution from the teacher's, from cosine similarities without the diagonal."""
+    own, given = (_neighbour_shares(rows) for rows in (student, teacher))
+    diagonal = torch.eye(student.shape[0], dtype=torch.bool, device=student.device)
+    terms = (given * (given.log() - own.log())).masked_fill(diagonal, 0)
+    return terms.sum(1).mean()
+
+
+def _neighbour_shares(rows: Tensor) -> Tensor:
+    unit = normalize(rows)
+    similarity = (unit @ unit.T + 1) / 2
+    diagonal = torch.eye(rows.shape[0], dtype=torch.bool, device=rows.device)
+    total = similarity.masked_fill(diagonal, 0).sum(1, keepdim=True)
+    return (similarity / total).masked_fill(diagonal, 1)
+
+
+def sinkhorn_divergence(x: Tensor, y: Tensor, epsilon: float) -> Tensor:
+    """The debiased entropic cost of |x - y|²/2, iterated until the plan's marginals hold to 1e-8. For float64."""
+    across = _entropic_cost(x, y, epsilon, same=False)
+    return across - (_entropic_cost(x, x, epsilon, same=True) + _entropic_cost(y, y, epsilon, same=True)) / 2
+
+
+def _entropic_cost(a: Tensor, b: Tensor, epsilon: float, *, same: bool) -> Tensor:
+    """One step in the log domain, then scalings of the kernel that it leaves, whose largest entries are of order 1."""
+    cost = _squared_distances(a, b) / 2
+    fixed = cost.detach()
+    f = -epsilon * (torch.logsumexp(fixed / -epsilon, 1) - math.log(fixed.shape[1]))
+    g = f if same else -epsilon * (torch.logsumexp((f[:, None] - fixed) / epsilon, 0) - math.log(fixed.shape[0]))
+    kernel = (f[:, None] + g - fixed).div_(epsilon).exp_()
+    u, v = torch.ones_like(f), torch.ones_like(g)
+    for _ in range(_MOST_ITERATIONS):
+        reached = kernel @ v / v.shape[0]
+        error = float((u * reached - 1).abs().mean())
+        if error < _MARGINAL_ERROR:
+            break
+        u = (u / reached).sqrt() if same else 1 / reached
+        v = u if same else u.shape[0] / (kernel.T @ u)
+    else:
+        raise RuntimeError(f"The reference did not converge in {_MOST_ITERATIONS} iterations; the error is {error}.")
+    value = (f + epsilon * u.log()).mean() + (g + epsilon * v.log()).mean()
+    # At the optimum the potentials contribute nothing to the gradient: it is that of the plan's cost.
+    plan = kernel.mul_(u[:, None]).mul_(v).div_(kernel.numel())
+    moved = (plan * cost).sum()
+    return moved + (value - moved).detach()
+
+
+def sliced_wasserstein2(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+    """The mean over directions (rows) of the squared 2-Wasserstein distance of the projections."""
+    return ((x @ directions.T).sort(0).values - (y @ directions.T).sort(0).values).square().mean()
+
+
+def bures2(x: Tensor, y: Tensor) -> Tensor:
+    """The squared Bures distance of the samples' covariances, by ``eigh``."""
+    first, second = (torch.cov(rows.T, correction=0) for rows in (x, y))
+    values, vectors = torch.linalg.eigh(second)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ first @ root).clamp_min(1e-12).sqrt().sum()
+    value: Tensor = first.trace() + second.trace() - 2 * cross
+    return value
+
+
+def bures2_by_gram(x: Tensor, y: Tensor) -> Tensor:
+    """The same from the singular values of the rows' cross Gram matrix, which no small eigenvalue disturbs."""
+    a, b = x - x.mean(0), y - y.mean(0)
+    cross = torch.linalg.svdvals(a @ b.T).sum() / x.shape[0]
+    spread = (a.square().sum() + b.square().sum()) / x.shape[0]
+    value: Tensor = spread - 2 * cross
+    return value
+
+
+def ksg(x: Tensor, y: Tensor, k: int, *, chebyshev: bool, equal_spaces: bool) -> Tensor:
+    """Algorithm 1 with both distance matrices held whole, on columns of unit variance.
+
+    Args:
+        x: First variable.
+        y: Second variable.
+        k: Neighbours.
+        chebyshev: Whether the distance inside a space is the largest difference; otherwise the Euclidean one.
+        equal_spaces: Whether each space is divided by the root mean square norm of its rows.
+    """
+    n = x.shape[0]
+    spaces = []
+    for rows in (x, y):
+        rows = (rows - rows.mean(0)) / rows.std(0, correction=0)
+        if equal_spaces:
+            rows = rows / rows.square().sum(1).mean().sqrt()
+        apart = torch.cdist(rows, rows, p=math.inf if chebyshev else 2.0, compute_mode="donot_use_mm_for_euclid_dist")
+        spaces.append(apart.fill_diagonal_(math.inf))
+    reach = torch.maximum(*spaces).kthvalue(k, dim=1, keepdim=True).values
+    near = sum(((apart < reach).sum(1) + 1).double().digamma().mean() for apart in spaces)
+    return torch.tensor([n, k], dtype=torch.float64).digamma().sum() - near
