@@ -73,8 +73,7 @@ def infonce(
     a, b = dot_critic(x, y, temperature)
     if both_directions:
         return _two_directions(a, b, strip).to(a.dtype)
-    # What all candidates share cancels in a row's softmax; without it the scores keep their digits.
-    return _one_direction(a, b - b.detach().mean(dim=0, dtype=torch.float64).to(b.dtype), strip).to(a.dtype)
+    return _one_direction(a, b, strip).to(a.dtype)
 
 
 def anchored_infonce(
@@ -184,6 +183,8 @@ def infonce_pointwise(
 @closed_form
 def _one_direction(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | None) -> tuple[Tensor, Tensor, Tensor]:
     n = a.shape[0]
+    # What all candidates share cancels in a row's softmax; without it the scores keep their digits.
+    b = (b - b.mean(dim=0, dtype=torch.float64)).to(b.dtype)
     gradient = Gradient(a, b, wants)
     terms = []
     for part in scores(a, b, strip=strip):

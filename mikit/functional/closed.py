@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, final
 
 import torch
 from torch import Tensor
@@ -82,17 +82,10 @@ def closed_form(
         ctx.save_for_backward(*output[1:])
         ctx.wants = inputs[0]
 
-    def backward(ctx: Any, incoming: Tensor | None, *second: Tensor | None) -> tuple[Any, ...]:
-        if any(gradient is not None for gradient in second):
-            raise NotImplementedError(
-                f"The gradient of {name} was differentiated again. It is formed in the forward pass and has no "
-                "derivative of its own. Write the quantity in plain torch operations where you need a second one."
-            )
-        unneeded = (None,) * (len(parameters) - count)
-        if incoming is None:
-            return None, *(None,) * count, *unneeded
+    def backward(ctx: Any, incoming: Tensor, *_: object) -> tuple[Any, ...]:
         gradients = zip(ctx.saved_tensors, ctx.wants, strict=True)
-        return None, *(gradient * incoming if want else None for gradient, want in gradients), *unneeded
+        found = (gradient * incoming if want else None for gradient, want in gradients)
+        return None, *found, *(None,) * (len(parameters) - count)
 
     schema = torch.library.infer_schema(compute, mutates_args=())
     operator = torch.library.custom_op(f"mikit::{name}", evaluate, mutates_args=(), schema=schema)
@@ -103,10 +96,57 @@ def closed_form(
     def function(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> Tensor:
         tensors = arguments[:count]
         wants = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]  # type: ignore[attr-defined]
-        value: Tensor = operator(wants, *arguments, **options)[0]
+        if torch.compiler.is_compiling():
+            value: Tensor = operator(wants, *arguments, **options)[0]
+            return value
+        # Outside the compiler the operator would only cost time: some fifty microseconds, as much as a small batch.
+        called = functools.partial(evaluate, wants, **options) if options else functools.partial(evaluate, wants)
+        if not any(wants):
+            return called(*arguments)[0]
+        value = _Closed.apply(called, name, wants, *arguments)  # type: ignore[no-untyped-call]
         return value
 
     return function
+
+
+@final
+class _Closed(torch.autograd.Function):
+    """A value whose gradients are known, outside the compiler."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, compute: Callable[..., tuple[Tensor, ...]], name: str, wants: list[bool], *arguments: Any
+    ) -> Tensor:
+        value, *gradients = compute(*arguments)
+        ctx.save_for_backward(*gradients)
+        ctx.name, ctx.wants, ctx.unneeded = name, wants, len(arguments) - len(wants)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Any, ...]:
+        pairs = zip(ctx.saved_tensors, ctx.wants, strict=True)
+        gradients = [gradient * incoming if want else None for gradient, want in pairs]
+        if torch.is_grad_enabled():  # a graph of the gradient was asked for
+            hook = torch.empty(0, requires_grad=True)
+            gradients = [None if one is None else _Final.apply(ctx.name, hook, one) for one in gradients]  # type: ignore[no-untyped-call]
+        return None, None, None, *gradients, *(None,) * ctx.unneeded
+
+
+@final
+class _Final(torch.autograd.Function):
+    """A gradient that must not be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, hook: Tensor, gradient: Tensor) -> Tensor:
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Any, ...]:
+        raise NotImplementedError(
+            f"The gradient of {ctx.name} was differentiated again. It is formed in the forward pass and has no "
+            "derivative of its own. Write the quantity in plain torch operations where you need a second one."
+        )
 
 
 @contextmanager

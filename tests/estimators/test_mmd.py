@@ -21,7 +21,8 @@ def _samples(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[Tensor, Ten
 
 def test_loss_and_report_are_the_formula() -> None:
     x, y = _samples(40, 40, 0, 0.5)
-    assert MMD().estimate(x, y).item() == mmd2(x, y, bandwidth=median_bandwidth(x, y)).item()
+    # The median rescales the rows instead of the kernel, which rounds differently.
+    assert MMD().estimate(x, y).item() == pytest.approx(mmd2(x, y, bandwidth=median_bandwidth(x, y)).item(), rel=1e-5)
     assert MMD(2.0, paired=True)(x, y).item() == mmd2(x, y, bandwidth=2.0, paired=True).item()
     contributions = MMD(2.0).pointwise(x, y)
     assert contributions is not None
