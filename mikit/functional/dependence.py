@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional.closed import closed_form, unwanted
-from mikit.functional.kernels import median_bandwidth
+from mikit.functional.kernels import median_distance
 from mikit.functional.pairwise import Gradient, Strip, exp_, spans, squared_distances
 from mikit.functional.samples import centred, require_one_device, require_paired, require_rows, working_dtype
 
@@ -240,7 +240,7 @@ def label_qmi(x: Tensor, labels: Tensor, *, bandwidth: float | None = None, stri
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels are {labels.dtype}; pass classes as integers, or use qmi for numbers.")
     require_one_device(x, labels)
-    a, bandwidth = _around_their_mean(x, working_dtype(x)), _bandwidth(x, bandwidth, "bandwidth")
+    a, bandwidth = _prepared(x, working_dtype(x), bandwidth, "bandwidth")
     return _of_kernel_and_labels(a, labels, math.sqrt(2) * bandwidth, strip).to(a.dtype)
 
 
@@ -262,8 +262,8 @@ def _measured(
     require_paired(x, y)
     require_one_device(x, y)
     dtype = working_dtype(x, y)
-    a, b = _around_their_mean(x, dtype), _around_their_mean(y, dtype)
-    width_x, width_y = _bandwidth(x, bandwidths[0], "bandwidth_x"), _bandwidth(y, bandwidths[1], "bandwidth_y")
+    a, width_x = _prepared(x, dtype, bandwidths[0], "bandwidth_x")
+    b, width_y = _prepared(y, dtype, bandwidths[1], "bandwidth_y")
     return _of_kernels(a, b, stretch * width_x, stretch * width_y, unbiased, normalised, strip).to(dtype)
 
 
@@ -437,15 +437,13 @@ def _add_row_sums(sums: Tensor, part: Strip, kernel: Tensor) -> None:
 # ---------------------------------------------------------------------------------------------------- the samples
 
 
-def _around_their_mean(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return centred rows, exactly 0 in columns that are constant."""
+def _prepared(rows: Tensor, dtype: torch.dtype, bandwidth: float | None, name: str) -> tuple[Tensor, float]:
+    """Return centred rows, exactly 0 in columns that are constant, and the bandwidth in their unit."""
     (around,) = centred(rows.to(dtype))
-    return torch.where(rows.amax(dim=0) > rows.amin(dim=0), around, 0.0)
-
-
-def _bandwidth(rows: Tensor, bandwidth: float | None, name: str) -> float:
+    around = torch.where(rows.amax(dim=0) > rows.amin(dim=0), around, 0.0)
     if bandwidth is None:
-        return median_bandwidth(rows)
+        # In units of the bandwidth, which thereby stays a tensor.
+        return around / median_distance(rows).to(dtype), 1.0
     if not 0 < bandwidth < math.inf:
         raise InputError(f"{name} is {bandwidth}; it must be positive and finite, in the unit of the features.")
-    return bandwidth
+    return around, bandwidth
