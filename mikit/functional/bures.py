@@ -22,6 +22,8 @@ __all__ = ["bures2", "gaussian_wasserstein2", "polar_by_eigenvectors", "polar_by
 
 # Singular values of X Yᵀ below this share of the largest are rounding of float32 data, not directions.
 _RANK_TOLERANCE = 1e-7
+# Error of an eigenvalue in float64, as a share of the largest.
+_RELATIVE_ROUNDING = 2e-15
 # Share of the largest pivot below which a Cholesky factor of a covariance in float64 is not trusted.
 _PIVOT_TOLERANCE = 1e-11
 # Singular values above this share of the Frobenius norm reach 1 in the iteration without eigenvectors.
@@ -121,7 +123,8 @@ def gaussian_wasserstein2(x: Tensor, y: Tensor, *, correction: int = 0) -> Tenso
 def _squared_bures(wants: Sequence[bool], x: Tensor, y: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor]:
     a, b = _factor(x, correction), _factor(y, correction)
     cross = a.rows @ b.rows.T
-    polar = polar_by_products(cross).factor if x.device.type != "cpu" else polar_by_eigenvectors(cross)
+    accuracy = torch.finfo(torch.promote_types(x.dtype, y.dtype)).eps
+    polar = polar_by_products(cross).factor if x.device.type != "cpu" else polar_by_eigenvectors(cross, accuracy)
     value = a.trace + b.trace - 2 * (polar * cross).sum()
     gradient_x = a.gradient(polar, b).to(x.dtype) if wants[0] else unwanted(x)
     gradient_y = b.gradient(polar.T, a).to(y.dtype) if wants[1] else unwanted(y)
@@ -196,11 +199,12 @@ def _by_spectrum(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return roots[:, None] * vectors.T, vectors / roots
 
 
-def polar_by_eigenvectors(matrix: Tensor) -> Tensor:
+def polar_by_eigenvectors(matrix: Tensor, accuracy: float = 0.0) -> Tensor:
     """Return the polar factor ``U Vᵀ`` of ``matrix = U diag(s) Vᵀ``, over the singular values that are not 0.
 
     Args:
         matrix: ``(k, l)``, float64.
+        accuracy: Relative error that does no harm; 0: none beyond rounding.
 
     Returns:
         ``(k, l)``; singular values below ``1e-7`` of the largest count as 0.
@@ -210,7 +214,7 @@ def polar_by_eigenvectors(matrix: Tensor) -> Tensor:
 
     Pitfalls:
         Squaring loses half of the digits of small singular values; a step of Newton and Schulz's iteration gives the
-        factor's own singular values back to rounding.
+        factor's own singular values back to rounding. It is left out where the loss is below ``accuracy``.
 
     Source:
         Higham (2008), "Functions of Matrices", chapter 8.
@@ -222,11 +226,13 @@ def polar_by_eigenvectors(matrix: Tensor) -> Tensor:
     if matrix.numel() == 0:
         return matrix
     if matrix.shape[0] > matrix.shape[1]:
-        return polar_by_eigenvectors(matrix.T).T
+        return polar_by_eigenvectors(matrix.T, accuracy).T
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     kept = values > _RANK_TOLERANCE**2 * values[-1]
     roots = torch.where(kept, values, 1.0).rsqrt() * kept
     polar = (vectors * roots) @ (vectors.T @ matrix)
+    if bool((values[kept] * accuracy > _RELATIVE_ROUNDING * values[-1]).all()):
+        return polar
     return torch.addmm(polar, polar @ polar.T, polar, beta=1.5, alpha=-0.5)
 
 

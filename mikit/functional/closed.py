@@ -31,9 +31,10 @@ def closed_form(
     Args:
         compute: ``compute(wants, *tensors, *options)``. ``wants`` says for each parameter annotated ``Tensor`` whether
             its gradient is asked for. Those parameters come first. It returns a 0-dim float64 value and one gradient
-            per such parameter, of its shape and dtype; what is returned for a gradient that is not wanted is not
-            looked at (``unwanted(tensor)`` is meant for it). Options are ``float``, ``int``, ``bool``, ``str``,
-            ``list[float]``, ``Tensor | None`` and optional ones of these; all annotations are needed.
+            per such parameter, of its shape and of its dtype or a wider one; what is returned for a gradient that is
+            not wanted is not looked at (``unwanted(tensor)`` is meant for it). Options are ``float``, ``int``,
+            ``bool``, ``str``, ``list[float]``, ``Tensor | None`` and optional ones of these; all annotations are
+            needed.
 
     Returns:
         The function of the tensors and the options, with the tensors given by position. It returns the value,
@@ -68,8 +69,8 @@ def closed_form(
         wants, first = arguments[0], arguments[1]
         with full_precision(first.device):
             value, *gradients = evaluated(*arguments)
-        pairs = zip(gradients, wants, strict=True)
-        return value, *(gradient.contiguous() if want else unwanted(gradient) for gradient, want in pairs)
+        triples = zip(arguments[1:], gradients, wants, strict=False)
+        return value, *(part.to(rows.dtype).contiguous() if want else unwanted(rows) for rows, part, want in triples)
 
     def shapes_only(*arguments: Any) -> tuple[Tensor, ...]:
         wants, first, tensors = arguments[0], arguments[1], arguments[1 : 1 + count]

@@ -36,7 +36,7 @@ __all__ = [
 
 # Rows of a strip on a CPU: as many as keep it near the processor, not so few that the matrix product starves, and fewer
 # yet where a strip would take more than 32 MiB of float32. A GPU needs more work per launch.
-_CACHED_ENTRIES, _FEWEST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 2**20, 128, 512, 2**23
+_CACHED_ENTRIES, _FEWEST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 2**20, 256, 512, 2**23
 _ENTRIES_ON_GPU = 2**26
 _LOG2_E = 1 / math.log(2)
 
@@ -198,9 +198,12 @@ class Gradient:
         symmetric: bool = False,
     ) -> None:
         self._a, self._b, self._scale, self._symmetric = a, b, scale, symmetric
-        self._sums_a = torch.zeros_like(a) if wants[0] else None
-        self._sums_b = torch.zeros_like(b) if wants[1] and not symmetric else None
-        self._weights_a, self._weights_b = (t.new_zeros(t.shape[0], 1, dtype=torch.float64) for t in (a, b))
+        self._wants = (wants[0], wants[1] and not symmetric)
+        # Sums over a strip's columns fall to its rows; sums over its rows fall to its columns, and stand on their side:
+        # the matrix product adds to them faster so.
+        self._by_row = a.new_zeros(a.shape) if wants[0] else None
+        self._by_column = b.new_zeros(b.shape[1], b.shape[0]) if wants[0 if symmetric else 1] else None
+        self._weights_by_row, self._weights_by_column = (t.new_zeros(t.shape[0], dtype=torch.float64) for t in (a, b))
 
     def add(self, strip: Strip, weights: Tensor, per_row: Tensor | None = None) -> None:
         """Take in the derivatives of one strip's terms.
@@ -216,47 +219,43 @@ class Gradient:
         """
         if self._symmetric and per_row is not None:
             raise ValueError("A factor for each row makes symmetric weights asymmetric. Multiply the weights instead.")
-        rows, columns = strip.rows, strip.columns
-        own = self._a[rows] if per_row is None else self._a[rows] * per_row
-        if self._sums_a is not None:
-            if self._symmetric:
-                others = weights[:, strip.beyond :]
-                self._sums_a[rows].addmm_(weights, self._b[columns])
-                self._sums_a[rows.stop :].addmm_(others.T, own)
-            else:
-                torch.mm(weights, self._b, out=self._sums_a[rows])
-                if per_row is not None:
-                    self._sums_a[rows] *= per_row
+        rows, beyond = strip.rows, slice(strip.rows.stop if self._symmetric else 0, None)
+        others = weights[:, strip.beyond :] if self._symmetric else weights
+        if self._by_row is not None:
+            torch.mm(weights, self._b[strip.columns], out=self._by_row[rows])
+            if per_row is not None:
+                self._by_row[rows] *= per_row
             if self._scale is not None:
-                row_sums = weights.sum(dim=1, keepdim=True)
-                self._weights_a[rows] += row_sums if per_row is None else row_sums * per_row
-                if self._symmetric:
-                    self._weights_a[rows.stop :, 0] += others.sum(dim=0)
-        if self._sums_b is not None:
-            self._sums_b.addmm_(weights.T, own)
+                sums = weights.sum(dim=1)
+                self._weights_by_row[rows] = sums if per_row is None else sums * per_row[:, 0]
+        if self._by_column is not None:
+            own = self._a[rows] if per_row is None else self._a[rows] * per_row
+            self._by_column[:, beyond].addmm_(own.T, others)
             if self._scale is not None:
-                self._weights_b[:, 0] += weights.sum(dim=0) if per_row is None else weights.T @ per_row[:, 0]
+                self._weights_by_column[beyond] += others.sum(dim=0) if per_row is None else others.T @ per_row[:, 0]
 
     def rescale(self, factor: Tensor) -> None:
         """Multiply everything taken in so far by a 0-dim tensor, for weights that were relative to another number."""
-        for sums in (self._sums_a, self._sums_b, self._weights_a, self._weights_b):
+        for sums in (self._by_row, self._by_column, self._weights_by_row, self._weights_by_column):
             if sums is not None:
                 sums *= factor
 
     def both(self) -> tuple[Tensor, Tensor]:
-        """Return the two gradients; an empty tensor in the place of one that is not formed."""
-        factor = 2 if self._symmetric else 1
-        return (
-            self._finished(self._a, self._sums_a, self._weights_a, factor),
-            self._finished(self._b, self._sums_b, self._weights_b, 1),
-        )
+        """Return the two gradients, those of distances in float64; an empty tensor in the place of one not formed."""
+        first, second = unwanted(self._a), unwanted(self._b)
+        if self._symmetric and self._by_row is not None and self._by_column is not None:
+            sums = self._by_row.add_(self._by_column.T)
+            first = self._finished(self._a, sums, self._weights_by_row + self._weights_by_column).mul_(2)
+        elif self._by_row is not None:
+            first = self._finished(self._a, self._by_row, self._weights_by_row)
+        if self._wants[1] and self._by_column is not None:
+            second = self._finished(self._b, self._by_column.T.contiguous(), self._weights_by_column)
+        return first, second
 
-    def _finished(self, rows: Tensor, sums: Tensor | None, weights: Tensor, factor: int) -> Tensor:
-        if sums is None:
-            return unwanted(rows)
+    def _finished(self, rows: Tensor, sums: Tensor, weights: Tensor) -> Tensor:
         if self._scale is None:
-            return sums.mul_(factor)
-        return (rows * weights).sub_(sums).mul_(2 * self._scale * factor).to(rows.dtype)
+            return sums
+        return (rows * weights[:, None]).sub_(sums).mul_(2 * self._scale)
 
 
 class Epilogue(Protocol):
@@ -390,6 +389,9 @@ def sum_over_pairs(
         if symmetric:
             sums.append(terms[:, strip_of_pairs.beyond :].sum(dim=1).sum(dtype=torch.float64))
         if any(wants):
+            if symmetric and scale is not None:
+                # A row's distance from itself does not change: its slope adds nothing but rounding.
+                strip_of_pairs.own_of(slopes).zero_()
             gradient.add(strip_of_pairs, slopes)
     return torch.stack(sums).sum(), *gradient.both()
 

@@ -188,7 +188,9 @@ def test_products_give_the_polar_factor_of_eigenvectors(k: int, l: int, rank: in
 def test_products_serve_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = _rows(30, 60, 0), _rows(20, 60, 1)
     expected, gradients = bures2(x, y), _gradients(x, y)
-    monkeypatch.setattr("mikit.functional.bures.polar_by_eigenvectors", lambda cross: polar_by_products(cross).factor)
+    monkeypatch.setattr(
+        "mikit.functional.bures.polar_by_eigenvectors", lambda cross, accuracy: polar_by_products(cross).factor
+    )
     assert bures2(x, y).item() == pytest.approx(expected.item(), rel=1e-12)
     for own, other in zip(_gradients(x, y), gradients, strict=True):
         assert torch.allclose(own, other, atol=1e-7)
