@@ -17,6 +17,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from mikit.flow import Flow
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, by name, what needs a GPU where there is none."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if for_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in for_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))
+
+
 @pytest.fixture(scope="session")
 def make_flow() -> Callable[..., Flow]:
     """A function that makes a synthetic flow; see tests/plot/synthetic.py."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.functional.closed import closed_form
+from mikit.functional.closed import closed_form, full_precision
 from mikit.functional.pairwise import Gradient, Strip, scores, squared_distances
 from mikit.functional.samples import centred, require_one_device, require_paired, require_rows, working_dtype
 
@@ -148,7 +148,7 @@ def affinity(
     _require_known("kernel", kernel, ("cosine", "student"))
     require_rows(x, "x", fewest=2)
     dtype = working_dtype(x)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         sides = _affinities(_prepared(x, kernel, dtype), kernel, diagonal=diagonal, epsilon=0.0, wanted=False)
         return torch.cat([part.values.clone() for part in sides.strips(strip)])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mikit.errors import InputError
 from mikit.functional.closed import closed_form, full_precision
 from mikit.functional.pairwise import Gradient, Scratch, exp_, scores
-from mikit.functional.samples import require_one_device, working_dtype
+from mikit.functional.samples import require_one_device, require_rows, working_dtype
 from mikit.functional.scored import infonce_row_terms, require_pairs
 
 __all__ = [
@@ -290,15 +290,21 @@ def dot_critic(x: Tensor, y: Tensor, temperature: float | Tensor, *, fewest: int
     Raises:
         InputError: If the shapes or devices do not fit, there are too few pairs, or the temperature is not positive.
     """
-    if x.ndim != 2 or x.shape != y.shape:
+    require_rows(x, "x")
+    require_rows(y, "y")
+    if x.shape != y.shape:
         raise InputError(
             f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; the dot-product critic needs two equal (n, d). "
             "Bring both to one width with a critic from mikit.critics."
         )
     require_one_device(x, y)
     require_pairs(x.shape[0], fewest)
-    if not isinstance(temperature, Tensor) and not temperature > 0:
-        raise InputError(f"temperature is {temperature}; it must be positive.")
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        raise InputError(f"temperature has shape {tuple(temperature.shape)}; pass one number, a 0-dim tensor.")
+    # A temperature on a GPU, or in a compiled graph, is not looked at: the loss would have to wait for it.
+    at_hand = not isinstance(temperature, Tensor) or temperature.device.type == "cpu"
+    if at_hand and not torch.compiler.is_compiling() and not temperature > 0:
+        raise InputError(f"temperature is {float(temperature)}; it must be positive.")
     dtype = working_dtype(x, y)
     a, b = x.to(dtype), y.to(dtype)
     # Unlike a product, a division by 1 is worth skipping: it would copy all rows.

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional.closed import closed_form, unwanted
-from mikit.functional.samples import require_one_device, require_rows, require_same_width, working_dtype
+from mikit.functional.samples import (
+    constant_columns,
+    require_one_device,
+    require_rows,
+    require_same_width,
+    working_dtype,
+)
 
 __all__ = ["bures2", "gaussian_wasserstein2", "polar_by_eigenvectors", "polar_by_products"]
 
@@ -121,6 +127,10 @@ def gaussian_wasserstein2(x: Tensor, y: Tensor, *, correction: int = 0) -> Tenso
 
 @closed_form
 def _squared_bures(wants: Sequence[bool], x: Tensor, y: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor]:
+    if not bool((x.sum(dtype=torch.float64) + y.sum(dtype=torch.float64)).isfinite()):
+        # No eigenvalues are found among NaNs; the answer is what every other formula gives.
+        nan = x.new_full((), torch.nan, dtype=torch.float64)
+        return nan, torch.full_like(x, torch.nan), torch.full_like(y, torch.nan)
     a, b = _factor(x, correction), _factor(y, correction)
     cross = a.rows @ b.rows.T
     accuracy = torch.finfo(torch.promote_types(x.dtype, y.dtype)).eps
@@ -164,7 +174,7 @@ def _factor(sample: Tensor, correction: int) -> _Factor:
     size = float(n - correction) ** -0.5
     mean = _mean(sample)
     # A column of one value has no variance, whatever the rounding of its mean says.
-    mean = torch.where(sample.amax(dim=0) > sample.amin(dim=0), mean, sample[0].double())
+    mean = torch.where(constant_columns(sample), sample[0].double(), mean)
     if n <= d:
         rows = sample.double() - mean
         centred = rows.to(sample.dtype)
@@ -230,7 +240,7 @@ def polar_by_eigenvectors(matrix: Tensor, accuracy: float = 0.0) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     kept = values > _RANK_TOLERANCE**2 * values[-1]
     roots = torch.where(kept, values, 1.0).rsqrt() * kept
-    polar = (vectors * roots) @ (vectors.T @ matrix)
+    polar: Tensor = (vectors * roots) @ (vectors.T @ matrix)
     if bool((values[kept] * accuracy > _RELATIVE_ROUNDING * values[-1]).all()):
         return polar
     return torch.addmm(polar, polar @ polar.T, polar, beta=1.5, alpha=-0.5)

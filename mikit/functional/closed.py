@@ -25,8 +25,8 @@ def closed_form(
 ) -> Callable[_Arguments, Tensor]:
     """Make a differentiable function of one that returns a value together with its gradients.
 
-    The function becomes an operator of torch: ``torch.compile`` keeps it in the graph without looking inside, strips
-    and all. It runs without autograd, outside autocast and without TF32.
+    It runs without autograd, outside autocast and without TF32. For ``torch.compile`` it is an operator, which stays in
+    the graph whole, strips and all; outside the compiler it is a function with a known gradient.
 
     Args:
         compute: ``compute(wants, *tensors, *options)``. ``wants`` says for each parameter annotated ``Tensor`` whether
@@ -44,10 +44,13 @@ def closed_form(
         NotImplementedError: By the returned function's backward pass, if it is itself differentiated.
 
     Cost:
-        Some fifty microseconds a call over a plain function; the gradients are kept until backward has run.
+        Some thirty microseconds a call over a plain function; the gradients are kept until backward has run.
 
     Pitfalls:
-        The operator is registered for good under the function's name, which must be its own.
+        - The operator is registered for good under the function's module and name; a function defined again takes the
+          place of the first.
+        - First derivatives only, backward only: forward mode and ``vmap`` raise.
+        - A second derivative of a compiled function is for torch to refuse, not all of whose back ends do.
 
     Example:
         >>> @closed_form
@@ -61,16 +64,19 @@ def closed_form(
     """
     parameters = list(inspect.signature(compute, eval_str=True).parameters.values())[1:]
     count = sum(parameter.annotation is Tensor for parameter in parameters)
-    name = f"{compute.__module__.rsplit('.', 1)[-1].strip('_')}_{compute.__name__.strip('_')}"
-
+    name = f"{compute.__module__}.{compute.__name__}".replace(".", "_").strip("_")
     evaluated: Callable[..., tuple[Tensor, ...]] = compute
 
     def evaluate(*arguments: Any) -> tuple[Tensor, ...]:
-        wants, first = arguments[0], arguments[1]
-        with full_precision(first.device):
+        wants, tensors = arguments[0], arguments[1 : 1 + count]
+        with full_precision(tensors[0].device):
             value, *gradients = evaluated(*arguments)
-        triples = zip(arguments[1:], gradients, wants, strict=False)
-        return value, *(part.to(rows.dtype).contiguous() if want else unwanted(rows) for rows, part, want in triples)
+            kept = []
+            for rows, gradient, want in zip(tensors, gradients, wants, strict=True):
+                if any(gradient is argument for argument in arguments):  # an operator gives nothing back as it is
+                    gradient = gradient.clone()
+                kept.append(gradient.to(rows.dtype).contiguous() if want else unwanted(rows))
+        return value, *kept
 
     def shapes_only(*arguments: Any) -> tuple[Tensor, ...]:
         wants, first, tensors = arguments[0], arguments[1], arguments[1 : 1 + count]
@@ -83,7 +89,9 @@ def closed_form(
         ctx.save_for_backward(*output[1:])
         ctx.wants = inputs[0]
 
-    def backward(ctx: Any, incoming: Tensor, *_: object) -> tuple[Any, ...]:
+    def backward(ctx: Any, incoming: Tensor | None, *second: Tensor | None) -> tuple[Any, ...]:
+        if incoming is None or any(one is not None for one in second):
+            raise _twice(name)
         gradients = zip(ctx.saved_tensors, ctx.wants, strict=True)
         found = (gradient * incoming if want else None for gradient, want in gradients)
         return None, *found, *(None,) * (len(parameters) - count)
@@ -101,10 +109,8 @@ def closed_form(
             value: Tensor = operator(wants, *arguments, **options)[0]
             return value
         # Outside the compiler the operator would only cost time: some fifty microseconds, as much as a small batch.
-        called = functools.partial(evaluate, wants, **options) if options else functools.partial(evaluate, wants)
-        if not any(wants):
-            return called(*arguments)[0]
-        value = _Closed.apply(called, name, wants, *arguments)  # type: ignore[no-untyped-call]
+        called = functools.partial(evaluate, wants)
+        value = _Closed.apply(called, options, name, wants, *arguments)[0]  # type: ignore[no-untyped-call]
         return value
 
     return function
@@ -112,25 +118,34 @@ def closed_form(
 
 @final
 class _Closed(torch.autograd.Function):
-    """A value whose gradients are known, outside the compiler."""
+    """A value with its gradients, which are constants, outside the compiler."""
 
     @staticmethod
     def forward(
-        ctx: Any, compute: Callable[..., tuple[Tensor, ...]], name: str, wants: list[bool], *arguments: Any
-    ) -> Tensor:
-        value, *gradients = compute(*arguments)
-        ctx.save_for_backward(*gradients)
-        ctx.name, ctx.wants, ctx.unneeded = name, wants, len(arguments) - len(wants)
-        return value
+        compute: Callable[..., tuple[Tensor, ...]],
+        options: dict[str, Any],
+        name: str,
+        wants: list[bool],
+        *arguments: Any,
+    ) -> tuple[Tensor, ...]:
+        return compute(*arguments, **options)
 
     @staticmethod
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Any, ...]:
-        pairs = zip(ctx.saved_tensors, ctx.wants, strict=True)
-        gradients = [gradient * incoming if want else None for gradient, want in pairs]
-        if torch.is_grad_enabled():  # a graph of the gradient was asked for
-            hook = torch.empty(0, requires_grad=True)
-            gradients = [None if one is None else _Final.apply(ctx.name, hook, one) for one in gradients]  # type: ignore[no-untyped-call]
-        return None, None, None, *gradients, *(None,) * ctx.unneeded
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, _, ctx.name, ctx.wants, *arguments = inputs
+        count = len(ctx.wants)
+        ctx.unneeded = len(arguments) - count
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:], *arguments[:count])
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor, *_: Tensor) -> tuple[Any, ...]:
+        count = len(ctx.wants)
+        gradients, tensors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        found = [gradient * incoming if want else None for gradient, want in zip(gradients, ctx.wants, strict=True)]
+        if torch.is_grad_enabled():  # a graph of the gradient was asked for, which leads through the tensors
+            found = [None if one is None else _Final.apply(ctx.name, one, *tensors) for one in found]  # type: ignore[no-untyped-call]
+        return None, None, None, None, *found, *(None,) * ctx.unneeded
 
 
 @final
@@ -138,24 +153,31 @@ class _Final(torch.autograd.Function):
     """A gradient that must not be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, hook: Tensor, gradient: Tensor) -> Tensor:
-        ctx.name = name
-        return gradient.view_as(gradient)
+    def forward(name: str, gradient: Tensor, *tensors: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, incoming: Tensor) -> tuple[Any, ...]:
-        raise NotImplementedError(
-            f"The gradient of {ctx.name} was differentiated again. It is formed in the forward pass and has no "
-            "derivative of its own. Write the quantity in plain torch operations where you need a second one."
-        )
+        raise _twice(ctx.name)
+
+
+def _twice(name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"The gradient of {name} was differentiated again. It is formed in the forward pass and has no derivative of "
+        "its own. Write the quantity in plain torch operations where you need a second one."
+    )
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Run a block without autograd, outside autocast and, on a GPU, without rounding float32 products to TF32.
 
-    Distances and small differences of large sums do not survive the ten bits that TF32 keeps. The process's setting is
-    put back afterwards.
+    Distances and small differences of large sums do not survive the ten bits that TF32 keeps. The setting is one of the
+    whole process and is put back afterwards: another thread that multiplies meanwhile shares it.
     """
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         if device.type != "cuda":

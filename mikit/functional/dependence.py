@@ -17,7 +17,14 @@ from mikit.errors import InputError
 from mikit.functional.closed import closed_form, unwanted
 from mikit.functional.kernels import median_distance
 from mikit.functional.pairwise import Gradient, Strip, exp_, spans, squared_distances
-from mikit.functional.samples import centred, require_one_device, require_paired, require_rows, working_dtype
+from mikit.functional.samples import (
+    centred,
+    constant_columns,
+    require_one_device,
+    require_paired,
+    require_rows,
+    working_dtype,
+)
 
 __all__ = ["cka", "hsic", "label_qmi", "qmi"]
 
@@ -302,7 +309,7 @@ def _of_kernels(
         own_x, own_y = centring.inner(within_x, sums_x, sums_x), centring.inner(within_y, sums_y, sums_y)
         # What centring leaves of a kernel that does not vary is the rounding of its sums.
         rounding = 8 * torch.finfo(x.dtype).eps * centring.scale
-        if not (own_x > rounding * within_x and own_y > rounding * within_y):
+        if own_x <= rounding * within_x or own_y <= rounding * within_y:
             return torch.zeros_like(value), torch.zeros_like(x), torch.zeros_like(y)
         share_x, share_y = float(value / own_x), float(value / own_y)
         size = float((own_x * own_y).sqrt())
@@ -440,10 +447,10 @@ def _add_row_sums(sums: Tensor, part: Strip, kernel: Tensor) -> None:
 def _prepared(rows: Tensor, dtype: torch.dtype, bandwidth: float | None, name: str) -> tuple[Tensor, float]:
     """Return centred rows, exactly 0 in columns that are constant, and the bandwidth in their unit."""
     (around,) = centred(rows.to(dtype))
-    around = torch.where(rows.amax(dim=0) > rows.amin(dim=0), around, 0.0)
+    around = torch.where(constant_columns(rows), 0.0, around)
+    # In units of the bandwidth: the median stays a tensor, and squares stay inside the dtype.
     if bandwidth is None:
-        # In units of the bandwidth, which thereby stays a tensor.
         return around / median_distance(rows).to(dtype), 1.0
     if not 0 < bandwidth < math.inf:
         raise InputError(f"{name} is {bandwidth}; it must be positive and finite, in the unit of the features.")
-    return around, bandwidth
+    return around / bandwidth, 1.0

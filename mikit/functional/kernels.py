@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.functional.samples import require_paired, require_rows, require_same_width, working_dtype
+from mikit.functional.samples import constant_columns, require_paired, require_rows, require_same_width, working_dtype
 
 __all__ = ["linear_cka", "median_bandwidth", "median_distance"]
 
@@ -73,7 +73,7 @@ def median_distance(x: Tensor, y: Tensor | None = None, *, most: int = 2048) -> 
     if y is not None:
         require_rows(y, "y")
         require_same_width(x, y)
-        rows = torch.cat([rows, y.detach().to(rows.dtype)])
+        rows = torch.cat([rows.double(), y.detach().double()])
     if most < 2:
         raise InputError(f"most is {most}; a distance takes at least 2 rows.")
     n = rows.shape[0]
@@ -141,6 +141,6 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 def _unit_size(rows: Tensor) -> Tensor:
     """Centre the columns exactly where they are constant, and bring the largest entry to 1 (CKA ignores scale)."""
     centred = rows - rows.mean(dim=0)
-    centred = torch.where(rows.amax(dim=0) > rows.amin(dim=0), centred, 0.0)
+    centred = torch.where(constant_columns(rows), 0.0, centred)
     largest = centred.detach().abs().amax()
     return centred / torch.where(largest > 0, largest, 1.0)

@@ -152,8 +152,8 @@ def polynomial_mmd2(
         9.0
     """
     _require_samples(x, y, unbiased=unbiased, paired=paired)
-    if degree < 1:
-        raise InputError(f"degree is {degree}; the kernel's power must be at least 1.")
+    if not isinstance(degree, int) or degree < 1:
+        raise InputError(f"degree is {degree}; the kernel's power must be a whole number of at least 1.")
     if scale is None:
         scale = 1 / x.shape[1]
     if not 0 < scale < float("inf"):
@@ -407,13 +407,14 @@ def _prepared(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None) -
     """Return both samples in the working dtype, around their common centre, and the bandwidths in their unit."""
     a, b = centred(x, y)
     if bandwidth is None:
-        # In units of the bandwidth, which thereby stays a tensor.
+        # In units of the bandwidth: the median stays a tensor, and squares stay inside the dtype.
         unit = median_distance(x, y).to(a.dtype)
         return a / unit, b / unit, [1.0]
     bandwidths = [float(one) for one in bandwidth] if isinstance(bandwidth, Sequence) else [float(bandwidth)]
     if not bandwidths or not all(0 < one < float("inf") for one in bandwidths):
         raise InputError(f"bandwidth is {bandwidth}; it must be positive and finite, in the unit of the features.")
-    return a, b, bandwidths
+    widest = max(bandwidths)
+    return a / widest, b / widest, [one / widest for one in bandwidths]
 
 
 def _require_samples(x: Tensor, y: Tensor, *, unbiased: bool, paired: bool) -> None:

@@ -3,7 +3,7 @@
 All pairs are compared in float32 first, with a bound on what rounding can have done to a distance. Pairs whose
 distance lies farther than that bound from the edge of the ball are decided; the few others are computed again in
 float64. Where many distances lie at the edge (labels, atoms, rows that occur twice) all pairs are compared in float64
-instead. The counts are those of float64 in every case.
+instead. The counts are those of float64, up to what rounding decides there itself.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from torch import Tensor
 from mikit.errors import InputError
 from mikit.functional.neighbor_counts import Metric
 from mikit.functional.neighbor_counts import counts_by_strips as _counts_by_strips
+from mikit.functional.samples import constant_columns
 
 __all__ = ["Metric", "ksg", "ksg_pointwise"]
 
@@ -205,7 +206,7 @@ def _varying(rows: Tensor) -> Tensor:
     """Return the columns that hold more than one value."""
     if rows.shape[1] == 0:
         return rows
-    varies = rows.amax(dim=0) > rows.amin(dim=0)
+    varies = ~constant_columns(rows)
     return rows if bool(varies.all()) else rows[:, varies]
 
 

@@ -9,6 +9,7 @@ from mikit.errors import InputError
 
 __all__ = [
     "centred",
+    "constant_columns",
     "require_one_device",
     "require_paired",
     "require_rows",
@@ -18,9 +19,15 @@ __all__ = [
 
 
 def require_rows(value: Tensor, name: str, *, fewest: int = 1) -> None:
-    """Refuse what is not ``(n, d)`` with at least ``fewest`` rows."""
+    """Refuse what is not a real tensor ``(n, d)`` with a column and at least ``fewest`` rows."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} is a {type(value).__name__}; formulas take tensors. Pass torch.as_tensor({name}).")
     if value.ndim != 2:
         raise InputError(f"{name} has shape {tuple(value.shape)}; pass rows of shape (n, d).")
+    if value.is_complex():
+        raise InputError(f"{name} is complex ({value.dtype}). Pass real numbers: real and imaginary parts as columns.")
+    if value.shape[1] == 0:
+        raise InputError(f"{name} has no columns, so there is nothing to compare. Pass rows of at least one number.")
     if value.shape[0] < fewest:
         raise InputError(f"{name} has {value.shape[0]} rows, but this statistic needs at least {fewest}.")
 
@@ -29,8 +36,8 @@ def require_same_width(x: Tensor, y: Tensor) -> None:
     """Refuse samples that are not points of one space."""
     if x.shape[1] != y.shape[1]:
         raise InputError(
-            f"x has {x.shape[1]} columns and y has {y.shape[1]}, but a kernel compares points of one space. Map one to "
-            "the width of the other first."
+            f"x has {x.shape[1]} columns and y has {y.shape[1]}, but both must be points of one space. Map one to the "
+            "width of the other first."
         )
 
 
@@ -54,12 +61,18 @@ def working_dtype(*samples: Tensor) -> torch.dtype:
     return dtype
 
 
+def constant_columns(rows: Tensor) -> Tensor:
+    """Return which columns hold one value throughout, ``(d,)``; one with a NaN is not constant."""
+    return rows.amax(dim=0) == rows.amin(dim=0)
+
+
 def centred(*samples: Tensor) -> tuple[Tensor, ...]:
     """Return the samples in their working dtype, around the mean of all their rows.
 
     The mean is a constant for the gradient: only what does not change under a common shift may be computed from these.
     """
     dtype = working_dtype(*samples)
+    samples = tuple(sample if sample.is_floating_point() else sample.to(dtype) for sample in samples)
     rows = sum(sample.shape[0] for sample in samples)
     centre = sum(sample.detach().sum(dim=0, dtype=torch.float64) for sample in samples) / rows
     return tuple((sample - centre).to(dtype) for sample in samples)

@@ -212,8 +212,10 @@ def _prepared(
     if directions is None:
         if projections < 1:
             raise InputError(f"projections is {projections}; at least 1 direction is needed.")
-        device = generator.device if generator is not None else torch.device("cpu")
-        drawn = torch.randn(projections, d, generator=generator, device=device, dtype=torch.float32)
+        if generator is None:  # the compiler knows no generator
+            drawn = torch.randn(projections, d, dtype=torch.float32)
+        else:
+            drawn = torch.randn(projections, d, generator=generator, device=generator.device, dtype=torch.float32)
         rows = torch.nn.functional.normalize(drawn.double(), dim=1)
     else:
         rows = directions.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mikit.errors import ConvergenceWarning
 from mikit.functional import (
     anchored_infonce,
     bures2,
@@ -261,9 +263,17 @@ def test_half_precision_features_lose_no_thousandth(name: str, dtype: torch.dtyp
 def test_a_second_derivative_is_refused(name: str) -> None:
     streamed = QUANTITIES[name].streamed if name in QUANTITIES else TESTED_ELSEWHERE[name]
     x, y = sample(12, 3)
-    (gradient,) = torch.autograd.grad(streamed(x.requires_grad_(), y, None), x, create_graph=True)
+    value = streamed(x.requires_grad_(), y, None)
+    (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+    penalty = gradient.square().sum()
     with pytest.raises(NotImplementedError, match="differentiated again"):
-        gradient.square().sum().backward()
+        penalty.backward(retain_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiated again"):
+        (value + penalty).backward(inputs=[x], retain_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiated again"):
+        torch.autograd.grad(value + penalty, x)
+    with pytest.raises(NotImplementedError, match="differentiated again"):
+        torch.autograd.functional.hessian(lambda a: streamed(a, y, None), x.detach())
 
 
 @pytest.mark.parametrize("name", [name for name in (*QUANTITIES, *TESTED_ELSEWHERE) if name not in HELD])
@@ -304,11 +314,57 @@ def test_the_compiler_keeps_the_loss_in_one_graph(name: str) -> None:
         assert_equal(with_gradients(compiled, x, y), with_gradients(loss, x, y), 1e-5)
 
 
-@pytest.mark.gpu
 @every_quantity
+def test_nothing_is_hidden_by_autocast(name: str) -> None:
+    streamed = QUANTITIES[name].streamed
+    x, y = (rows.float() for rows in sample(40, 5, seed=7))
+    plain = with_gradients(lambda a, b: streamed(a, b, None), x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = with_gradients(lambda a, b: streamed(a, b, None), x, y)
+    assert all(torch.equal(a, b) for a, b in zip(plain, inside, strict=True))
+
+
+@pytest.mark.parametrize("name", [*QUANTITIES, *TESTED_ELSEWHERE])
+def test_a_nan_is_not_swallowed(name: str) -> None:
+    streamed = QUANTITIES[name].streamed if name in QUANTITIES else TESTED_ELSEWHERE[name]
+    x, y = sample(12, 3)
+    x[3, 1] = math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assert streamed(x, y, None).isnan()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by torch's own forward mode
+@pytest.mark.parametrize("name", [*QUANTITIES, *TESTED_ELSEWHERE])
+def test_first_derivatives_are_functional_too(name: str) -> None:
+    streamed = QUANTITIES[name].streamed if name in QUANTITIES else TESTED_ELSEWHERE[name]
+    x, y = sample(12, 3)
+    (expected,) = torch.autograd.grad(streamed(x.requires_grad_(), y, None), x)
+    assert torch.allclose(torch.func.grad(lambda a: streamed(a, y, None))(x.detach()), expected, rtol=1e-12)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x))
+        with pytest.raises((RuntimeError, NotImplementedError), match="forward AD|forward mode"):
+            streamed(dual, y, None)
+
+
+@pytest.mark.parametrize("both_directions", [False, True])
+def test_infonce_far_from_the_origin(both_directions: bool) -> None:
+    x, y = (rows.float() for rows in sample(90, 6, seed=3))
+    for shift_x, shift_y in ((0.0, 1e4), (1e3, 0.0), (1e2, 1e2)):
+        a, b = x + shift_x, y + shift_y
+        whole = QUANTITIES["infonce in both directions" if both_directions else "infonce"].whole
+        expected = with_gradients(whole, a.double(), b.double())
+        found = with_gradients(lambda u, v: infonce(u, v, both_directions=both_directions, strip=16), a, b)
+        # What candidates share cancels: the offset of y for a row's, that of x for a column's. The other offset makes
+        # scores of its size, of which float32 keeps seven digits.
+        assert_equal(found, expected, 2e-6 * max(1.0, shift_x, shift_y if both_directions else 0.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*QUANTITIES, *TESTED_ELSEWHERE])
 def test_a_gpu_gives_the_same(name: str) -> None:
-    quantity = QUANTITIES[name]
+    streamed = QUANTITIES[name].streamed if name in QUANTITIES else TESTED_ELSEWHERE[name]
     x, y = (rows.float() for rows in sample(700, 32, seed=6))
-    expected = with_gradients(quantity.whole, x.double(), y.double())
-    found = with_gradients(lambda a, b: quantity.streamed(a, b, None), x.cuda(), y.cuda())
+    expected = with_gradients(lambda a, b: streamed(a, b, None), x.double(), y.double())
+    found = with_gradients(lambda a, b: streamed(a, b, None), x.cuda(), y.cuda())
     assert_equal(tuple(part.cpu() for part in found), expected, 2e-5)
