@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "DV",
+    "JSD",
     "KSG",
     "MMD",
+    "NWJ",
+    "SMILE",
     "VID",
     "ActivationStore",
+    "AnchoredInfoNCE",
     "Auto",
     "Check",
     "Estimator",
@@ -24,7 +29,10 @@ __all__ = [
     "InputError",
     "LabelInformation",
     "Measurement",
+    "PlugIn",
+    "Ross",
     "Training",
+    "WeightedKL",
     "capture",
     "check_optimizer",
     "critics",
@@ -46,7 +54,25 @@ _HOME = {
     "Check": "mikit.measurement",
     "InputError": "mikit.errors",
     **dict.fromkeys(
-        ("Estimator", "Training", "Auto", "GaussianMI", "KSG", "VID", "InfoNCE", "LabelInformation", "MMD"),
+        (
+            "Estimator",
+            "Training",
+            "Auto",
+            "GaussianMI",
+            "KSG",
+            "VID",
+            "InfoNCE",
+            "AnchoredInfoNCE",
+            "JSD",
+            "NWJ",
+            "DV",
+            "SMILE",
+            "LabelInformation",
+            "Ross",
+            "PlugIn",
+            "WeightedKL",
+            "MMD",
+        ),
         "mikit.estimators",
     ),
     **dict.fromkeys(("capture", "record_activations", "ActivationStore", "read_array"), "mikit.activations"),
@@ -60,7 +86,25 @@ if TYPE_CHECKING:
     from mikit.activations import ActivationStore, capture, read_array, record_activations
     from mikit.distillation import check_optimizer
     from mikit.errors import InputError
-    from mikit.estimators import KSG, MMD, VID, Auto, Estimator, GaussianMI, InfoNCE, LabelInformation, Training
+    from mikit.estimators import (
+        DV,
+        JSD,
+        KSG,
+        MMD,
+        NWJ,
+        SMILE,
+        VID,
+        AnchoredInfoNCE,
+        Auto,
+        Estimator,
+        GaussianMI,
+        InfoNCE,
+        LabelInformation,
+        PlugIn,
+        Ross,
+        Training,
+        WeightedKL,
+    )
     from mikit.flow import Flow, trace
     from mikit.measurement import Check, Measurement
     from mikit.measuring import measure

@@ -281,7 +281,7 @@ def _all_checks(
         checks.independent_units(run.independent, x[0].numel() + y[0].numel(), grouped=codes is not None),
         checks.constant_columns(x, y if prototype.explains == "vectors" else x[:, :0]),
     ]
-    if prototype.needs_pairs:
+    if prototype.needs_pairs and prototype.reads != "categories":
         found.append(checks.duplicated_rows(x, y, grouped=codes is not None))
     if prototype.kind != "discrepancy":
         found += [

@@ -345,6 +345,8 @@ def _dependent(
     x = torch.randn(_ROWS, _WIDTH, generator=g)
     source = torch.randn(_ROWS, _WIDTH, generator=g) if independent else x
     y = (source + noise * torch.randn(_ROWS, _WIDTH, generator=g)) / math.sqrt(1 + noise**2)
+    if estimator.reads == "categories":
+        return (x > 0).float(), (y[:, 0] > 0).long()
     return x, (y[:, 0] > 0).long() if estimator.explains == "labels" else y
 
 

@@ -7,7 +7,7 @@ from typing import Literal, final
 
 __all__ = ["BARS", "Bar", "Kind"]
 
-Kind = Literal["time", "memory", "gradient error", "roofline"]
+Kind = Literal["time", "memory", "whole memory", "gradient error", "roofline"]
 
 
 @final
@@ -20,7 +20,8 @@ class Bar:
         variant: Its variant.
         size: At this size.
         kind: ``time``: median seconds of mikit divided by the peer's. ``memory``: extra bytes of mikit divided by what
-            is allowed, twice the inputs and 64 MiB. ``gradient error``: relative, of mikit. ``roofline``: what the
+            is allowed, twice the inputs and 64 MiB. ``whole memory``: inputs and extra bytes of mikit, the gradients
+            among them, in GiB. ``gradient error``: relative, of mikit. ``roofline``: what the
             matrix products of the formula alone would take, divided by the median seconds of mikit.
         limit: The most allowed; for ``roofline`` the least.
         peer: The candidate that ``time`` is compared with.
@@ -65,4 +66,6 @@ BARS: tuple[Bar, ...] = (
     Bar("ksg", "d=1, 1", 10000, "time", 1.0, "scikit-learn"),
     Bar("ksg", "d=25, 25", 10000, "time", 0.18, "benchmark-mi"),
     Bar("ksg", "d=512, 256", 10000, "time", 0.50, "benchmark-mi"),
+    Bar("scale", "infonce, d=64", 131072, "whole memory", 1.0),
+    Bar("scale", "ksg, d=25, 25", 100_000, "whole memory", 1.0),
 )

@@ -193,7 +193,13 @@ _MMD2 = Case(
     lambda n, seed: problems.paired_kernels(n, 64, seed),
     (
         Candidate("mikit", lambda p: partial(formula("mmd2"), bandwidth=p.numbers["bandwidth"])),
-        Candidate("whole matrix", lambda p: partial(whole.mmd2, bandwidth=p.numbers["bandwidth"]), matrices=8),
+        Candidate("whole matrix", lambda p: partial(whole.mmd2, bandwidth=p.numbers["bandwidth"]), matrices=10),
+        Candidate(
+            "whole matrix, lean",
+            lambda p: partial(whole.mmd2_lean, bandwidth=p.numbers["bandwidth"]),
+            "with self-pairs",
+            matrices=8,
+        ),
         Candidate("torch.cdist", lambda p: partial(whole.mmd2_by_cdist, bandwidth=p.numbers["bandwidth"]), matrices=10),
         Candidate("geomloss", lambda p: peers.geomloss_gaussian(p.numbers["bandwidth"]), "with self-pairs", matrices=8),
     ),
@@ -212,6 +218,7 @@ _JSD = Case(
     (
         Candidate("mikit", lambda _: partial(formula("jsd"), temperature=_TEMPERATURE)),
         Candidate("whole matrix", lambda _: partial(whole.jsd, temperature=_TEMPERATURE), matrices=4),
+        Candidate("whole matrix, lean", lambda _: partial(whole.jsd_lean, temperature=_TEMPERATURE), matrices=4),
     ),
     {"": lambda _: partial(whole.jsd, temperature=_TEMPERATURE)},
 )
@@ -224,9 +231,10 @@ _PKT = Case(
     lambda n, seed: problems.gaussian_pair(n, 128, 64, seed, gradients=1),
     (
         Candidate("mikit", lambda _: formula("pkt")),
-        Candidate("whole matrix", lambda _: whole.pkt, matrices=10),
+        Candidate("whole matrix", lambda _: partial(whole.pkt, diagonal=True), "with the diagonal", matrices=10),
+        Candidate("whole matrix, lean", lambda _: whole.pkt_lean, "with the diagonal", matrices=8),
     ),
-    {"": lambda _: whole.pkt},
+    {"": lambda _: whole.pkt, "with the diagonal": lambda _: partial(whole.pkt, diagonal=True)},
 )
 
 _HSIC = Case(
@@ -270,7 +278,7 @@ _SCALE = (
     Case(
         "scale",
         "infonce, d=64",
-        (131072,),
+        (32768, 65536, 131072),
         (1024,),
         lambda n, seed: problems.unit_rows(n, 64, seed),
         (Candidate("mikit", lambda _: _mikit_infonce(False)),),
@@ -280,7 +288,7 @@ _SCALE = (
     Case(
         "scale",
         "ksg, d=25, 25",
-        (100_000,),
+        (25_000, 50_000, 100_000),
         (1000,),
         lambda n, seed: problems.gaussian_pair(n, 25, 25, seed),
         (Candidate("mikit", lambda _: partial(formula("ksg"), k=NEIGHBORS)),),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +27,7 @@ __all__ = ["Interpreters", "read_interpreters"]
 
 _SECONDS_TO_START = 180.0
 _SECONDS_TO_ANSWER = 1800.0
+_SECONDS_TO_END = 2.0
 _ONE_THREAD = {
     **dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
@@ -38,20 +42,23 @@ def read_interpreters(given: Sequence[str]) -> dict[str, Path]:
     """Read ``NAME=PYTHON`` pairs.
 
     Raises:
-        InputError: If one is no such pair, names an unknown peer, or no file that can be run.
+        InputError: If one is no such pair, names an unknown peer or one twice, or no file that can be run.
 
     Example:
         >>> list(read_interpreters([f"NPEET={sys.executable}"]))
         ['NPEET']
     """
-    found = {}
+    found: dict[str, Path] = {}
     for pair in given:
         name, equals, python = pair.partition("=")
         if not equals or name not in PEERS:
             raise InputError(f'--peer "{pair}" must be NAME=PYTHON with NAME one of {", ".join(PEERS)}.')
-        if not (Path(python).is_file() and os.access(python, os.X_OK)):
+        if name in found:
+            raise InputError(f"--peer {name} is given twice; one interpreter must be chosen.")
+        path = Path(python).absolute()  # A link stays a link: an environment's interpreter is one, and knows by it.
+        if not (path.is_file() and os.access(path, os.X_OK)):
             raise InputError(f"--peer {name}: {python} is no Python interpreter that can be run.")
-        found[name] = Path(python)
+        found[name] = path
     return found
 
 
@@ -122,59 +129,141 @@ class Interpreters:
         return found
 
 
+@final
 class _Worker:
+    """A process that answers lines of JSON. One that breaks off the conversation is ended, with all it started.
+
+    Args:
+        name: The peer.
+        python: Its interpreter.
+
+    Raises:
+        MissingError: If the interpreter cannot be run, has no such peer, or says something else.
+    """
+
     def __init__(self, name: str, python: Path) -> None:
-        self._name = name
-        script = Path(__file__).with_name("worker.py")
-        self._process = subprocess.Popen(  # noqa: S603
-            [str(python), "-I", str(script), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **_ONE_THREAD},
-            text=True,
-        )
+        self._name, self._over, self._ended = name, "", False
         where = "this interpreter" if str(python) == sys.executable else f"the interpreter given by --peer {name}"
         install = f"install {PEERS[name][0]} in an environment of its own and pass --peer {name}=ENV/bin/python"
         try:
+            self._process = subprocess.Popen(  # noqa: S603
+                [str(python), "-I", str(Path(__file__).with_name("worker.py")), name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **_ONE_THREAD},
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # What it starts in turn can then be ended with it.
+            )
+        except OSError as cause:
+            raise MissingError(f"{where} does not run ({cause})", install) from cause
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        try:
             said = self._read(_SECONDS_TO_START)
-        except RuntimeError as cause:
+            if "missing" in said:
+                raise MissingError(f"{where} has no {name} ({said['missing']})", install)
+            if "version" not in said:
+                raise RuntimeError(f"the process of {name} did not say its version")
+        except BaseException as cause:
             self.close()
-            raise MissingError(f"{where} does not run the peer ({cause})", install) from cause
-        if "missing" in said:
-            self.close()
-            raise MissingError(f"{where} has no {name} ({said['missing']})", install)
+            if isinstance(cause, RuntimeError):
+                raise MissingError(f"{where} does not run the peer ({cause})", install) from cause
+            raise
         self.version = str(said["version"])
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return the answer.
+
+        Raises:
+            RuntimeError: If the process has ended, says something that is no answer, or takes too long.
+        """
+        if self._over:
+            raise RuntimeError(self._over)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except OSError as cause:
-            raise RuntimeError(f"the process of {self._name} has ended") from cause
+        except OSError:  # It has ended; reading tells how.
+            pass
         return self._read(_SECONDS_TO_ANSWER)
 
-    def _read(self, seconds: float) -> dict[str, Any]:
+    def _listen(self) -> None:
         assert self._process.stdout is not None
-        timer = threading.Timer(seconds, self._process.kill)
-        timer.start()
+        with suppress(OSError, ValueError):  # The pipe may be closed while it is read.
+            for line in self._process.stdout:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def _read(self, seconds: float) -> dict[str, Any]:
         try:
-            line = self._process.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line:
-            raise RuntimeError(f"the process of {self._name} ended with code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            return _answer(self._name, self._line(seconds))
+        except RuntimeError as cause:
+            self._over = str(cause)
+            self._end()
+            raise
+        except BaseException:  # Such as an interrupt: the answer to come would be taken for that of the next request.
+            self._over = f"the process of {self._name} was interrupted"
+            self._end()
+            raise
+
+    def _line(self, seconds: float) -> str:
+        end = time.monotonic() + seconds
+        while True:
+            ended = self._process.poll() is not None  # What it started may hold the pipe open after its end.
+            left = 0.2 if ended else min(0.2, end - time.monotonic())
+            try:
+                line = self._lines.get(timeout=max(left, 0))
+            except queue.Empty:
+                if ended:
+                    break
+                if time.monotonic() >= end:
+                    raise RuntimeError(f"the process of {self._name} took longer than {seconds:,g} s") from None
+                continue
+            if line:
+                return line
+            break
+        try:
+            code = self._process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"the process of {self._name} closed its output") from None
+        raise RuntimeError(f"the process of {self._name} ended with code {code}")
+
+    def _end(self) -> None:
+        """End the process and those it started, at once."""
+        if self._ended:  # Its number may be that of another process by now.
+            return
+        with suppress(OSError):  # None is left.
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        self._process.wait()
+        self._ended = True
 
     def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(OSError):
-                pipe.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Let the process end by itself, as it does when its input ends, or else end it."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            if not self._over:
+                self._process.wait(_SECONDS_TO_END)
+        self._end()
+        self._listener.join(_SECONDS_TO_END)
+        if not self._listener.is_alive():  # Closing would wait for it.
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+
+def _answer(name: str, line: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise RuntimeError(f"the process of {name} said {line.strip()[:40]!r}, which is no answer")
+    return answer

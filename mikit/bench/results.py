@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, final
@@ -183,7 +184,7 @@ class SpeedReport:
         return Verdict(bar, figure, figure >= bar.limit if bar.at_least else figure <= bar.limit)
 
     def to_json(self) -> str:
-        """Everything as JSON, with the medians, exponents and verdicts that follow from it."""
+        """Everything as JSON, with the medians, exponents and verdicts that follow; null where there is no number."""
         content = asdict(self)
         for entry, result in zip(content["results"], self.results, strict=True):
             timing = result.timing
@@ -194,7 +195,7 @@ class SpeedReport:
             "exponents": [asdict(exponent) for exponent in self.exponents()],
             "bars": [{**asdict(v.bar), "figure": v.figure, "met": v.met, "why": v.why} for v in self.verdicts()],
         }
-        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        return json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> SpeedReport:
@@ -219,18 +220,33 @@ def _figure(bar: Bar, own: Result, peer: Result | None) -> tuple[float | None, s
     if bar.kind == "time":
         assert peer is not None, "a bar on the time must name a candidate of its case"
         assert peer.timing is not None
+        if not peer.timing.median:
+            return None, f"{bar.peer} took less time than the clock tells"
         return own.timing.median / peer.timing.median, ""
-    if bar.kind == "memory":
+    if bar.kind in ("memory", "whole memory"):
         if own.peak_bytes is None:
             return None, "this machine does not tell the memory"
+        if bar.kind == "whole memory":
+            return (own.peak_bytes + own.input_bytes) / 2**30, ""
         return own.peak_bytes / (2 * own.input_bytes + _ALLOWED_BYTES), ""
     if bar.kind == "roofline":
         if own.roofline_seconds is None:
             return None, "the matrix product was not measured"
+        if not own.timing.median:
+            return None, "mikit took less time than the clock tells"
         return own.roofline_seconds / own.timing.median, ""
     if own.gradient_error is None or own.error_size != bar.size:
         return None, f"there is no reference at this size, only at {own.error_size}"
     return own.gradient_error, ""
+
+
+def _without_nan(content: Any) -> Any:
+    """The same with None for every number that JSON has no word for."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {name: _without_nan(entry) for name, entry in content.items()}
+    return [_without_nan(entry) for entry in content] if isinstance(content, list | tuple) else content
 
 
 def _spread(timing: Timing) -> dict[str, float]:

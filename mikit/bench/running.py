@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol, final
 
@@ -98,19 +99,22 @@ class Elsewhere:
         self._request = {"x": x, "y": y, "k": neighbors}
 
     def _ask(self, measure: str, key: str) -> float | None:
-        found = self._peers.ask(self._name, {**self._request, "measure": measure})[key]
-        return None if found is None else float(found)
+        answer = self._peers.ask(self._name, {**self._request, "measure": measure})
+        found = answer.get(key, "nothing")
+        if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
+            raise RuntimeError(f"the process of {self._name} answered {found!r:.40} where a number was asked for")
+        return found
 
     def evaluate(self) -> tuple[float, Tensor | None]:
         """The value and the gradients, in a row."""
         value = self._ask("time", "value")
-        assert value is not None
-        return value, None
+        return math.nan if value is None else float(value), None
 
     def seconds(self) -> float:
         """Time of one call."""
         taken = self._ask("time", "seconds")
-        assert taken is not None
+        if taken is None or not math.isfinite(taken) or taken < 0:
+            raise RuntimeError(f"the process of {self._name} answered {taken} where seconds were asked for")
         return taken
 
     def peak(self) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,6 +179,10 @@ class _LeftOutError(Exception):
     """A candidate is not run, on purpose."""
 
 
+class _NoNumberError(Exception):
+    """A candidate gave a NaN or an infinity."""
+
+
 class _Sweep:
     """One case over its sizes."""
 
@@ -200,7 +205,7 @@ class _Sweep:
             try:
                 self._require_possible(candidate, size)
                 runner = self._runner(candidate, problem)
-                found = runner.evaluate()  # The untimed first call, which compiles and fills caches as well.
+                found = _numbers(runner.evaluate())  # The untimed first call, which compiles and fills caches as well.
                 if size <= case.largest_reference:
                     self._judge(candidate, size, found)
                 peaks[candidate.name] = runner.peak()
@@ -247,7 +252,7 @@ class _Sweep:
         return {
             "value": found.value,
             "reference": found.reference,
-            "value_error": abs(found.value - found.reference) / abs(found.reference) if found.reference else None,
+            "value_error": _ratio(abs(found.value - found.reference), abs(found.reference)),
             "gradient_error": found.gradient,
             "error_size": found.size,
         }
@@ -274,8 +279,13 @@ class _Sweep:
         wanted = [candidate for candidate in candidates if (candidate.name, size) not in self._errors]
         problem = self._case.draw(size, self._settings.seed).to(device=self._settings.device)
         for candidate in wanted:
-            with suppress(Exception):  # At the size itself it ran; without errors the row shows none.
-                self._judge(candidate, size, self._runner(candidate, problem).evaluate())
+            try:
+                self._judge(candidate, size, _numbers(self._runner(candidate, problem).evaluate()))
+            except Exception as cause:  # At the size itself it ran; the row shows no errors, and the note says why.
+                self.notes.append(
+                    f"{self._case.name}, {self._case.variant}: no errors of {candidate.name}, which failed at "
+                    f"{self._case.sweeps} = {size:,} ({_sentence(cause)})."
+                )
 
     def _judge(self, candidate: Candidate, size: int, found: tuple[float, Tensor | None]) -> None:
         truth = self._reference(candidate.quantity, size)
@@ -284,7 +294,7 @@ class _Sweep:
         (value, gradient), (true_value, true_gradient) = found, truth
         gradient_error = None
         if gradient is not None and true_gradient is not None:
-            gradient_error = float((gradient - true_gradient).norm() / true_gradient.norm())
+            gradient_error = _ratio(float((gradient - true_gradient).norm()), float(true_gradient.norm()))
         self._errors[candidate.name, size] = _Errors(size, value, true_value, gradient_error)
 
     def _reference(self, quantity: str, size: int) -> tuple[float, Tensor | None] | None:
@@ -292,7 +302,9 @@ class _Sweep:
         if key not in self._references:
             problem = self._case.draw(size, self._settings.seed).to(dtype=torch.float64)
             try:
-                self._references[key] = Here(self._case.references[quantity](problem), problem, "cpu").evaluate()
+                self._references[key] = _numbers(
+                    Here(self._case.references[quantity](problem), problem, "cpu").evaluate()
+                )
             except Exception as cause:
                 self._references[key] = None
                 self.notes.append(
@@ -318,6 +330,26 @@ class _ErrorFields(TypedDict):
     error_size: int | None
 
 
+def _numbers(found: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
+    """The same value and gradient, if they are numbers.
+
+    Raises:
+        _NoNumberError: If the value or an entry of the gradient is NaN or infinite.
+    """
+    value, gradient = found
+    if not math.isfinite(value):
+        raise _NoNumberError(f"returned {value}")
+    if gradient is not None and not bool(gradient.isfinite().all()):
+        raise _NoNumberError(f"returned {'nan' if bool(gradient.isnan().any()) else 'inf'} in the gradient")
+    return found
+
+
+def _ratio(error: float, size: float) -> float | None:
+    """The relative error; None where there is nothing to relate it to."""
+    relative = error / size if size else math.inf
+    return relative if math.isfinite(relative) else None
+
+
 def _status(cause: Exception) -> _Status:
     if isinstance(cause, MissingError):
         return _Status("missing", cause.reason, cause.install)
@@ -327,5 +359,7 @@ def _status(cause: Exception) -> _Status:
 
 
 def _sentence(cause: Exception) -> str:
+    if isinstance(cause, _NoNumberError):
+        return str(cause)
     first = (str(cause).strip().splitlines() or [""])[0]
     return clip_text(f"{type(cause).__name__}: {first}", 160)

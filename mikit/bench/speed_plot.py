@@ -29,6 +29,7 @@ _FEW_DECADES = 1.6
 _LOOKS = {
     "mikit": (BLUE, "o"),
     "whole matrix": (GREY, "s"),
+    "whole matrix, lean": ("#b5b5b5", "d"),
     "eigh": (GREY, "s"),
     "torch.compile": (RED, "D"),
     "torch.cdist": ("#cc78bc", "^"),

@@ -76,7 +76,7 @@ def _rows(block: Sequence[Result]) -> list[tuple[str, ...]]:
                 name,
                 seconds_said(timing.median),
                 f"{seconds_said(timing.low)} to {seconds_said(timing.high)}",
-                "" if base is None else f"{timing.median / base.median:.2f}",
+                "" if base is None or not base.median else f"{timing.median / base.median:.2f}",
                 "not available" if result.peak_bytes is None else f"{result.peak_bytes / 2**20:.0f} MiB",
                 "" if result.value_error is None else f"{result.value_error:.0e}{at}",
                 "" if result.gradient_error is None else f"{result.gradient_error:.0e}{at}",
@@ -112,6 +112,7 @@ def _bar(verdict: Verdict) -> tuple[str, ...]:
     what = {
         "time": f"time / {bar.peer}",
         "memory": "extra memory / (2 inputs + 64 MiB)",
+        "whole memory": "inputs and extra memory in GiB",
         "gradient error": "gradient error",
         "roofline": "share of the matrix products' speed",
     }[bar.kind]
@@ -132,9 +133,9 @@ def _legend(report: SpeedReport) -> list[str]:
     )
     lines = [
         f"Seconds: {report.clock}; median of up to {report.repeats} rounds in which the candidates take turns. "
-        "Ratio: seconds divided by those of mikit. Extra memory: peak of one call above its start; below 5 MiB it is "
-        "noise. Errors: relative, against the formula in float64 (gradient in the 2-norm), at the size in brackets "
-        "where it is another.",
+        "Ratio: seconds divided by those of mikit. Extra memory: peak of one call above its start, the gradients "
+        "included and the inputs not; below 5 MiB it is noise. Errors: relative, against the formula in float64 "
+        "(gradient in the 2-norm), at the size in brackets where it is another.",
         f"{report.date}, {machine}, seed {report.seed}; {versions}.",
     ]
     if report.quick:

@@ -1,12 +1,13 @@
-"""The formulas written plainly, with every matrix held whole: the usual way, and in float64 the reference.
+"""The formulas with every matrix held whole: the usual way, and in float64 the reference.
 
-Each function takes tensors and gives a 0-dim tensor; autograd forms the gradient.
+Each function takes tensors and gives a 0-dim tensor; autograd forms the gradient. They are written plainly, as one
+reads the formula. Where a plain form passes over the matrix of all pairs more often than it must, a lean one stands
+beside it: the first says what the usual code costs, the second what holding the matrix costs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,10 +19,13 @@ __all__ = [
     "hsic",
     "infonce",
     "jsd",
+    "jsd_lean",
     "ksg",
     "mmd2",
     "mmd2_by_cdist",
+    "mmd2_lean",
     "pkt",
+    "pkt_lean",
     "sinkhorn_divergence",
     "sliced_wasserstein2",
 ]
@@ -32,7 +36,7 @@ _MARGINAL_ERROR = 1e-8
 
 def infonce(x: Tensor, y: Tensor, temperature: float, both_directions: bool = False) -> Tensor:
     """The bound with the dot-product critic: log n minus the cross entropy of finding the partner."""
-    scores = x @ y.T / temperature
+    scores = (x / temperature) @ y.T
     partners = torch.arange(x.shape[0], device=x.device)
     loss = cross_entropy(scores, partners)
     if both_directions:
@@ -42,10 +46,19 @@ def infonce(x: Tensor, y: Tensor, temperature: float, both_directions: bool = Fa
 
 def jsd(x: Tensor, y: Tensor, temperature: float) -> Tensor:
     """The Jensen-Shannon bound: pairs on the diagonal against all others."""
-    scores = x @ y.T / temperature
+    scores = (x / temperature) @ y.T
     n = x.shape[0]
     positives = scores.diagonal()
     negatives = (softplus(scores).sum() - softplus(positives).sum()) / (n * (n - 1))
+    return 2 * math.log(2) - softplus(-positives).mean() - negatives
+
+
+def jsd_lean(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """The same with the positives from the rows, so that the matrix is read once."""
+    scaled = x / temperature
+    n = x.shape[0]
+    positives = (scaled * y).sum(1)
+    negatives = (softplus(scaled @ y.T).sum() - softplus(positives).sum()) / (n * (n - 1))
     return 2 * math.log(2) - softplus(-positives).mean() - negatives
 
 
@@ -57,8 +70,14 @@ def _gaussian_gram(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
     return torch.exp(_squared_distances(a, b) / (-2 * bandwidth**2))
 
 
-def _discrepancy(x: Tensor, y: Tensor, gram: Callable[[Tensor, Tensor], Tensor], unbiased: bool) -> Tensor:
-    kxx, kyy, kxy = gram(x, x), gram(y, y), gram(x, y)
+def _lean_gram(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
+    """One product with the distances' scale in its thin operand, one subtraction and one exponential in place."""
+    scale = 1 / (2 * bandwidth**2)
+    exponent = torch.addmm(b.square().sum(1) * -scale, a * (2 * scale), b.T)
+    return exponent.sub_(a.square().sum(1, keepdim=True) * scale).exp_()
+
+
+def _discrepancy(kxx: Tensor, kyy: Tensor, kxy: Tensor, unbiased: bool) -> Tensor:
     n, m = kxy.shape
     if not unbiased:
         return kxx.mean() + kyy.mean() - 2 * kxy.mean()
@@ -69,12 +88,21 @@ def _discrepancy(x: Tensor, y: Tensor, gram: Callable[[Tensor, Tensor], Tensor],
 
 def mmd2(x: Tensor, y: Tensor, bandwidth: float, unbiased: bool = True) -> Tensor:
     """The squared maximum mean discrepancy, its three Gram matrices held whole."""
-    return _discrepancy(x, y, lambda a, b: _gaussian_gram(a, b, bandwidth), unbiased)
+    kxx, kyy, kxy = (_gaussian_gram(a, b, bandwidth) for a, b in ((x, x), (y, y), (x, y)))
+    return _discrepancy(kxx, kyy, kxy, unbiased)
+
+
+def mmd2_lean(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+    """The biased form, which counts self-pairs, with as few passes over the Gram matrices as there can be."""
+    kxx, kyy, kxy = (_lean_gram(a, b, bandwidth) for a, b in ((x, x), (y, y), (x, y)))
+    return _discrepancy(kxx, kyy, kxy, False)
 
 
 def mmd2_by_cdist(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     """The same with distances from ``torch.cdist``."""
-    return _discrepancy(x, y, lambda a, b: torch.exp(torch.cdist(a, b).square() / (-2 * bandwidth**2)), True)
+    scale = -1 / (2 * bandwidth**2)
+    kxx, kyy, kxy = (torch.exp(torch.cdist(a, b).square() * scale) for a, b in ((x, x), (y, y), (x, y)))
+    return _discrepancy(kxx, kyy, kxy, True)
 
 
 def hsic(x: Tensor, y: Tensor, bandwidth_x: float, bandwidth_y: float) -> Tensor:
@@ -84,12 +112,37 @@ def hsic(x: Tensor, y: Tensor, bandwidth_x: float, bandwidth_y: float) -> Tensor
     return (centred * other).sum() / x.shape[0] ** 2
 
 
-def pkt(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL of the student's neighbour distribution from the teacher's, from cosine similarities without the diagonal."""
+def pkt(student: Tensor, teacher: Tensor, diagonal: bool = False) -> Tensor:
+    """KL of the student's neighbour distribution from the teacher's, from cosine similarities.
+
+    Args:
+        student: Rows.
+        teacher: Rows.
+        diagonal: Whether a row counts among its own neighbours; otherwise masks take it out.
+    """
+    if diagonal:
+        own, given = (_shares(rows) for rows in (student, teacher))
+        return (given * (given.log() - own.log())).sum(1).mean()
     own, given = (_neighbour_shares(rows) for rows in (student, teacher))
-    diagonal = torch.eye(student.shape[0], dtype=torch.bool, device=student.device)
-    terms = (given * (given.log() - own.log())).masked_fill(diagonal, 0)
+    alone = torch.eye(student.shape[0], dtype=torch.bool, device=student.device)
+    terms = (given * (given.log() - own.log())).masked_fill(alone, 0)
     return terms.sum(1).mean()
+
+
+def pkt_lean(student: Tensor, teacher: Tensor) -> Tensor:
+    """The same with the diagonal, as the teacher's entropy and a cross entropy: the student's shares are not formed."""
+    given = _shares(teacher)
+    unit = normalize(student)
+    similarity = unit @ unit.T + 1
+    crossed = (given * similarity.log()).sum() - similarity.sum(1).log().sum()
+    value: Tensor = (torch.special.xlogy(given, given).sum() - crossed) / student.shape[0]
+    return value
+
+
+def _shares(rows: Tensor) -> Tensor:
+    unit = normalize(rows)
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)
 
 
 def _neighbour_shares(rows: Tensor) -> Tensor:

@@ -5,31 +5,58 @@ from __future__ import annotations
 from mikit.errors import InputError
 from mikit.estimators.auto import Auto
 from mikit.estimators.base import Estimator
-from mikit.estimators.contrastive import InfoNCE
+from mikit.estimators.contrastive import AnchoredInfoNCE, InfoNCE
+from mikit.estimators.discrete import PlugIn
 from mikit.estimators.distribution import MMD
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.labels import LabelInformation
-from mikit.estimators.neighbors import KSG
+from mikit.estimators.neighbors import KSG, Ross, WeightedKL
+from mikit.estimators.ratios import DV, JSD, NWJ, SMILE
 from mikit.estimators.variational import VID
 
 __all__ = [
+    "DV",
+    "JSD",
     "KSG",
     "MMD",
+    "NWJ",
     "REGISTRY",
+    "SMILE",
     "VID",
+    "AnchoredInfoNCE",
     "Auto",
     "Estimator",
     "FitRecord",
     "GaussianMI",
     "InfoNCE",
     "LabelInformation",
+    "PlugIn",
+    "Ross",
     "Training",
+    "WeightedKL",
     "estimator_named",
 ]
 
 REGISTRY: dict[str, type[Estimator]] = {
-    cls.name: cls for cls in (Auto, GaussianMI, KSG, InfoNCE, VID, LabelInformation, MMD)
+    cls.name: cls
+    for cls in (
+        Auto,
+        GaussianMI,
+        KSG,
+        WeightedKL,
+        InfoNCE,
+        AnchoredInfoNCE,
+        JSD,
+        NWJ,
+        DV,
+        SMILE,
+        VID,
+        LabelInformation,
+        Ross,
+        PlugIn,
+        MMD,
+    )
 }
 
 

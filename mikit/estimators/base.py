@@ -39,6 +39,7 @@ class Estimator(nn.Module, abc.ABC):
         learned: Whether ``fit`` must run before ``estimate`` means anything.
         symmetric: Whether ``estimate(x, y)`` equals ``estimate(y, x)``.
         explains: What ``y`` is: ``"vectors"`` of shape ``(n, d)`` or ``"labels"`` of shape ``(n,)``.
+        reads: What ``x`` holds: ``"numbers"``, or ``"categories"``, of which rows repeat.
         shapes: Layouts that are read: ``"nd"``, ``"nchw"``, ``"ntd"``.
         needs_pairs: Whether row ``i`` of ``x`` belongs to row ``i`` of ``y``. If not, the row counts may differ.
         zero_when_independent: Whether the number is 0 for independent ``x`` and ``y``. Discrepancies compare two
@@ -53,6 +54,7 @@ class Estimator(nn.Module, abc.ABC):
     learned: bool = False
     symmetric: bool = False
     explains: ClassVar[str] = "vectors"
+    reads: ClassVar[str] = "numbers"
     shapes: ClassVar[tuple[str, ...]] = ("nd",)
     needs_pairs: bool = True
     zero_when_independent: ClassVar[bool] = True

@@ -13,28 +13,48 @@ from torch import Tensor, nn
 from mikit.errors import InputError
 from mikit.estimators.base import Estimator
 from mikit.estimators.fitting import FitRecord, Training
+from mikit.functional.nonlinear_probes import (
+    HiddenLayerProbe,
+    NeighborProbe,
+    fit_mlp_probe,
+    fit_neighbor_probe,
+    neighbor_frequencies,
+    neighbor_labels,
+)
 from mikit.functional.probes import CLIP, Array, LinearProbe, fit_gaussian_probe, fit_logistic_probe, label_entropy
 
 __all__ = ["LabelInformation", "RotatedInformation", "rotated_information"]
 
-_PROBES: dict[str, Callable[..., LinearProbe]] = {"logistic": fit_logistic_probe, "lda": fit_gaussian_probe}
+_Fitted = LinearProbe | HiddenLayerProbe | NeighborProbe
+
+_PROBES: dict[str, Callable[..., _Fitted]] = {
+    "logistic": fit_logistic_probe,
+    "lda": fit_gaussian_probe,
+    "mlp": fit_mlp_probe,
+    "knn": fit_neighbor_probe,
+}
+_SAME = {"linear": "logistic"}
 
 
 @final
 class LabelInformation(Estimator):
-    """Information on class labels ``(n,)`` that a linear probe finds in features ``(n, d)``.
+    """Information on class labels ``(n,)`` that a declared probe finds in features ``(n, d)``.
 
     Formula: ``I_V = H(Y) - CE = mean_i [log q(y_i | x_i) - log π(y_i)]`` with ``q`` the probe fitted on other rows and
     ``π`` the class frequencies of the rows it was fitted to.
 
-    ``fit`` fits the probe itself, by convex optimisation or in closed form, not by minibatches. ``between`` makes a
-    starting point from example features: the same probe with its strongest regularisation. The probe's weights and bias
-    are parameters, so that as a loss they train along with the student; standardisation and class frequencies are
-    buffers and stay as they were at ``between`` or ``fit``.
+    ``fit`` fits the probe itself, in its own way. ``between`` makes a starting point from example features: the same
+    probe with its strongest regularisation. The probe's weights and biases are parameters, so that as a loss they train
+    along with the student; standardisation and class frequencies are buffers and stay as they were at ``between`` or
+    ``fit``.
 
     Args:
-        probe: ``"logistic"`` (multinomial, ridge chosen on the select part) or ``"lda"`` (Gaussian classes with one
-            covariance, shrinkage and temperature chosen on the select part; some ten times quicker).
+        probe: ``"logistic"``, which ``"linear"`` stands for as well (multinomial, ridge chosen on the select part);
+            ``"lda"`` (Gaussian classes with one covariance, shrinkage and temperature chosen on the select part; some
+            ten times quicker); ``"mlp"`` (one hidden layer of 256 units, stopped by the select part, which also chooses
+            the temperature); or ``"knn"`` (class frequencies ``(n_c + s π_c) / (k + s)`` among the k nearest of the fit
+            rows; k and the prior's weight ``s > 0`` chosen on the select part, so that no class has probability 0). The
+            last has no gradient: as a loss it raises TypeError.
 
     Unit: nats.
 
@@ -46,13 +66,15 @@ class LabelInformation(Estimator):
         InputError: If a class has no row in the fit part, a label is unknown, or shapes do not match.
 
     Cost:
-        Logistic: some 40 passes of ``O(n d C)`` plus ``O(d³)``; for 10,000 rows and 256 columns about 0.2 s.
+        Logistic: some 40 passes of ``O(n d C)`` plus ``O(d³)``; for 10,000 rows and 256 columns about 0.2 s. MLP: up to
+        3,000 steps of 256 rows. kNN: ``O(n m d)`` for m rows judged by n, and the features of the n are kept.
 
     Pitfalls:
-        Compare values at one number of rows only: the probe learns more from more rows. Rows that the network was
-        trained on inflate the value. A network's own logits give less than a probe on them when it is overconfident.
-        Spatial features are pooled first, and pooling hides what early layers hold: name the readout. As a loss, the
-        example features must hold every class.
+        The number belongs to the probe: name it, and do not take the highest of several. ``"knn"`` weighs all columns
+        alike and finds little in many of them. Compare values at one number of rows only: the probe learns more from
+        more rows. Rows that the network was trained on inflate the value. A network's own logits give less than a probe
+        on them when it is overconfident. Spatial features are pooled first, and pooling hides what early layers hold:
+        name the readout. As a loss, the example features must hold every class.
 
     Source:
         Xu et al., ICLR 2020 (arXiv 2002.10689), for V-information.
@@ -70,6 +92,10 @@ class LabelInformation(Estimator):
     mean: Tensor
     scale: Tensor
     log_prior: Tensor
+    neighbor_rows: Tensor
+    neighbor_codes: Tensor
+    neighbors: Tensor
+    strength: Tensor
 
     name = "label_information"
     unit = "nats"
@@ -79,9 +105,10 @@ class LabelInformation(Estimator):
 
     def __init__(self, probe: str = "logistic") -> None:
         super().__init__()
-        if probe not in _PROBES:
-            raise InputError(f'probe is "{probe}"; use one of {", ".join(_PROBES)}.')
-        self.probe = probe
+        self.probe = _named(probe)
+        self.differentiable = self.probe != "knn"
+        self.hidden_weights: nn.Parameter | None = None
+        self.hidden_bias: nn.Parameter | None = None
         self.weights: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
 
@@ -95,7 +122,7 @@ class LabelInformation(Estimator):
     ) -> Self:
         """Return an instance whose probe starts from the strongest regularisation on these rows; draws nothing."""
         instance = cls(probe)
-        instance._install(_PROBES[probe](_array(x), _codes(y), _classes(y)), x)
+        instance._install(_PROBES[instance.probe](_array(x), _codes(y), _classes(y)), x)
         return instance
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
@@ -111,7 +138,9 @@ class LabelInformation(Estimator):
         generator: torch.Generator,
         training: Training | None = None,
     ) -> FitRecord:
-        """Fit the probe; ``training`` has no part in it. The record counts the optimiser's function evaluations.
+        """Fit the probe. The record counts function evaluations, or steps of the MLP.
+
+        Of ``training`` only ``steps`` is read, and only by the MLP, as the most steps it takes; 3,000 without it.
 
         Raises:
             InputError: If there is no select part: the regularisation is chosen on it.
@@ -119,15 +148,26 @@ class LabelInformation(Estimator):
         if select is None:
             raise InputError("LabelInformation chooses its regularisation on a select part; pass select=(x, y).")
         classes = _classes(y)
-        fitted = _PROBES[self.probe](
-            _array(x), _codes(y), classes, select=(_array(select[0]), _known(_codes(select[1]), classes))
-        )
+        features, codes = _array(x), _codes(y)
+        chosen = (_array(select[0]), _known(_codes(select[1]), classes))
+        if self.probe == "mlp":
+            seed = int(torch.randint(2**62, (1,), generator=generator).item())
+            most = 3000 if training is None else training.steps
+            fitted: _Fitted = fit_mlp_probe(features, codes, classes, select=chosen, max_steps=most, seed=seed)
+        else:
+            fitted = _PROBES[self.probe](features, codes, classes, select=chosen)
         self._install(fitted, x)
         steps = fitted.iterations
-        return FitRecord(steps, steps, ((steps, fitted.select_cross_entropy),), stopped_early=fitted.converged)
+        kept = fitted.best_iteration if isinstance(fitted, HiddenLayerProbe) else steps
+        return FitRecord(steps, kept, ((kept, fitted.select_cross_entropy),), stopped_early=fitted.converged)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the cross-entropy of the probe less that of the class frequencies: minus the V-information."""
+        if not self.differentiable:
+            raise TypeError(
+                "LabelInformation(probe='knn') has no gradient: which rows are neighbours is piecewise constant. Train "
+                "with another probe, and report this one with estimate or mikit.measure."
+            )
         return -self.pointwise(x, y).mean()
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
@@ -136,7 +176,7 @@ class LabelInformation(Estimator):
 
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log q(y | x) - log π(y)`` per row."""
-        if self.weights is None or self.bias is None:
+        if "mean" not in self._buffers:
             raise InputError("This LabelInformation has no probe yet. Build it with between, or use mikit.measure.")
         if x.ndim != 2 or x.shape[1] != self.mean.shape[0]:
             raise InputError(
@@ -148,12 +188,11 @@ class LabelInformation(Estimator):
                 f"The labels have shape {tuple(y.shape)} and dtype {y.dtype} for {x.shape[0]} rows. Pass one class "
                 "index per row."
             )
-        if bool((y < 0).any()) or bool((y >= self.bias.shape[0]).any()):
-            _known(_codes(y), self.bias.shape[0])
+        if bool((y < 0).any()) or bool((y >= self.log_prior.shape[0]).any()):
+            _known(_codes(y), self.log_prior.shape[0])
         with torch.autocast(x.device.type, enabled=False):
             z = ((x.to(self.mean.dtype) - self.mean) / self.scale).clamp(-CLIP, CLIP)
-            logits = z.to(self.weights.dtype) @ self.weights + self.bias
-            log_q = torch.log_softmax(logits, dim=1)
+            log_q = self._log_probabilities(z)
             rows = torch.arange(y.shape[0], device=y.device)
             return log_q[rows, y] - self.log_prior.to(log_q.dtype)[y]
 
@@ -166,25 +205,60 @@ class LabelInformation(Estimator):
         return 10
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the weights, and the bias without weight decay."""
-        if self.weights is None or self.bias is None:
-            return []
-        return [{"params": [self.weights]}, {"params": [self.bias], "weight_decay": 0.0}]
+        """Return the weights, and the biases without weight decay."""
+        weights = [value for value in (self.hidden_weights, self.weights) if value is not None]
+        biases = [value for value in (self.hidden_bias, self.bias) if value is not None]
+        return [{"params": weights}, {"params": biases, "weight_decay": 0.0}] if weights else []
 
-    def _install(self, fitted: LinearProbe, like: Tensor) -> None:
+    def _log_probabilities(self, z: Tensor) -> Tensor:
+        if self.weights is None or self.bias is None:
+            # In the precision of the fit rows, where a row that is one of them must come out equal.
+            near = neighbor_labels(
+                z.to(self.neighbor_rows.dtype), self.neighbor_rows, self.neighbor_codes, int(self.neighbors)
+            )
+            return neighbor_frequencies(near, self.log_prior.exp(), float(self.strength)).log()
+        z = z.to(self.weights.dtype)
+        if self.hidden_weights is not None and self.hidden_bias is not None:
+            z = nn.functional.gelu(z @ self.hidden_weights + self.hidden_bias)
+        return torch.log_softmax(z @ self.weights + self.bias, dim=1)
+
+    def _install(self, fitted: _Fitted, like: Tensor) -> None:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        weights = torch.from_numpy(fitted.weights).to(like.device, dtype)
-        bias = torch.from_numpy(fitted.bias).to(like.device, dtype)
-        if self.weights is not None and self.bias is not None and self.weights.shape == weights.shape:
-            # The parameters stay the same objects, so that an optimiser that holds them goes on working.
-            with torch.no_grad():
-                self.weights.copy_(weights)
-                self.bias.copy_(bias)
+        parameters: dict[str, Array] = {}
+        # float64 whatever the features' dtype: a float32 mean would lose the digits that a large offset leaves.
+        buffers: dict[str, Array] = {
+            name: np.array(getattr(fitted, name), dtype=np.float64) for name in ("mean", "scale", "log_prior")
+        }
+        if isinstance(fitted, NeighborProbe):
+            buffers |= {
+                "neighbor_rows": fitted.rows,
+                "neighbor_codes": fitted.codes,
+                "neighbors": np.array(fitted.neighbors),
+                "strength": np.array(fitted.strength, dtype=np.float64),
+            }
         else:
-            self.weights, self.bias = nn.Parameter(weights), nn.Parameter(bias)
-        for name, value in (("mean", fitted.mean), ("scale", fitted.scale), ("log_prior", fitted.log_prior)):
-            # float64 whatever the features' dtype: a float32 mean would lose the digits that a large offset leaves.
-            self.register_buffer(name, torch.from_numpy(np.array(value, dtype=np.float64)).to(like.device))
+            parameters = {"weights": fitted.weights, "bias": fitted.bias}
+        if isinstance(fitted, HiddenLayerProbe):
+            parameters |= {"hidden_weights": fitted.hidden_weights, "hidden_bias": fitted.hidden_bias}
+        for name, array in parameters.items():
+            value = torch.from_numpy(array).to(like.device, dtype)
+            present = getattr(self, name)
+            if present is not None and present.shape == value.shape:
+                # The parameters stay the same objects, so that an optimiser that holds them goes on working.
+                with torch.no_grad():
+                    present.copy_(value)
+            else:
+                setattr(self, name, nn.Parameter(value))
+        for name, array in buffers.items():
+            self.register_buffer(name, torch.from_numpy(np.array(array)).to(like.device))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for as many fit rows as the state holds, then load it."""
+        for name in ("neighbor_rows", "neighbor_codes"):
+            held = state_dict.get(prefix + name)
+            if held is not None and name in self._buffers:
+                self.register_buffer(name, held.new_empty(held.shape, device=self.mean.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 @final
@@ -233,7 +307,7 @@ def rotated_information(
         labels: Class indices ``0 .. classes-1``, ``(n,)``.
         parts: Row indices of at least 3 parts that cover every row once; rows of one group belong in one part.
         classes: Number of classes.
-        probe: ``"logistic"`` or ``"lda"``.
+        probe: ``"logistic"``, ``"lda"``, ``"mlp"`` or ``"knn"``, as in :class:`LabelInformation`.
         turns: Let only the first ``turns`` parts report; all by default.
 
     Returns:
@@ -259,8 +333,7 @@ def rotated_information(
         >>> 0.4 < found.value < label_entropy(y), found.converged
         (True, 5)
     """
-    if probe not in _PROBES:
-        raise InputError(f'probe is "{probe}"; use one of {", ".join(_PROBES)}.')
+    probe = _named(probe)
     n = features.shape[0]
     if len(parts) < 3:
         raise InputError(f"{len(parts)} parts are too few: at least 3 are needed, to fit, to select and to report.")
@@ -282,6 +355,12 @@ def rotated_information(
         converged += fitted.converged
     reported = np.sort(np.concatenate(parts[:turns]))
     return RotatedInformation(contributions[reported], sum(fit_values) / turns, turns, converged)
+
+
+def _named(probe: str) -> str:
+    if probe not in _PROBES and probe not in _SAME:
+        raise InputError(f'probe is "{probe}"; use one of {", ".join(_PROBES)}.')
+    return _SAME.get(probe, probe)
 
 
 def _array(x: Tensor) -> Array:

@@ -3,11 +3,15 @@
 from mikit.functional.affinities import affinity, pkt
 from mikit.functional.bounds import anchored_infonce, infonce
 from mikit.functional.bures import bures2, gaussian_wasserstein2
+from mikit.functional.conditional import conditional_mi
 from mikit.functional.dependence import cka, hsic, label_qmi, qmi
+from mikit.functional.discrete import plug_in_entropy, plug_in_mi
 from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
 from mikit.functional.kernels import linear_cka, median_bandwidth
+from mikit.functional.label_neighbors import ross_mi
 from mikit.functional.mmd import mmd2, polynomial_mmd2
+from mikit.functional.nearest_entropy import kozachenko_leonenko, weighted_kl_mi, weighted_kozachenko_leonenko
 from mikit.functional.neighbors import ksg
 from mikit.functional.ratios import dv, jsd, nwj, smile
 from mikit.functional.recovery import recovered_share
@@ -21,6 +25,7 @@ __all__ = [
     "bures2",
     "cca",
     "cka",
+    "conditional_mi",
     "difference_of_entropies",
     "dv",
     "gaussian_mi",
@@ -30,6 +35,7 @@ __all__ = [
     "infonce",
     "infonce_from_scores",
     "jsd",
+    "kozachenko_leonenko",
     "ksg",
     "label_qmi",
     "linear_cka",
@@ -37,14 +43,19 @@ __all__ = [
     "mmd2",
     "nwj",
     "pkt",
+    "plug_in_entropy",
+    "plug_in_mi",
     "polynomial_mmd2",
     "qmi",
     "rank_gaussianise",
     "recovered_share",
+    "ross_mi",
     "sinkhorn",
     "sinkhorn_divergence",
     "sliced_wasserstein",
     "sliced_wasserstein2",
     "smile",
+    "weighted_kl_mi",
+    "weighted_kozachenko_leonenko",
     "wishart_bias",
 ]

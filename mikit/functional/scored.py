@@ -1,4 +1,4 @@
-"""InfoNCE for any critic: from the scores of all pairs, given as one matrix or a strip of rows at a time."""
+"""Contrastive bounds for any critic: from the scores of all pairs, as one matrix or a strip of rows at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from mikit.functional.pairwise import spans
 from mikit.functional.samples import working_dtype
 
 __all__ = [
+    "anchored_infonce_from_scores",
     "infonce_from_scores",
     "infonce_influence",
     "infonce_pointwise_from_scores",
     "infonce_row_terms",
     "require_pairs",
+    "score_strip",
+    "square_scores",
 ]
 
 
@@ -87,13 +90,60 @@ def infonce_pointwise_from_scores(scores: Tensor, *, both_directions: bool = Fal
         >>> infonce_pointwise_from_scores(torch.zeros(3, 3)).tolist()
         [0.0, 0.0, 0.0]
     """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
-        raise InputError(f"scores has shape {tuple(scores.shape)}; InfoNCE needs one score for every pair, (n, n).")
-    require_pairs(scores.shape[0])
+    scores = square_scores(scores)
     with torch.autocast(scores.device.type, enabled=False):
-        scores = scores.to(working_dtype(scores))
         terms = infonce_row_terms(scores, 0)
         return 0.5 * (terms + infonce_row_terms(scores.T, 0)) if both_directions else terms
+
+
+def anchored_infonce_from_scores(scores: Tensor, *, anchor: float = 1.0) -> Tensor:
+    """Return the anchored InfoNCE objective for given critic scores.
+
+    Formula: that of :func:`~mikit.functional.anchored_infonce`, with these scores in place of dot products.
+
+    Args:
+        scores: ``(n, n)``, scores of all pairs with the positives on the diagonal.
+        anchor: The constant ``ν > 0``.
+
+    Returns:
+        0-dim, to be maximised, below 0.
+
+    Unit: nats, of a classification's log-likelihood.
+
+    Kind: training objective; no estimate of information.
+
+    Raises:
+        InputError: If the scores are not square, ``n < 3``, or the anchor is not positive.
+
+    Cost:
+        ``O(n²)`` time and memory.
+
+    Pitfalls:
+        As :func:`~mikit.functional.anchored_infonce`.
+
+    Source:
+        As :func:`~mikit.functional.anchored_infonce`.
+
+    Example:
+        >>> anchored_infonce_from_scores(9 * torch.eye(4)) > anchored_infonce_from_scores(torch.eye(4))
+        tensor(True)
+    """
+    scores = square_scores(scores, fewest=3)
+    if not 0 < anchor < math.inf:
+        raise InputError(f"anchor is {anchor}; it must be positive and finite.")
+    n = scores.shape[0]
+    share = (n - 1) / (n - 1 + anchor)
+    rows = torch.arange(n, device=scores.device)
+    left_out = (rows + 1) % n
+    hidden = torch.zeros_like(scores, dtype=torch.bool)
+    hidden[rows, rows] = hidden[rows, left_out] = True
+    with torch.autocast(scores.device.type, enabled=False):
+        level = scores.new_full((n, 1), math.log(anchor))
+        shared = torch.cat([scores.masked_fill(hidden, -math.inf), level], dim=1).logsumexp(dim=1)
+        positives = scores.diagonal()
+        found = positives - torch.logaddexp(shared, positives)
+        absent = math.log(anchor) - torch.logaddexp(shared, scores[rows, left_out])
+        return (share * found + (1 - share) * absent).mean()
 
 
 def infonce_influence(
@@ -141,7 +191,7 @@ def infonce_influence(
         row_terms, row_weights, positives, column_lse = [], None, [], None
         parts = list(spans(n, n, strip))
         for part in parts:
-            block = _scores_of(score_rows, part)
+            block = score_strip(score_rows, part)
             positive = block.diagonal(part.start)
             lse = block.logsumexp(dim=1)
             weights = (block - lse[:, None]).exp_().sum(dim=0)
@@ -155,7 +205,7 @@ def infonce_influence(
         influence = torch.cat(row_terms) - (row_weights - 1)
         if column_lse is None:
             return influence
-        blocks = (_scores_of(score_rows, part) for part in parts)
+        blocks = (score_strip(score_rows, part) for part in parts)
         sums = [(block - column_lse).exp_().sum(dim=1) for block in blocks]
         other = torch.cat(positives) - column_lse + math.log(n) - (torch.cat(sums) - 1)
         return 0.5 * (influence + other)
@@ -166,9 +216,18 @@ def infonce_row_terms(block: Tensor, start: int) -> Tensor:
     return block.diagonal(start) - block.logsumexp(dim=1) + math.log(block.shape[1])
 
 
-def _scores_of(score_rows: Callable[[int, int], Tensor], rows: slice) -> Tensor:
+def score_strip(score_rows: Callable[[int, int], Tensor], rows: slice) -> Tensor:
+    """Return the scores of a strip of rows, in float32 at least."""
     block = score_rows(rows.start, rows.stop)
     return block.to(working_dtype(block))
+
+
+def square_scores(scores: Tensor, *, fewest: int = 2) -> Tensor:
+    """Return scores of all pairs in float32 at least; refuse what is not ``(n, n)`` with ``n >= fewest``."""
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
+        raise InputError(f"scores has shape {tuple(scores.shape)}; a contrast needs one score for every pair, (n, n).")
+    require_pairs(scores.shape[0], fewest)
+    return scores.to(working_dtype(scores))
 
 
 def require_pairs(n: int, fewest: int = 2) -> None:

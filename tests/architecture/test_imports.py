@@ -37,7 +37,7 @@ ROOMS = {
     "datasets": set(),
     "models": set(),
     "demo": {"activations", "datasets", "estimators", "flow", "models", "plot", "reporting"},
-    "bench": {"functional", "plot"},
+    "bench": {"functional", "plot", "estimators", "measuring"},
     "doctor": {"measuring", "estimators"},
     "terminal": set(),
     "cli": {

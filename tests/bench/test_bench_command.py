@@ -27,7 +27,13 @@ def test_a_quick_run_writes_all_it_is_asked_for(tmp_path) -> None:
     done = run(*given)
     assert done.exit_code == 0, done.output
     report = SpeedReport.from_json((tmp_path / "s.json").read_text())
-    assert {r.candidate for r in report.results} == {"mikit", "whole matrix", "torch.cdist", "geomloss"}
+    assert {r.candidate for r in report.results} == {
+        "mikit",
+        "whole matrix",
+        "whole matrix, lean",
+        "torch.cdist",
+        "geomloss",
+    }
     assert all(r.gradient_error < 1e-4 for r in report.results if r.state == "measured")
     assert (tmp_path / "s.md").read_text().startswith("| case |")
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+import time
+import uuid
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mikit.bench import whole
+from mikit.bench import interpreters, whole
 from mikit.bench.cases import CASES, Candidate
 from mikit.bench.interpreters import Interpreters, read_interpreters
 from mikit.bench.peers import MissingError, formula
@@ -96,6 +100,136 @@ def test_an_interpreter_without_the_peer_is_missing(tmp_path: Path) -> None:
     silent.chmod(0o755)
     with Interpreters({"NPEET": silent}) as peers, pytest.raises(MissingError, match="ended with code 3"):
         peers.worker("NPEET")
+
+
+def _script(folder: Path, text: str) -> Path:
+    """An executable that is no worker; its standard input is fed as one's is."""
+    path = folder / "python"
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return path
+
+
+def _running(marker: str) -> list[str]:
+    """The command lines of the processes that carry the marker."""
+    found = subprocess.run(["ps", "-ww", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if marker in line and not line.startswith("Z")]
+
+
+def _gone(*markers: str) -> bool:
+    """Whether no process carries a marker; what was killed may take a moment to leave the list."""
+    end = time.monotonic() + 3
+    while any(_running(marker) for marker in markers):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
+ANSWERS = 'echo \'{"version": "1"}\'\n'
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("echo rubbish\nsleep 30", "said 'rubbish', which is no answer"),
+        ("echo '[1, 2]'\nsleep 30", "which is no answer"),
+        ("echo '{}'\nsleep 30", "did not say its version"),
+        ("printf '\\377\\376\\n'\nsleep 30", "which is no answer"),
+        ("sleep 30 &\nexit 4", "ended with code 4"),
+        ("sleep 30", "took longer than 0.5 s"),
+        ("exec 1>&-\nsleep 30", "closed its output"),
+    ],
+)
+def test_what_is_no_worker_is_missing_and_ended(tmp_path: Path, monkeypatch, text: str, sentence: str) -> None:
+    monkeypatch.setattr(interpreters, "_SECONDS_TO_START", 0.5)
+    monkeypatch.setattr(interpreters, "_SECONDS_TO_END", 0.3)
+    duration = f"30.{uuid.uuid4().int % 10**9:09d}"
+    python = _script(tmp_path, text.replace("sleep 30", f"sleep {duration}"))
+    start = time.monotonic()
+    with Interpreters({"NPEET": python}) as peers:
+        for _ in range(3):  # As one case after another asks for it; it is started once.
+            with pytest.raises(MissingError, match="does not run the peer") as caught:
+                peers.worker("NPEET")
+            assert sentence in caught.value.reason
+            assert _gone(duration, str(python))
+    assert time.monotonic() - start < 20  # and not the 30 that it sleeps
+
+
+@POSIX
+def test_a_file_that_is_no_program_is_missing(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_bytes(b"\x00\x01\x02\x03")
+    python.chmod(0o755)
+    with Interpreters({"NPEET": python}) as peers, pytest.raises(MissingError, match="does not run"):
+        peers.worker("NPEET")
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("read line; sleep 30", "took longer than 0.5 s"),
+        ("read line; echo rubbish; sleep 30", "said 'rubbish', which is no answer"),
+        ("read line; sleep 30 & exit 6", "ended with code 6"),
+        ("sleep 30 & exit 7", "ended with code 7"),
+    ],
+)
+def test_a_worker_that_fails_later_is_ended(tmp_path: Path, monkeypatch, text: str, sentence: str) -> None:
+    monkeypatch.setattr(interpreters, "_SECONDS_TO_ANSWER", 0.5)
+    monkeypatch.setattr(interpreters, "_SECONDS_TO_END", 0.3)
+    duration = f"30.{uuid.uuid4().int % 10**9:09d}"
+    python = _script(tmp_path, ANSWERS + text.replace("sleep 30", f"sleep {duration}"))
+    start = time.monotonic()
+    with Interpreters({"NPEET": python}) as peers:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=re.escape(sentence)):
+                peers.ask("NPEET", {"measure": "time"})
+            assert _gone(duration)
+    assert _gone(duration, str(python))
+    assert time.monotonic() - start < 20  # and not the 30 that it sleeps
+
+
+@POSIX
+@pytest.mark.parametrize("answer", ["{}", '{"value": "one"}', '{"value": 1.0, "seconds": NaN}', '{"value": NaN}'])
+def test_an_answer_without_numbers_fails_the_row(tmp_path: Path, answer: str) -> None:
+    python = _script(tmp_path, ANSWERS + f"while read line; do echo '{answer}'; done\n")
+    case = replace(
+        CASE,
+        candidates=(
+            Candidate("mikit", lambda _: partial(whole.ksg, k=3, chebyshev=True, equal_spaces=True)),
+            Candidate("NPEET", None),
+        ),
+    )
+    found = measure_speed([case], Settings(sizes=(32,), repeats=1, pythons={"NPEET": python}))
+    own, peer = found.results
+    assert own.state == "measured"
+    assert peer.state == "failed"
+    assert "returned nan" in peer.reason or "asked for" in peer.reason
+    found.to_json()
+    assert _gone(str(python))
+
+
+@POSIX
+def test_a_relative_interpreter_is_found_and_a_link_stays_one(tmp_path: Path, monkeypatch) -> None:
+    target = _script(tmp_path, ANSWERS + "read line\n")
+    (tmp_path / "py").symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    for given in ("./py", "py", str(tmp_path / "py")):
+        pythons = read_interpreters([f"NPEET={given}"])
+        assert pythons == {"NPEET": tmp_path / "py"}
+        with Interpreters(pythons) as peers:
+            peers.worker("NPEET")
+            assert peers.versions == {"NPEET": "1"}
+            assert len(_running(str(tmp_path))) == 1
+        assert _gone(str(tmp_path))
+
+
+def test_a_peer_given_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="given twice"):
+        read_interpreters([f"NPEET={sys.executable}"] * 2)
 
 
 @pytest.mark.parametrize("pair", ["NPEET", "nobody=/bin/sh", "NPEET=/nowhere/python", "NPEET="])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -185,6 +186,69 @@ def test_the_settings_hold_threads_only_for_the_run() -> None:
     assert set(seen) == {1}
 
 
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda value: value * math.nan, "returned nan"),
+        (lambda value: value + math.inf, "returned inf"),
+        (lambda value: value - math.inf, "returned -inf"),
+        (lambda value: torch.sqrt(value - value.detach()), "returned inf in the gradient"),
+        (lambda value: torch.sqrt((value - value.detach()).square()), "returned nan in the gradient"),
+    ],
+)
+def test_what_is_no_number_fails_its_row_and_not_the_run(spoil, reason: str) -> None:
+    def broken(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return spoil(squares(x.abs() + 1, y))
+
+    case = replace(CASE, candidates=(Candidate("mikit", _build(squares)), Candidate("broken", _build(broken))))
+    found = measure_speed([case], Settings(sizes=(32,), repeats=1))
+    failed = row(found, "broken", 32)
+    assert (failed.state, failed.reason) == ("failed", reason)
+    assert row(found, "mikit", 32).value_error < 1e-6
+    for text in (screen(found), markdown(found)):
+        assert f"failed: {reason}" in text
+    entry = json.loads(found.to_json())["results"][1]
+    assert entry["value"] is entry["seconds"] is entry["value_error"] is entry["gradient_error"] is None
+    assert SpeedReport.from_json(found.to_json()) == found
+
+
+def test_a_mikit_that_returns_nan_leaves_its_bars_untold() -> None:
+    case = replace(CASE, candidates=(Candidate("mikit", _build(lambda x, y: (x + y).sum() * math.nan)),))
+    found = measure_speed([case], Settings(sizes=(32,), repeats=1))
+    (verdict,) = found.verdicts([Bar("squares", "d=8", 32, "memory", 1.0)])
+    assert (verdict.met, verdict.why) == (None, "mikit: returned nan")
+
+
+def test_a_nan_only_where_the_errors_are_measured_is_noted() -> None:
+    def sometimes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return squares(x, y) * (math.nan if x.shape[0] == 64 else 1.0)
+
+    case = replace(CASE, candidates=(Candidate("mikit", _build(sometimes)),))
+    found = measure_speed([case], Settings(sizes=(128,), repeats=1))
+    assert row(found, "mikit", 128).state == "measured"
+    assert row(found, "mikit", 128).value_error is None
+    (note,) = found.notes
+    assert "no errors of mikit, which failed at N = 64 (returned nan)" in note
+
+
+def test_references_that_are_nan_or_zero_leave_the_errors_untold() -> None:
+    for reference in (lambda x, y: squares(x, y) * math.nan, lambda x, y: squares(x, y) * 0):
+        case = replace(CASE, candidates=CASE.candidates[:1], references={"": _build(reference)})
+        found = measure_speed([case], Settings(sizes=(32,), repeats=1))
+        own = row(found, "mikit", 32)
+        assert own.state == "measured"
+        assert own.value_error is None
+        assert own.gradient_error is None
+        assert json.loads(found.to_json())["results"][0]["gradient_error"] is None
+
+
+def test_no_number_becomes_null_in_json() -> None:
+    text = _report(_timed("mikit", 100, 1.0, value=math.nan, reference=-math.inf)).to_json()
+    (entry,) = json.loads(text)["results"]
+    assert entry["value"] is entry["reference"] is None
+    assert entry["samples"] == [1.0]
+
+
 def test_json_round_trip(report: SpeedReport) -> None:
     text = report.to_json()
     assert SpeedReport.from_json(text) == report
@@ -243,6 +307,8 @@ def test_bars_are_judged_by_their_own_rule() -> None:
     assert judge("time", 0.49) == (0.5, False)
     assert judge("memory", 0.5) == (0.5, True)
     assert judge("memory", 0.4) == (0.5, False)
+    assert judge("whole memory", 34 / 1024) == (34 / 1024, True)  # 33 MiB extra and 1 MiB of inputs
+    assert judge("whole memory", 33 / 1024) == (34 / 1024, False)
     assert judge("roofline", 0.75) == (0.75, True)
     assert judge("roofline", 0.8) == (0.75, False)
     assert judge("gradient error", 1e-4) == (1e-4, True)
@@ -276,6 +342,41 @@ def test_the_screen_and_the_page_show_every_row() -> None:
         assert "2026-01-02" in text
     widths = [line.count("|") for line in page.splitlines() if line.startswith("|")]
     assert set(widths[:5]) == {10}
+
+
+def test_times_below_the_clock_are_not_divided_by() -> None:
+    found = _report(_timed("mikit", 100, 0.0, roofline_seconds=1.0), _timed("peer", 100, 0.0))
+    bars = [Bar("squares", "d=8", 100, kind, 0.5, "peer") for kind in ("time", "roofline")]
+    assert all(v.met is None and "less time than the clock tells" in v.why for v in found.verdicts(bars))
+    assert "peer" in screen(found)
+
+
+def test_the_scale_cases_are_judged_with_their_powers() -> None:
+    cases = choose_cases(["scale"])
+    judged = {(bar.case, bar.variant): bar for bar in BARS if bar.kind == "whole memory"}
+    assert set(judged) == {(case.name, case.variant) for case in cases}
+    for case in cases:
+        assert judged[case.name, case.variant].size == max(case.sizes) >= 100_000
+        results = [
+            _timed("mikit", n, 1e-9 * n**2, case=case.name, variant=case.variant, peak_bytes=2**29) for n in case.sizes
+        ]
+        shown = screen(_report(*results))
+        assert "2.00" in shown.partition("time grows as size to the power")[2].partition("Seconds")[0]
+        bar_line = next(line for line in shown.splitlines() if "inputs and extra memory in GiB" in line)
+        assert bar_line.split()[-5:] == ["0.50", "at", "most", "1.00", "yes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a call")
+def test_gradients_are_part_of_the_extra_memory() -> None:
+    rows, width = 8192, 256  # 8 MiB an input
+    case = replace(
+        CASE,
+        draw=lambda n, seed: problems.gaussian_pair(rows, width, width, seed, gradients=2),
+        candidates=(Candidate("mikit", _build(lambda x, y: x.sum() + y.sum())),),
+    )
+    own = row(measure_speed([case], Settings(sizes=(32,), repeats=1)), "mikit", 32)
+    assert own.input_bytes == 2 * rows * width * 4
+    assert own.peak_bytes >= 0.9 * own.input_bytes
 
 
 def test_the_bars_name_what_is_measured() -> None:

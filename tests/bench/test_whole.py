@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import ot
 import pytest
@@ -38,6 +39,7 @@ def test_jsd_is_the_sum_over_pairs(pair) -> None:
     positive = sum(-sp(-scores[i][i]) for i in range(N)) / N
     negative = sum(sp(scores[i][j]) for i in range(N) for j in range(N) if i != j) / (N * (N - 1))
     assert whole.jsd(*pair, 0.5).item() == pytest.approx(positive - negative + 2 * math.log(2), rel=1e-12)
+    assert whole.jsd_lean(*pair, 0.5).item() == pytest.approx(positive - negative + 2 * math.log(2), rel=1e-12)
 
 
 def test_mmd2_is_the_formula(pair) -> None:
@@ -46,6 +48,7 @@ def test_mmd2_is_the_formula(pair) -> None:
         assert whole.mmd2(*pair, 2.0, unbiased).item() == pytest.approx(value.item(), rel=1e-10)
     value = whole.mmd2(*pair, 2.0)
     assert whole.mmd2_by_cdist(*pair, 2.0).item() == pytest.approx(value.item(), rel=1e-10)
+    assert whole.mmd2_lean(*pair, 2.0).item() == pytest.approx(whole.mmd2(*pair, 2.0, False).item(), rel=1e-10)
 
 
 def test_hsic_is_the_trace(pair) -> None:
@@ -55,17 +58,42 @@ def test_hsic_is_the_trace(pair) -> None:
     assert whole.hsic(*pair, 2.0, 3.0).item() == pytest.approx(expected.item(), rel=1e-10)
 
 
-def test_pkt_is_the_divergence_of_neighbour_shares(pair) -> None:
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_pkt_is_the_divergence_of_neighbour_shares(pair, diagonal: bool) -> None:
     shares = []
     for rows in pair:
         cosine = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=2)
-        kernel = ((cosine + 1) / 2).fill_diagonal_(0)
+        kernel = (cosine + 1) / 2
+        if not diagonal:
+            kernel.fill_diagonal_(0)
         shares.append(kernel / kernel.sum(1, keepdim=True))
     own, given = shares
-    off = ~torch.eye(N, dtype=torch.bool)
-    expected = (given[off] * (given[off] / own[off]).log()).sum() / N
-    assert whole.pkt(*pair).item() == pytest.approx(expected.item(), rel=1e-10)
-    assert whole.pkt(pair[0], pair[0]).item() == pytest.approx(0, abs=1e-12)
+    counted = given > 0
+    expected = (given[counted] * (given[counted] / own[counted]).log()).sum() / N
+    assert whole.pkt(*pair, diagonal).item() == pytest.approx(expected.item(), rel=1e-10)
+    assert whole.pkt(pair[0], pair[0], diagonal).item() == pytest.approx(0, abs=1e-12)
+    if diagonal:
+        assert whole.pkt_lean(*pair).item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        partial(whole.infonce, temperature=0.5, both_directions=True),
+        partial(whole.jsd, temperature=0.5),
+        partial(whole.jsd_lean, temperature=0.5),
+        partial(whole.mmd2_lean, bandwidth=2.0),
+        partial(whole.mmd2, bandwidth=2.0),
+        partial(whole.mmd2, bandwidth=2.0, unbiased=False),
+        partial(whole.hsic, bandwidth_x=2.0, bandwidth_y=3.0),
+        partial(whole.pkt, diagonal=True),
+        whole.pkt,
+        whole.pkt_lean,
+    ],
+)
+def test_gradients_are_those_of_the_values(pair, formula) -> None:
+    x, y = (rows[:8].clone().requires_grad_() for rows in pair)
+    assert torch.autograd.gradcheck(formula, (x, y))
 
 
 def test_sinkhorn_is_what_pot_converges_to(pair) -> None:

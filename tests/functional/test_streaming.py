@@ -343,7 +343,7 @@ def test_first_derivatives_are_functional_too(name: str) -> None:
     assert torch.allclose(torch.func.grad(lambda a: streamed(a, y, None))(x.detach()), expected, rtol=1e-12)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x))
-        with pytest.raises((RuntimeError, NotImplementedError), match="forward AD|forward mode"):
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"forward AD|forward mode"):
             streamed(dual, y, None)
 
 
