@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mikit.errors import ConvergenceWarning
+from mikit.errors import ConvergenceWarning, InputError
 from mikit.functional import (
     anchored_infonce,
     bures2,
@@ -368,3 +368,18 @@ def test_a_gpu_gives_the_same(name: str) -> None:
     expected = with_gradients(lambda a, b: streamed(a, b, None), x.double(), y.double())
     found = with_gradients(lambda a, b: streamed(a, b, None), x.cuda(), y.cuda())
     assert_equal(tuple(part.cpu() for part in found), expected, 2e-5)
+
+
+def test_one_row_is_a_sample_where_the_quantity_exists() -> None:
+    x, y = sample(1, 4)
+    expected = with_gradients(QUANTITIES["mmd2, biased"].whole, x, y)
+    assert_equal(with_gradients(lambda a, b: mmd2(a, b, bandwidth=1.3, unbiased=False), x, y), expected, 1e-12)
+    with pytest.raises(InputError, match="needs at least 2"):
+        mmd2(x, y, bandwidth=1.3)
+    squared = (x - y).square().sum()
+    assert torch.allclose(sinkhorn_divergence(x, y, epsilon=0.5), squared / 2)
+    axes = torch.eye(4, dtype=torch.float64)
+    assert torch.allclose(sliced_wasserstein2(x, y, directions=axes), squared / 4)
+    for contrast in (infonce, jsd, nwj, dv, smile, anchored_infonce):
+        with pytest.raises(InputError, match="1 pair of rows"):
+            contrast(x, y)
