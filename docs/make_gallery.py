@@ -86,7 +86,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.speed is not None:
         report = SpeedReport.from_json(given.speed.read_text(encoding="utf-8"))
-        write_png(draw_speed(report), given.out / "speed.png", colours=64)
+        write_png(draw_speed(report), given.out / "speed.png", colours=256)
         return
     if given.demo is not None:
         draw(given.demo, given.out)
