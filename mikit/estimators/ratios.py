@@ -15,14 +15,12 @@ from mikit.errors import InputError
 from mikit.estimators.base import require_pair, seeded
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.learned_critic import CriticEstimator, require_examples
-from mikit.functional.ratios import (
-    dv,
+from mikit.functional.ratios import dv, jsd, nwj
+from mikit.functional.scored_ratios import (
     dv_from_scores,
     dv_influence,
-    jsd,
     jsd_from_scores,
     log_mean_ratios,
-    nwj,
     nwj_from_scores,
     nwj_influence,
     smile_influence,

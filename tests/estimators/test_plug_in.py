@@ -39,7 +39,7 @@ class _OnSigns(Estimator):
         self.inner = inner
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.inner(x, y)  # type: ignore[no-any-return]
+        return self.inner(x, y)
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
         return self.inner.estimate((x > 0).to(x), y)
@@ -103,7 +103,7 @@ def test_an_empty_table_is_flagged() -> None:
 
 @pytest.mark.parametrize("correction", ["grassberger", "miller-madow", None])
 def test_the_ceiling_holds_where_all_rows_differ(correction: str | None) -> None:
-    instrument = PlugIn(correction)  # type: ignore[arg-type]
+    instrument = PlugIn(correction)
     everything = torch.arange(50)
     value = instrument.estimate(everything[:, None], everything).item()
     assert value <= instrument.ceiling(50) + 1e-9
@@ -115,7 +115,7 @@ def test_refusals() -> None:
     with pytest.raises(TypeError, match="no gradient"):
         PlugIn()(x, y)
     with pytest.raises(InputError, match="correction is 'jackknife'"):
-        PlugIn("jackknife")  # type: ignore[arg-type]
+        PlugIn("jackknife")
     with pytest.raises(InputError, match="Pass rows of categories"):
         PlugIn().estimate(x[:, 0], y)
     with pytest.raises(InputError, match="20 rows and y has 19"):

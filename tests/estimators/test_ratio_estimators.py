@@ -17,8 +17,8 @@ from mikit.estimators.contrastive import AnchoredInfoNCE
 from mikit.estimators.fitting import Training
 from mikit.estimators.learned_critic import CriticEstimator
 from mikit.estimators.ratios import DV, JSD, NWJ, SMILE, CappedEstimator, RatioEstimator
-from mikit.functional.ratios import dv_from_scores, jsd_from_scores, nwj_from_scores, smile_from_scores
 from mikit.functional.scored import anchored_infonce_from_scores
+from mikit.functional.scored_ratios import dv_from_scores, jsd_from_scores, nwj_from_scores, smile_from_scores
 from mikit.measuring import measure
 
 ALL: tuple[type[CriticEstimator], ...] = (JSD, NWJ, DV, SMILE, AnchoredInfoNCE)

@@ -61,7 +61,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="k is 0"):
         Ross(0)
     with pytest.raises(InputError, match="metric is 'l1'"):
-        Ross(metric="l1")  # type: ignore[arg-type]
+        Ross(metric="l1")
     with pytest.raises(InputError, match="at least 5"):
         Ross().estimate(x[:4], y[:4])
     with pytest.raises(InputError, match=r"reads rows of shape \(n, d\)"):

@@ -294,15 +294,15 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="6 rows"):
         pkt(student, teacher[:5])
     with pytest.raises(InputError, match="kernel is 'rbf'; choose one of 'cosine', 'student', 'combined'"):
-        pkt(student, teacher, kernel="rbf")  # type: ignore[arg-type]
+        pkt(student, teacher, kernel="rbf")
     with pytest.raises(InputError, match="divergence is 'tv'"):
-        pkt(student, teacher, divergence="tv")  # type: ignore[arg-type]
+        pkt(student, teacher, divergence="tv")
     with pytest.raises(InputError, match="compat is 'PKT'"):
-        pkt(student, teacher, compat="PKT")  # type: ignore[arg-type]
+        pkt(student, teacher, compat="PKT")
     with pytest.raises(InputError, match="strip is 0"):
         pkt(student, teacher, strip=0)
     with pytest.raises(InputError, match="kernel is 'combined'"):
-        affinity(student, kernel="combined")  # type: ignore[arg-type]
+        affinity(student, kernel="combined")
     with pytest.raises(InputError, match="x has 1 rows"):
         affinity(student[:1])
 

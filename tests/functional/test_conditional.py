@@ -172,13 +172,13 @@ def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(InputError, match="at least 11"):
         conditional_mi(x, x, x, 10)
     with pytest.raises(InputError, match="metric is 'l1'"):
-        conditional_mi(x, x, x, metric="l1")  # type: ignore[arg-type]
+        conditional_mi(x, x, x, metric="l1")
 
 
 def test_counts_of_a_line() -> None:
     x = torch.tensor([[-4.0], [-1.0], [0.0], [5.0]], dtype=torch.float64)
     for metric in ("euclidean", "chebyshev"):
-        together, (alone,) = counts_in_subspaces([x, 0 * x], torch.tensor([1, 2, 3, 1]), [[0]], metric, 0.0)  # type: ignore[arg-type]
+        together, (alone,) = counts_in_subspaces([x, 0 * x], torch.tensor([1, 2, 3, 1]), [[0]], metric, 0.0)
         assert together.tolist() == alone.tolist() == [1, 2, 3, 1]
 
 

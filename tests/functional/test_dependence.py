@@ -200,7 +200,7 @@ def test_gradients(measure: object, unbiased: bool) -> None:
     inputs = x.requires_grad_(), y.requires_grad_()
 
     def of(a: Tensor, b: Tensor, strip: int | None = 4) -> Tensor:
-        value = measure(a, b, bandwidth_x=1.2, bandwidth_y=0.8, strip=strip, **extra)  # type: ignore[operator]
+        value = measure(a, b, bandwidth_x=1.2, bandwidth_y=0.8, strip=strip, **extra)
         assert isinstance(value, Tensor)
         return value
 

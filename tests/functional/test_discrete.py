@@ -174,7 +174,7 @@ def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(InputError, match="complex"):
         plug_in_entropy(x.to(torch.complex64))
     with pytest.raises(InputError, match="correction is 'jackknife'"):
-        plug_in_mi(x, x, "jackknife")  # type: ignore[arg-type]
+        plug_in_mi(x, x, "jackknife")
 
 
 def test_occurrences_of_rows() -> None:

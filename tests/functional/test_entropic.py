@@ -59,7 +59,7 @@ def _gradient_by_pot(x: Tensor, y: Tensor, epsilon: float) -> Tensor:
 
 def _gradients(x: Tensor, y: Tensor, **options: float) -> tuple[Tensor, Tensor]:
     x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
-    first, second = torch.autograd.grad(sinkhorn_divergence(x, y, **options), (x, y))  # type: ignore[arg-type]
+    first, second = torch.autograd.grad(sinkhorn_divergence(x, y, **options), (x, y))
     return first, second
 
 
@@ -76,7 +76,7 @@ def test_values_equal_those_of_pot(n: int, m: int, epsilon: float, weighted: boo
     x, y = _rows(n, 3, 0), _rows(m, 3, 1, 0.4)
     a, b = (_weights(n, 2), _weights(m, 3)) if weighted else (None, None)
     options = {"epsilon": epsilon, "weights_x": a, "weights_y": b, "held_entries": held, "strip": 7, **_TIGHT}
-    solution = sinkhorn(x, y, **options)  # type: ignore[arg-type]
+    solution = sinkhorn(x, y, **options)
     plan, value = _plan_by_pot(x, y, epsilon, a, b)
     assert solution.converged
     assert solution.marginal_error <= 1e-10
@@ -87,7 +87,7 @@ def test_values_equal_those_of_pot(n: int, m: int, epsilon: float, weighted: boo
     own = (solution.potential_x[:, None] + solution.potential_y - cost).div(epsilon).exp()
     own = own * (p / p.sum())[:, None] * (q / q.sum())
     assert np.abs(own.numpy() - plan).max() < 1e-8
-    assert sinkhorn_divergence(x, y, **options).item() == pytest.approx(  # type: ignore[arg-type]
+    assert sinkhorn_divergence(x, y, **options).item() == pytest.approx(
         _divergence_by_pot(x, y, epsilon, a, b), abs=1e-8
     )
 
@@ -138,8 +138,8 @@ def test_values_known_in_closed_form() -> None:
     assert sinkhorn(one, two, epsilon=0.1).value.item() == 8.0
     assert sinkhorn_divergence(one, two, epsilon=0.1).item() == 8.0
     x = _rows(30, 3, 0)
-    assert sinkhorn_divergence(x, x + 2, epsilon=0.2, **_TIGHT).item() == pytest.approx(6.0)  # type: ignore[arg-type]
-    assert sinkhorn_divergence(x, x.flip(0), epsilon=0.2, **_TIGHT).item() == pytest.approx(0, abs=1e-12)  # type: ignore[arg-type]
+    assert sinkhorn_divergence(x, x + 2, epsilon=0.2, **_TIGHT).item() == pytest.approx(6.0)
+    assert sinkhorn_divergence(x, x.flip(0), epsilon=0.2, **_TIGHT).item() == pytest.approx(0, abs=1e-12)
     # Two points on each side, by symmetry one number: the share s of mass that goes to the other point.
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]])
     s = 1 / (1 + math.exp(0.5 / 0.3))
@@ -164,14 +164,14 @@ def test_gaussians_at_large_samples() -> None:
 def test_symmetry_sizes_and_duplicates() -> None:
     x, y = _rows(12, 3, 0), _rows(9, 3, 1)
     options = {"epsilon": 0.2, **_TIGHT}
-    one, other = (sinkhorn_divergence(p, q, **options).item() for p, q in ((x, y), (y, x)))  # type: ignore[arg-type]
+    one, other = (sinkhorn_divergence(p, q, **options).item() for p, q in ((x, y), (y, x)))
     assert one == pytest.approx(other, abs=1e-10)
     # A row twice is a row of twice the weight.
     doubled = torch.cat([x, x[:1]])
     weights = torch.ones(12, dtype=torch.float64)
     weights[0] = 2
-    merged = sinkhorn_divergence(x, y, weights_x=weights, **options)  # type: ignore[arg-type]
-    assert sinkhorn_divergence(doubled, y, **options).item() == pytest.approx(merged.item(), abs=1e-10)  # type: ignore[arg-type]
+    merged = sinkhorn_divergence(x, y, weights_x=weights, **options)
+    assert sinkhorn_divergence(doubled, y, **options).item() == pytest.approx(merged.item(), abs=1e-10)
     still = torch.zeros(5, 3)
     assert sinkhorn_divergence(still, still + 1, epsilon=0.1).item() == pytest.approx(1.5)
     assert sinkhorn_divergence(still, still, epsilon=0.1).item() == pytest.approx(0, abs=1e-8)
@@ -184,15 +184,15 @@ def test_rows_of_weight_zero_change_nothing() -> None:
     x[3] = y[0] = 1000.0
     far_x, far_y = x.clone().requires_grad_(), y.clone().requires_grad_()
     options = {"epsilon": 0.2, **_TIGHT}
-    value = sinkhorn_divergence(far_x, far_y, weights_x=a, weights_y=b, **options)  # type: ignore[arg-type]
+    value = sinkhorn_divergence(far_x, far_y, weights_x=a, weights_y=b, **options)
     kept_x, kept_y = (torch.arange(n) != k for n, k in ((10, 3), (8, 0)))
-    less = sinkhorn_divergence(x[kept_x], y[kept_y], weights_x=a[kept_x], weights_y=b[kept_y], **options)  # type: ignore[arg-type]
+    less = sinkhorn_divergence(x[kept_x], y[kept_y], weights_x=a[kept_x], weights_y=b[kept_y], **options)
     assert value.item() == pytest.approx(less.item(), abs=1e-12)
     value.backward()
     assert far_x.grad is not None
     assert far_x.grad[3].abs().max() == 0
     assert far_x.grad[kept_x].abs().min() > 0
-    solution = sinkhorn(x, y, weights_x=a, weights_y=b, **options)  # type: ignore[arg-type]
+    solution = sinkhorn(x, y, weights_x=a, weights_y=b, **options)
     cost = 0.5 * (x[3] - y).square().sum(dim=1)
     # The potential of a row without weight is the soft minimum over the other sample.
     soft = -0.2 * torch.logsumexp((solution.potential_y - cost) / 0.2 + (b / b.sum()).log(), dim=0)
@@ -203,15 +203,15 @@ def test_rows_of_weight_zero_change_nothing() -> None:
 def test_a_large_offset_and_outliers_cost_no_digits(held: int) -> None:
     x, y = (torch.round(_rows(40, 4, seed) * 64) / 64 for seed in (0, 1))  # exact in float32 after the shift
     options = {"epsilon": 0.5, "held_entries": held}
-    exact = sinkhorn_divergence(x, y, **options).item()  # type: ignore[arg-type]
-    together = sinkhorn_divergence((x + 1e4).float(), (y + 1e4).float(), **options)  # type: ignore[arg-type]
+    exact = sinkhorn_divergence(x, y, **options).item()
+    together = sinkhorn_divergence((x + 1e4).float(), (y + 1e4).float(), **options)
     assert together.item() == pytest.approx(exact, rel=1e-4)
-    apart = sinkhorn_divergence((x + 1e4).float(), (y - 1e4).float(), **options)  # type: ignore[arg-type]
+    apart = sinkhorn_divergence((x + 1e4).float(), (y - 1e4).float(), **options)
     assert apart.item() == pytest.approx(0.5 * 4 * 2e4**2, rel=1e-4)
     # A single far row on one side only: every entry of its column starts below what float32 can hold.
     y[5] = 60.0
-    outlying = sinkhorn(x.float(), y.float(), **options)  # type: ignore[arg-type]
-    reference = sinkhorn(x, y, **options)  # type: ignore[arg-type]
+    outlying = sinkhorn(x.float(), y.float(), **options)
+    reference = sinkhorn(x, y, **options)
     assert outlying.converged
     assert reference.converged
     assert outlying.value.item() == pytest.approx(reference.value.item(), rel=1e-5)
@@ -294,8 +294,8 @@ def test_second_derivatives_are_refused() -> None:
 def test_the_gpu_agrees(held: int) -> None:
     x, y = _rows(40, 5, 0), _rows(50, 5, 1)
     options = {"epsilon": 0.2, "tolerance": 1e-9, "held_entries": held}
-    own = sinkhorn_divergence(x.cuda(), y.cuda(), **options)  # type: ignore[arg-type]
-    assert own.item() == pytest.approx(sinkhorn_divergence(x, y, **options).item(), rel=1e-8)  # type: ignore[arg-type]
+    own = sinkhorn_divergence(x.cuda(), y.cuda(), **options)
+    assert own.item() == pytest.approx(sinkhorn_divergence(x, y, **options).item(), rel=1e-8)
     for first, second in zip(_gradients(x.cuda(), y.cuda(), **options), _gradients(x, y, **options), strict=True):
         assert torch.allclose(first.cpu(), second, atol=1e-9)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional import anchored_infonce, dv, jsd, nwj, smile
-from mikit.functional.ratios import (
+from mikit.functional.scored import anchored_infonce_from_scores
+from mikit.functional.scored_ratios import (
     dv_from_scores,
     dv_influence,
     jsd_from_scores,
@@ -21,7 +22,6 @@ from mikit.functional.ratios import (
     smile_from_scores,
     smile_influence,
 )
-from mikit.functional.scored import anchored_infonce_from_scores
 
 FROM_SCORES = {
     jsd: jsd_from_scores,
