@@ -230,7 +230,8 @@ def against_null(value: float, interval: tuple[float, float], standard_error: fl
     if null is None:
         return Check(name, "not applicable", None, None, "No permuted data were measured.")
     highest = max(null.values)
-    said = f"With the {null.permuted} permuted the same instrument gives {null.mean:.3f} on average"
+    p_value = null.p_value(value)
+    said = f"With the {null.permuted} permuted the same instrument gives {null.mean:.3f} on average (p = {p_value:.2g})"
     if interval[0] > 0 and value <= highest:
         return Check(
             name,

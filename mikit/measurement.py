@@ -60,6 +60,30 @@ class Null:
         """Mean over the permutations."""
         return sum(self.values) / len(self.values)
 
+    def p_value(self, value: float) -> float:
+        """Return how often independent data give as much as ``value``, at most: its p-value.
+
+        ``(1 + #{null >= value}) / (B + 1)`` over ``B`` permutations: the pairing that was observed counts as one of
+        them, so that the p-value is never 0 and rejects at level ``α`` in at most ``α`` of all tests.
+
+        Args:
+            value: The estimate on the data as they are paired.
+
+        Returns:
+            The p-value, a multiple of ``1 / (B + 1)``; nan where ``value`` is nan. An estimate on permuted data that is
+            nan counts against the value.
+
+        Source:
+            Phipson and Smyth (2010), "Permutation p-values should never be zero".
+
+        Example:
+            >>> Null((0.01, 0.30, -0.02), "rows").p_value(0.20)
+            0.5
+        """
+        if math.isnan(value):
+            return math.nan
+        return (1 + sum(not null < value for null in self.values)) / (len(self.values) + 1)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +139,14 @@ class Measurement:
         return tuple(c.sentence for c in told)
 
     @property
+    def p_value(self) -> float | None:
+        """How often independent data give as much, by :meth:`Null.p_value`; None where no permuted data were measured.
+
+        It can be no smaller than ``1 / (B + 1)``: 19 permutations are needed to reach 0.05, 99 to reach 0.01.
+        """
+        return None if self.null is None else self.null.p_value(self.value)
+
+    @property
     def finding(self) -> str:
         """What the number shows, in one sentence that claims no more than the interval does."""
         low, _ = self.interval
@@ -132,7 +164,7 @@ class Measurement:
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists, strings and numbers; numbers that are not finite become strings."""
         content = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
-        content.update(verdict=self.verdict, reasons=list(self.reasons), finding=self.finding)
+        content.update(verdict=self.verdict, reasons=list(self.reasons), finding=self.finding, p_value=self.p_value)
         described: dict[str, Any] = plain(content)
         return described
 

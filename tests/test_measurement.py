@@ -93,6 +93,27 @@ def test_foreign_json_is_refused() -> None:
         Measurement.from_dict(content)
 
 
+@pytest.mark.parametrize(
+    ("value", "p_value"),
+    [(0.5, 0.2), (0.2, 0.4), (0.15, 0.4), (0.0, 0.8), (-1.0, 1.0), (math.inf, 0.2), (math.nan, math.nan)],
+)
+def test_the_p_value_counts_the_observed_pairing_and_ties(value: float, p_value: float) -> None:
+    null = Null((0.2, 0.1, 0.0, -0.1), "rows")
+    assert null.p_value(value) == pytest.approx(p_value, nan_ok=True)
+    measured = _measurement(value=value, null=null)
+    assert measured.p_value == pytest.approx(p_value, nan_ok=True)
+
+
+def test_an_estimate_on_permuted_data_that_is_no_number_counts_against_the_value() -> None:
+    assert Null((math.nan, 0.1, 0.0), "rows").p_value(0.5) == 0.5
+
+
+def test_without_permuted_data_there_is_no_p_value() -> None:
+    assert _measurement(null=None).p_value is None
+    assert _measurement(null=None).to_dict()["p_value"] is None
+    assert _measurement().to_dict()["p_value"] == pytest.approx(1 / 3)
+
+
 def test_it_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         _measurement().value = 3.0
