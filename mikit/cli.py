@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import mikit
-from mikit.bench.laws.suites import SUITES
+from mikit.bench_commands import bench
 from mikit.errors import InputError
+from mikit.options import Jobs, Json, Overwrite, Seed, require_free_json
 from mikit.outputs import DEMO, REPORT, TRACE, new_folder, require_free, write_text
 from mikit.terminal import Steps, answered, refuse, say, show_measurement, show_table
 
@@ -29,29 +29,9 @@ app = typer.Typer(
 )
 
 
-class _Suites(TyperGroup):
-    """Takes the name of a suite for ``accuracy`` on that suite."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Put ``accuracy`` before the name of a suite."""
-        return super().resolve_command(ctx, ["accuracy", *args] if args[0] in (*SUITES, "beyond") else args)
-
-
-bench = typer.Typer(
-    name="bench",
-    help="Measure mikit itself, beside its peers.",
-    epilog=f"mikit bench SUITE is short for mikit bench accuracy SUITE. Suites: {', '.join(SUITES)}, beyond.",
-    cls=_Suites,
-    no_args_is_help=True,
-)
 app.add_typer(bench)
 
 _VERDICTS = ("trustworthy", "caution", "unreliable")
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of this command.")]
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Workers; one per processor by default.")]
 
 
 def main() -> None:
@@ -103,7 +83,7 @@ def estimate(
         raise InputError(
             "Give two files, the teacher's activations and the student's; or one file of activations and --labels."
         )
-    _require_free_json(json_file, overwrite, teacher, student, labels, groups)
+    require_free_json(json_file, overwrite, teacher, student, labels, groups)
     with Steps() as steps:
         steps.begin("Reading")
         from mikit.activations import read_array
@@ -156,7 +136,7 @@ def trace(
 ) -> None:
     """Trace the information between a teacher's and its students' stored activations, layer by layer."""
     inputs = (teacher, *students, *(() if labels is None else (labels,)))
-    _require_free_json(json_file, overwrite, *inputs)
+    require_free_json(json_file, overwrite, *inputs)
     with (
         new_folder(out, overwrite=overwrite, kind=TRACE, inputs=inputs) as folder,
         Steps(lines=True) as steps,
@@ -250,130 +230,6 @@ def doctor() -> None:
         raise refuse("mikit does not work here as it should; see the lines marked fail.", 1)
 
 
-@bench.command()
-@answered()
-def speed(
-    case: Annotated[
-        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case; repeat it for several.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: shows that it works.")] = False,
-    sizes: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Sizes to sweep, instead of each case's own.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which the candidates take turns.")] = 5,
-    budget: Annotated[
-        float, typer.Option(metavar="SECONDS", help="No new round of a size after this, once three are done.")
-    ] = 60.0,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, on one thread, or cuda.")] = "cpu",
-    peer: Annotated[
-        list[str] | None,
-        typer.Option("--peer", metavar="NAME=PYTHON", help="Interpreter that has this peer; repeat it for several."),
-    ] = None,
-    seed: Seed = 0,
-    json_file: Json = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
-    ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw time against size: .png or .svg.")
-    ] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure time, memory and errors of mikit's formulas and of their peers, on the same samples in turns."""
-    _require_free_results(json_file, markdown_file, plot_file, overwrite=overwrite)
-    with Steps(lines=True) as steps:
-        from mikit.bench.interpreters import read_interpreters
-        from mikit.bench.speed import Settings, choose_cases, measure_speed, read_sizes
-        from mikit.bench.speed_plot import draw_speed, require_picture, save_picture
-        from mikit.bench.speed_report import markdown, screen
-
-        if plot_file is not None:
-            require_picture(plot_file)
-        settings = Settings(
-            sizes=None if sizes is None else read_sizes(sizes),
-            repeats=repeats,
-            budget=budget,
-            quick=quick,
-            device=device,
-            seed=seed,
-            pythons=read_interpreters(peer or []),
-        )
-        found = measure_speed(choose_cases(case or []), settings, steps)
-        if plot_file is not None:
-            steps.begin("Drawing")
-            save_picture(draw_speed(found), plot_file)
-    if markdown_file is not None:
-        write_text(markdown_file, markdown(found), overwrite=overwrite)
-    if json_file is not None and json_file != "-":
-        write_text(Path(json_file), found.to_json() + "\n", overwrite=overwrite)
-    say(found.to_json() if json_file == "-" else screen(found))
-
-
-@bench.command()
-@answered()
-def accuracy(
-    suites: Annotated[list[str], typer.Argument(metavar="SUITE", help=f"One or more of {', '.join(SUITES)}, beyond.")],
-    estimator: Annotated[
-        list[str] | None,
-        typer.Option("--estimator", help="Name of an instrument, auto by default; repeat it for several."),
-    ] = None,
-    n: Annotated[list[int] | None, typer.Option("--n", help="Rows, 10,000 by default; repeat it for several.")] = None,
-    seeds: Annotated[str, typer.Option(metavar="A-B", help="Seeds of samples and estimates: 0-4, or 0,1,2.")] = "0-4",
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", metavar="TEXT", help="Only laws with this in their name; repeat it for several."),
-    ] = None,
-    half: Annotated[
-        str | None,
-        typer.Option(metavar="HALF", help="develop: only the laws to develop recipes on; report: only the others."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keep every estimate here; a killed run goes on from it.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what FOLDER already holds.")] = False,
-    jobs: Jobs = None,
-    json_file: Json = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
-    ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the error of every task: .png or .svg.")
-    ] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure estimators on laws of known information: their errors, their intervals and their verdicts."""
-    _require_free_results(json_file, markdown_file, plot_file, overwrite=overwrite)
-    with Steps(lines=True) as steps:
-        steps.begin("Building the laws")
-        from joblib import cpu_count
-
-        from mikit.bench.accuracy import Plan, choose_laws, measure_accuracy, read_seeds
-        from mikit.bench.accuracy_plot import draw_accuracy
-        from mikit.bench.accuracy_report import accuracy_markdown, accuracy_screen
-        from mikit.bench.speed_plot import require_picture, save_picture
-
-        if plot_file is not None:
-            require_picture(plot_file)
-        plan = Plan(
-            laws=choose_laws(suites, task or (), half),
-            estimators=tuple(estimator or ["auto"]),
-            sizes=tuple(n or [10_000]),
-            seeds=read_seeds(seeds),
-            folder=out,
-            jobs=jobs or cpu_count(),
-            fresh=fresh,
-        )
-        found = measure_accuracy(plan, steps)
-        if markdown_file is not None:
-            write_text(markdown_file, accuracy_markdown(found), overwrite=overwrite)
-        if json_file is not None and json_file != "-":
-            write_text(Path(json_file), found.to_json() + "\n", overwrite=overwrite)
-        if plot_file is not None:
-            steps.begin("Drawing")
-            save_picture(draw_accuracy(found), plot_file)
-    say(found.to_json() if json_file == "-" else accuracy_screen(found))
-
-
 @contextmanager
 def _files_named(teacher: Path, student: Path | None) -> Iterator[None]:
     """Say which file is x and which is y where a refusal speaks of them."""
@@ -383,21 +239,6 @@ def _files_named(teacher: Path, student: Path | None) -> Iterator[None]:
         names = f"x is {teacher}" if student is None else f"x is the student, {student}; y is the teacher, {teacher}"
         said = f" ({names}.)" if re.search(r"\b[xy]\b", str(cause)) else ""
         raise InputError(f"{cause}{said}") from cause
-
-
-def _require_free_json(json_file: str | None, overwrite: bool, *inputs: Path | None) -> None:
-    if json_file is not None and json_file != "-":
-        require_free(Path(json_file), overwrite=overwrite, inputs=[path for path in inputs if path is not None])
-
-
-def _require_free_results(json_file: str | None, *others: Path | None, overwrite: bool) -> None:
-    _require_free_json(json_file, overwrite)
-    for path in others:
-        if path is not None:
-            require_free(path, overwrite=overwrite)
-    named = [Path(path).resolve() for path in (json_file, *others) if path not in (None, "-")]
-    if len(set(named)) < len(named):
-        raise InputError("--json, --markdown and --plot must name different files.")
 
 
 def _tell(json_file: str | None, content: dict[str, Any], overwrite: bool, sentence: str) -> None:

@@ -40,8 +40,12 @@ ROOMS = {
     "bench": {"functional", "plot", "estimators", "measuring"},
     "doctor": {"measuring", "estimators"},
     "terminal": set(),
+    "options": set(),
+    "bench_commands": {"terminal", "options", "bench"},
     "cli": {
         "terminal",
+        "options",
+        "bench_commands",
         "activations",
         "bench",
         "datasets",
