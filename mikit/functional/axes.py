@@ -1,0 +1,89 @@
+"""Principal axes of standardised columns, exact where that is cheap and by subspace iteration where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+__all__ = ["PrincipalAxes", "leading_subspace"]
+
+# Up to this many rows or columns the principal axes are exact; above, they come from subspace iteration.
+_EXACT = 1200
+_AXES = 512
+# Axes whose variance is below this share of the largest are rounding (float32), not data.
+_RANK_TOLERANCE = 1e-7
+_STRIP = 1024
+
+
+@final
+@dataclass(frozen=True)
+class PrincipalAxes:
+    """Principal axes of rows whose columns are centred and brought to unit variance.
+
+    Attributes:
+        mean: Column means ``(d,)``, float64.
+        axes: ``(d, q)``, float64, in the units of the columns: ``(rows - mean) @ axes`` are the coordinates.
+        variances: Of the coordinates, ``(q,)``, falling. A column of noise makes variances near 1.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variances: Tensor
+
+    @property
+    def rank(self) -> int:
+        """How many axes there are; columns that never vary add none."""
+        return int(self.variances.shape[0])
+
+    @classmethod
+    def of(cls, rows: Tensor, generator: torch.Generator) -> Self:
+        """Return the axes of rows ``(n, d)``: all of them, or the leading 512 beyond 1,200 rows and columns.
+
+        Cost:
+            ``O(n d min(n, d))`` time for all, ``O(512 n d)`` for the leading ones; one float32 copy of the rows.
+        """
+        n, d = rows.shape
+        mean = rows.detach().mean(dim=0, dtype=torch.float64)
+        # The scale of a column that varies by rounding only is infinite, so that it becomes 0.
+        z = (rows.detach() - mean.to(rows.dtype)).to(torch.promote_types(rows.dtype, torch.float32))
+        peak = z.abs().amax(dim=0).double()
+        varies = peak > 1e-13 * mean.abs() * n**0.5
+        if rows.dtype != torch.float64:
+            varies = peak > torch.finfo(rows.dtype).eps * mean.abs()
+        z = (z / torch.where(varies, peak, torch.inf).to(z.dtype)).float()
+        scale = torch.where(varies, z.square().mean(dim=0, dtype=torch.float64).sqrt() * peak, torch.inf)
+        z *= (peak / scale).float()
+        if min(n, d) <= _EXACT:
+            gram = (z.T @ z if d <= n else z @ z.T).double() / n
+            values, vectors = torch.linalg.eigh(gram)
+            values, vectors = values.flip(0), vectors.flip(1)
+        else:
+            basis = leading_subspace(z, _AXES, generator)
+            core = (z @ basis).double()
+            values, vectors = torch.linalg.eigh(core.T @ core / n)
+            values, vectors = values.flip(0), basis.double() @ vectors.flip(1)
+        kept = values > _RANK_TOLERANCE * values[:1].clamp(min=1e-30)
+        values, vectors = values[kept], vectors[:, kept]
+        if min(n, d) <= _EXACT and d > n:
+            vectors = (z.T @ (vectors / (n * values).sqrt()).float()).double()
+        return cls(mean, vectors / scale[:, None], values)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Return the coordinates ``(n, q)``, float32."""
+        axes = self.axes.float()
+        mean = self.mean.to(rows.dtype)
+        strips = range(0, rows.shape[0], _STRIP)
+        return torch.cat([(rows[i : i + _STRIP].detach() - mean).float() @ axes for i in strips])
+
+
+def leading_subspace(matrix: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Return an orthonormal basis ``(d, width)`` of about the leading right singular vectors, by subspace iteration."""
+    width = min(width, *matrix.shape)
+    start = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float32)
+    basis: Tensor = torch.linalg.qr(start.to(matrix))[0]
+    for _ in range(4):
+        basis = torch.linalg.qr(matrix.T @ (matrix @ basis))[0]
+    return basis
