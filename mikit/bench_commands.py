@@ -79,7 +79,7 @@ def speed(
             quick=quick,
             device=device,
             seed=seed,
-            pythons=read_interpreters(peer or []),
+            pythons=read_interpreters(peer or [], ("benchmark-mi", "NPEET")),
         )
         found = measure_speed(choose_cases(case or []), settings, steps)
         if plot_file is not None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ from typing import final
 import joblib
 import numpy as np
 
-from mikit.atomic import TEMPORARY_PREFIX, sync_folder, write_atomically
+from mikit.bench.accuracy_folder import Key, described, keep, read_estimates, sentence_of
 from mikit.bench.accuracy_results import AccuracyReport, Estimate
 from mikit.bench.laws.law import Law
 from mikit.bench.laws.suites import law_named, laws_of
@@ -25,7 +23,6 @@ from mikit.bench.timing import one_thread
 from mikit.errors import InputError
 from mikit.estimators import estimator_named
 from mikit.measuring import measure
-from mikit.plot.naming import clip_text
 from mikit.provenance import library_versions
 
 __all__ = ["Plan", "choose_laws", "measure_accuracy", "read_seeds"]
@@ -75,30 +72,15 @@ class Plan:
             raise InputError(f"jobs is {self.jobs}; at least 1 is needed.")
 
     @property
-    def keys(self) -> list[_Key]:
+    def keys(self) -> list[Key]:
         """Everything to run, seed by seed, so that a run that is stopped has whole seeds."""
         return [
-            _Key(law.suite, law.name, n, seed, name)
+            Key(law.suite, law.name, n, seed, name)
             for seed in dict.fromkeys(self.seeds)
             for n in dict.fromkeys(self.sizes)
             for law in self.laws
             for name in dict.fromkeys(self.estimators)
         ]
-
-
-@dataclass(frozen=True)
-class _Key:
-    suite: str
-    law: str
-    n: int
-    seed: int
-    estimator: str
-
-    @property
-    def file(self) -> str:
-        """Readable, and different for different keys whatever characters a law's name holds."""
-        whole = f"{self.suite}--{self.law}--{self.n}--{self.seed}--{self.estimator}"
-        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', whole)}--{zlib.crc32(whole.encode()):08x}.json"
 
 
 class _LeftOutError(Exception):
@@ -168,7 +150,7 @@ def measure_accuracy(plan: Plan, progress: Progress | None = None) -> AccuracyRe
     Pitfalls:
         With several jobs the seconds are those of processes that share the memory of one machine.
     """
-    known = {} if plan.folder is None else _read(plan.folder, plan)
+    known = {} if plan.folder is None else read_estimates(plan.folder, () if plan.fresh else plan.keys)
     left = [key for key in plan.keys if key not in known]
     if progress is not None:
         progress.begin(f"Measuring, {len(known)} of {len(plan.keys)} known", len(left))
@@ -183,17 +165,17 @@ def measure_accuracy(plan: Plan, progress: Progress | None = None) -> AccuracyRe
     )
 
 
-def _run(keys: Sequence[_Key], plan: Plan) -> Iterator[tuple[_Key, Estimate]]:
+def _run(keys: Sequence[Key], plan: Plan) -> Iterator[tuple[Key, Estimate]]:
     if plan.jobs == 1:
         for key in keys:
             yield key, _measured(key, plan.folder)
         return
     parallel = joblib.Parallel(n_jobs=plan.jobs, return_as="generator_unordered")
     for found in parallel(joblib.delayed(_measured)(key, plan.folder) for key in keys):
-        yield _Key(found.suite, found.law, found.n, found.seed, found.estimator), found
+        yield Key(found.suite, found.law, found.n, found.seed, found.estimator), found
 
 
-def _measured(key: _Key, folder: Path | None) -> Estimate:
+def _measured(key: Key, folder: Path | None) -> Estimate:
     """Draw, measure, and write the estimate down."""
     law = law_named(key.suite, key.law)
     start = time.perf_counter()
@@ -204,35 +186,16 @@ def _measured(key: _Key, folder: Path | None) -> Estimate:
         except _LeftOutError as cause:
             found = {"state": "left out", "reason": str(cause)}
         except InputError as cause:
-            found = {"state": "refused", "reason": _sentence(cause)}
+            found = {"state": "refused", "reason": sentence_of(cause)}
         except Exception as cause:
-            found = {"state": "failed", "reason": f"{type(cause).__name__}: {_sentence(cause)}"}
-    nothing = {"reason": "", "value": None, "low": None, "high": None, "verdict": "", "flags": (), "chosen": ""}
-    estimate = Estimate(
-        suite=law.suite,
-        law=law.name,
-        half=law.half,
-        d_x=law.d_x,
-        d_y=law.d_y,
-        truth=law.information,
-        truth_error=law.error,
-        fault=law.fault,
-        right_suffices=law.right_suffices,
-        n=key.n,
-        seed=key.seed,
-        estimator=key.estimator,
-        versions=library_versions(),
-        **{"seconds": time.perf_counter() - start, **nothing, **found},  # type: ignore[arg-type]
-    )
+            found = {"state": "failed", "reason": f"{type(cause).__name__}: {sentence_of(cause)}"}
+    estimate = described(law, key, {"seconds": time.perf_counter() - start, **found}, library_versions())
     if folder is not None:
-        text = json.dumps(estimate.to_dict(), indent=1, ensure_ascii=False, allow_nan=False).encode()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / key.file, lambda file: file.write(text))
-        sync_folder(folder)
+        keep(folder, key, estimate)
     return estimate
 
 
-def _numbers(law: Law, key: _Key) -> dict[str, object]:
+def _numbers(law: Law, key: Key) -> dict[str, object]:
     labels = law.kinds[1] == "discrete"
     explains_labels = estimator_named(key.estimator).explains == "labels"
     if explains_labels and not labels:
@@ -259,38 +222,3 @@ def _numbers(law: Law, key: _Key) -> dict[str, object]:
         "chosen": measurement.estimator + (f"; {measurement.chosen}" if measurement.chosen else ""),
         "seconds": time.perf_counter() - start,
     }
-
-
-def _read(folder: Path, plan: Plan) -> dict[_Key, Estimate]:
-    """The estimates of the plan that the folder holds; those that failed are tried again."""
-    if not folder.exists():
-        return {}
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for the estimates.")
-    for entry in folder.iterdir():
-        if entry.suffix != ".json" and not entry.name.startswith(TEMPORARY_PREFIX):
-            raise InputError(f"{folder} holds {entry.name}, which is no estimate of mikit bench. Name another folder.")
-    known = {}
-    versions = library_versions()
-    for key in () if plan.fresh else plan.keys:
-        path = folder / key.file
-        if not path.exists():
-            continue
-        try:
-            estimate = Estimate.from_dict(json.loads(path.read_text()))
-        except ValueError as cause:
-            raise InputError(
-                f"{path} is no estimate of mikit bench ({cause}). Remove it, or name another folder."
-            ) from cause
-        if estimate.versions.get("mikit") != versions["mikit"]:
-            raise InputError(
-                f"{path} was measured by mikit {estimate.versions.get('mikit')}, and this is {versions['mikit']}. Name "
-                "another folder, or measure anew with --fresh."
-            )
-        if estimate.state != "failed":
-            known[key] = estimate
-    return known
-
-
-def _sentence(cause: Exception) -> str:
-    return clip_text((str(cause).strip().splitlines() or [""])[0], 200)

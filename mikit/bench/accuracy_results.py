@@ -85,8 +85,8 @@ class Estimate:
 
     @property
     def flagged(self) -> bool:
-        """Whether the verdict is anything but trustworthy, or the measurement was refused."""
-        return self.verdict != "trustworthy"
+        """Whether the verdict is anything but trustworthy, or the measurement was refused; peers give no verdict."""
+        return self.state == "refused" or self.verdict not in ("", "trustworthy")
 
     @property
     def escaped(self) -> bool:

@@ -38,8 +38,12 @@ _ONE_THREAD = {
 }
 
 
-def read_interpreters(given: Sequence[str]) -> dict[str, Path]:
+def read_interpreters(given: Sequence[str], names: Sequence[str] = tuple(PEERS)) -> dict[str, Path]:
     """Read ``NAME=PYTHON`` pairs.
+
+    Args:
+        given: The pairs.
+        names: The peers there are.
 
     Raises:
         InputError: If one is no such pair, names an unknown peer or one twice, or no file that can be run.
@@ -51,8 +55,8 @@ def read_interpreters(given: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for pair in given:
         name, equals, python = pair.partition("=")
-        if not equals or name not in PEERS:
-            raise InputError(f'--peer "{pair}" must be NAME=PYTHON with NAME one of {", ".join(PEERS)}.')
+        if not equals or name not in names:
+            raise InputError(f'--peer "{pair}" must be NAME=PYTHON with NAME one of {", ".join(names)}.')
         if name in found:
             raise InputError(f"--peer {name} is given twice; one interpreter must be chosen.")
         path = Path(python).absolute()  # A link stays a link: an environment's interpreter is one, and knows by it.
@@ -110,6 +114,13 @@ class Interpreters:
         if "failed" in answer:
             raise RuntimeError(str(answer["failed"]))
         return answer
+
+    def forget_ended(self, name: str) -> None:
+        """Let a peer whose process broke off be started anew when it is next asked for."""
+        found = self._workers.get(name)
+        if isinstance(found, _Worker) and found.is_over:
+            found.close()
+            del self._workers[name]
 
     def worker(self, name: str) -> _Worker:
         """Return the worker of a peer, started if it is not running yet.
@@ -174,6 +185,11 @@ class _Worker:
                 raise MissingError(f"{where} does not run the peer ({cause})", install) from cause
             raise
         self.version = str(said["version"])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it answers no more."""
+        return bool(self._over)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and return the answer.
