@@ -73,10 +73,8 @@ class PrincipalAxes:
 
     def project(self, rows: Tensor) -> Tensor:
         """Return the coordinates ``(n, q)``, float32."""
-        axes = self.axes.float()
-        mean = self.mean.to(rows.dtype)
         strips = range(0, rows.shape[0], _STRIP)
-        return torch.cat([(rows[i : i + _STRIP].detach() - mean).float() @ axes for i in strips])
+        return torch.cat([((rows[i : i + _STRIP].detach().double() - self.mean) @ self.axes).float() for i in strips])
 
 
 def leading_subspace(matrix: Tensor, width: int, generator: torch.Generator) -> Tensor:
