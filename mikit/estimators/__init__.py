@@ -13,6 +13,7 @@ from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.labels import LabelInformation
 from mikit.estimators.neighbors import KSG, Ross, WeightedKL
 from mikit.estimators.ratios import DV, JSD, NWJ, SMILE
+from mikit.estimators.reduced import ReducedKSG
 from mikit.estimators.variational import VID
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "InfoNCE",
     "LabelInformation",
     "PlugIn",
+    "ReducedKSG",
     "Ross",
     "Training",
     "WeightedKL",
@@ -44,6 +46,7 @@ REGISTRY: dict[str, type[Estimator]] = {
         Auto,
         GaussianMI,
         KSG,
+        ReducedKSG,
         WeightedKL,
         InfoNCE,
         AnchoredInfoNCE,
