@@ -15,6 +15,30 @@ from mikit.terminal import Steps, answered, say
 
 __all__ = ["bench"]
 
+Suites = Annotated[list[str], typer.Argument(metavar="SUITE", help=f"One or more of {', '.join(SUITES)}, beyond.")]
+Sizes = Annotated[list[int] | None, typer.Option("--n", help="Rows, 10,000 by default; repeat it for several.")]
+Seeds = Annotated[str, typer.Option(metavar="A-B", help="Seeds of samples and estimates: 0-4, or 0,1,2.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="TEXT", help="Only laws with this in their name; repeat it for several."),
+]
+Half = Annotated[
+    str | None,
+    typer.Option(metavar="HALF", help="develop: only the laws to develop recipes on; report: only the others."),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Keep every estimate here; a killed run goes on from it.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure anew what FOLDER already holds.")]
+Peers = Annotated[
+    list[str] | None,
+    typer.Option("--peer", metavar="NAME=PYTHON", help="Interpreter that has this peer; repeat it for several."),
+]
+Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")]
+ErrorPlot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw the error of every task: .png or .svg.")
+]
+
 
 class _Suites(TyperGroup):
     """Takes the name of a suite for ``accuracy`` on that suite."""
@@ -48,15 +72,10 @@ def speed(
         float, typer.Option(metavar="SECONDS", help="No new round of a size after this, once three are done.")
     ] = 60.0,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, on one thread, or cuda.")] = "cpu",
-    peer: Annotated[
-        list[str] | None,
-        typer.Option("--peer", metavar="NAME=PYTHON", help="Interpreter that has this peer; repeat it for several."),
-    ] = None,
+    peer: Peers = None,
     seed: Seed = 0,
     json_file: Json = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
-    ] = None,
+    markdown_file: Markdown = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw time against size: .png or .svg.")
     ] = None,
@@ -95,33 +114,21 @@ def speed(
 @bench.command()
 @answered()
 def accuracy(
-    suites: Annotated[list[str], typer.Argument(metavar="SUITE", help=f"One or more of {', '.join(SUITES)}, beyond.")],
+    suites: Suites,
     estimator: Annotated[
         list[str] | None,
         typer.Option("--estimator", help="Name of an instrument, auto by default; repeat it for several."),
     ] = None,
-    n: Annotated[list[int] | None, typer.Option("--n", help="Rows, 10,000 by default; repeat it for several.")] = None,
-    seeds: Annotated[str, typer.Option(metavar="A-B", help="Seeds of samples and estimates: 0-4, or 0,1,2.")] = "0-4",
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", metavar="TEXT", help="Only laws with this in their name; repeat it for several."),
-    ] = None,
-    half: Annotated[
-        str | None,
-        typer.Option(metavar="HALF", help="develop: only the laws to develop recipes on; report: only the others."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keep every estimate here; a killed run goes on from it.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what FOLDER already holds.")] = False,
+    n: Sizes = None,
+    seeds: Seeds = "0-4",
+    task: Tasks = None,
+    half: Half = None,
+    out: Out = None,
+    fresh: Fresh = False,
     jobs: Jobs = None,
     json_file: Json = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
-    ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the error of every task: .png or .svg.")
-    ] = None,
+    markdown_file: Markdown = None,
+    plot_file: ErrorPlot = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure estimators on laws of known information: their errors, their intervals and their verdicts."""
@@ -155,3 +162,65 @@ def accuracy(
             steps.begin("Drawing")
             save_picture(draw_accuracy(found), plot_file)
     say(found.to_json() if json_file == "-" else accuracy_screen(found))
+
+
+@bench.command()
+@answered()
+def peers(
+    suites: Suites,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option("--estimator", help="Instrument of mikit beside them, auto by default; repeat it for several."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="NAME", help='Only this peer, or estimator of a peer ("benchmark-mi KSG"); repeatable.'
+        ),
+    ] = None,
+    peer: Peers = None,
+    n: Sizes = None,
+    seeds: Seeds = "0-4",
+    task: Tasks = None,
+    half: Half = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    jobs: Jobs = None,
+    json_file: Json = None,
+    markdown_file: Markdown = None,
+    plot_file: ErrorPlot = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure other people's estimators beside mikit's on the same rows of laws of known information."""
+    require_free_results(json_file, markdown_file, plot_file, overwrite=overwrite)
+    with Steps(lines=True) as steps:
+        steps.begin("Building the laws")
+        from joblib import cpu_count
+
+        from mikit.bench.accuracy import Plan, choose_laws, read_seeds
+        from mikit.bench.accuracy_peers import PeerPlan, choose_peers, compare
+        from mikit.bench.accuracy_peers_report import comparison_markdown, comparison_screen
+        from mikit.bench.accuracy_plot import draw_accuracy
+        from mikit.bench.interpreters import read_interpreters
+        from mikit.bench.speed_plot import require_picture, save_picture
+
+        if plot_file is not None:
+            require_picture(plot_file)
+        own = Plan(
+            laws=choose_laws(suites, task or (), half),
+            estimators=tuple(estimator or ["auto"]),
+            sizes=tuple(n or [10_000]),
+            seeds=read_seeds(seeds),
+            folder=out,
+            jobs=jobs or cpu_count(),
+            fresh=fresh,
+        )
+        found = compare(PeerPlan(own, choose_peers(only or ()), read_interpreters(peer or [])), steps)
+        if markdown_file is not None:
+            write_text(markdown_file, comparison_markdown(found), overwrite=overwrite)
+        if json_file is not None and json_file != "-":
+            write_text(Path(json_file), found.to_json() + "\n", overwrite=overwrite)
+        if plot_file is not None:
+            steps.begin("Drawing")
+            save_picture(draw_accuracy(found.report), plot_file)
+    say(found.to_json() if json_file == "-" else comparison_screen(found))

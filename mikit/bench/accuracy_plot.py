@@ -61,7 +61,7 @@ def draw_accuracy(report: AccuracyReport) -> Figure:
         panels[0].set_yticks(range(len(laws)), labels)
         panels[0].set_ylim(len(laws) - 0.5, -0.5)
         handles = [
-            panels[0].plot([], [], linestyle="none", marker=_MARKS[i % 8], color=_COLORS[i % 8], label=name)[0]
+            panels[0].plot([], [], linestyle="none", marker=_MARKS[i % 8], color=_color(i), label=name)[0]
             for i, name in enumerate(names)
         ]
         finish(figure, "Error by task", handles, _facts(report))
@@ -86,8 +86,8 @@ def _draw_panel(
                 marker=_MARKS[i % 8],
                 markersize=3.2,
                 markeredgewidth=0.8,
-                color=_COLORS[i % 8],
-                markerfacecolor="none" if flagged else _COLORS[i % 8],
+                color=_color(i),
+                markerfacecolor="none" if flagged else _color(i),
             )
     ax.set_xscale("symlog", linthresh=_LINEAR)
     ax.set_xlim(-reach, reach)
@@ -96,6 +96,11 @@ def _draw_panel(
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.grid(visible=True, axis="both")
     ax.set_xlabel("estimate − truth, nats")
+
+
+def _color(i: int) -> str:
+    """Of the estimator in this place; the second eight take the marks of the first eight in other colours."""
+    return _COLORS[(i + i // 8) % 8]
 
 
 def _facts(report: AccuracyReport) -> list[str]:

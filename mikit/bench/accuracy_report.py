@@ -130,7 +130,7 @@ def _missing(report: AccuracyReport) -> list[str]:
     escaped = [
         f"{e.law}, N = {e.n:,}, seed {e.seed}, {e.estimator}: the trap went by without a flag ({e.fault})"
         for e in report.estimates
-        if e.escaped and e.state == "measured"
+        if e.escaped and e.verdict
     ]
     return [*gone, *escaped]
 

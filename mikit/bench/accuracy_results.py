@@ -264,8 +264,9 @@ class AccuracyReport:
         return [_summary(own) for own in _grouped(self.estimates, lambda e: (e.suite, e.n, e.estimator))]
 
     def confusions(self) -> dict[str, Confusion]:
-        """How the verdict did, by estimator, over everything."""
-        return {own[0].estimator: _confusion(own) for own in _grouped(self.estimates, lambda e: (e.estimator,))}
+        """How the verdict did, by estimator, over everything; peers give none."""
+        by_estimator = _grouped(self.estimates, lambda e: (e.estimator,))
+        return {own[0].estimator: _confusion(own) for own in by_estimator if any(e.verdict or e.flagged for e in own)}
 
     def to_json(self) -> str:
         """Everything as JSON, with the tables that follow from it."""

@@ -269,6 +269,7 @@ class _Worker:
             if not self._over:
                 self._process.wait(_SECONDS_TO_END)
         self._end()
+        self._over = self._over or f"the process of {self._name} was closed"
         self._listener.join(_SECONDS_TO_END)
         if not self._listener.is_alive():  # Closing would wait for it.
             assert self._process.stdout is not None
