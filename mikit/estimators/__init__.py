@@ -5,10 +5,12 @@ from __future__ import annotations
 from mikit.errors import InputError
 from mikit.estimators.auto import Auto
 from mikit.estimators.base import Estimator
+from mikit.estimators.conditional import ConditionalInformation, held_out_conditional_mi
 from mikit.estimators.contrastive import AnchoredInfoNCE, InfoNCE
 from mikit.estimators.discrete import PlugIn
 from mikit.estimators.distribution import MMD
 from mikit.estimators.fitting import FitRecord, Training
+from mikit.estimators.flows import FlowMI
 from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.labels import LabelInformation
 from mikit.estimators.neighbors import KSG, Ross, WeightedKL
@@ -27,8 +29,10 @@ __all__ = [
     "VID",
     "AnchoredInfoNCE",
     "Auto",
+    "ConditionalInformation",
     "Estimator",
     "FitRecord",
+    "FlowMI",
     "GaussianMI",
     "InfoNCE",
     "LabelInformation",
@@ -38,6 +42,7 @@ __all__ = [
     "Training",
     "WeightedKL",
     "estimator_named",
+    "held_out_conditional_mi",
 ]
 
 REGISTRY: dict[str, type[Estimator]] = {
@@ -54,6 +59,7 @@ REGISTRY: dict[str, type[Estimator]] = {
         NWJ,
         DV,
         SMILE,
+        FlowMI,
         VID,
         LabelInformation,
         Ross,
