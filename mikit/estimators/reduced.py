@@ -92,7 +92,7 @@ class ReducedKSG(Estimator):
     differentiable = False
     learned = True
 
-    def __init__(self, k: int = 3, *, most: int = 16, nonlinear: bool = True, draws: int = 4) -> None:
+    def __init__(self, k: int = 3, *, most: int = 16, nonlinear: bool = True, draws: int = 8) -> None:
         super().__init__()
         for name, value in (("k", k), ("most", most), ("draws", draws)):
             if value < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from mikit.errors import InputError
 from mikit.functional.axes import PrincipalAxes, leading_subspace
 
-__all__ = ["Candidate", "CodeMap", "feature_candidates", "linear_candidates"]
+__all__ = ["Candidate", "CodeMap", "feature_candidates", "linear_candidates", "straightened"]
 
 # Ridges in units of the variance of one standardised column; a column of noise makes an axis of variance near 1.
 _RIDGES = (1e-3, 0.1, 3.0, 30.0)
@@ -24,6 +24,7 @@ _REACH = 5.0
 _STRIP = 1024
 _DENSE = 160
 _SHARED = 150
+_TURNING_RIDGE = 1e-3
 
 
 @final
@@ -80,6 +81,7 @@ class Candidate:
         directions: Of both sides, ``(width + h, k)``.
         centres: Of both sides, ``(k,)``.
         description: What it is, in words.
+        base: The linear candidate that was straightened to this one, if it was; see :func:`straightened`.
     """
 
     width: int
@@ -88,6 +90,12 @@ class Candidate:
     directions: tuple[Tensor, Tensor]
     centres: tuple[Tensor, Tensor]
     description: str
+    base: Candidate | None = None
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of codes there are."""
+        return int(self.directions[0].shape[1])
 
     def codes(self, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return both sides' codes ``(n, k)`` of rows given by their principal coordinates."""
@@ -101,6 +109,13 @@ class Candidate:
 
     def refitted(self, coordinates: Sequence[Tensor], pairs: int, generator: torch.Generator) -> Candidate:
         """Return the same way to make codes with its leading ``pairs`` directions found anew on these rows."""
+        if self.base is not None:
+            whole = straightened(self.base.refitted(coordinates, self.base.pairs, generator), coordinates, generator)
+            return replace(
+                whole,
+                directions=(whole.directions[0][:, :pairs], whole.directions[1][:, :pairs]),
+                centres=(whole.centres[0][:pairs], whole.centres[1][:pairs]),
+            )
         solver = _Solver(coordinates, self.width, self.layers, pairs, generator)
         directions, centres = solver.directions(self.ridge)
         return Candidate(self.width, self.ridge, self.layers, directions, centres, self.description)
@@ -150,6 +165,39 @@ def feature_candidates(
             for ridge in _FEATURE_RIDGES:
                 description = f"{beside} axes and {kind} of {read}, ridge {ridge:g}"
                 yield Candidate(beside, ridge, (first, second), *solved.directions(ridge), description)
+
+
+def straightened(linear: Candidate, coordinates: Sequence[Tensor], generator: torch.Generator) -> Candidate:
+    r"""Return linear codes with the quadratic bend of each side taken out.
+
+    A smooth map of Gaussian latents shows in the codes as ``a_i ≈ z_i`` plus quadratic terms, and these in the third
+    moments :math:`κ_{ijl}` of the white codes: :math:`a_i - \tfrac16 \sum_{jl} κ_{ijl} (a_j a_l - δ_{jl})` undoes them
+    to first order. Each side is straightened from its own rows, without a look at the other; then the pairs are found
+    anew.
+    """
+    own: list[tuple[_Layer, Tensor]] = []
+    bent: list[Tensor] = []
+    for rows, directions in zip(coordinates, linear.directions, strict=True):
+        z = rows[:, : linear.width].double()
+        values, vectors = torch.linalg.eigh((z @ directions).T @ (z @ directions) / z.shape[0])
+        white = directions @ (vectors * values.clamp(min=1e-300).rsqrt()) @ vectors.T
+        codes = z @ white
+        k = codes.shape[1]
+        i, j = torch.triu_indices(k, k)
+        layer = _Layer(white[:, i], white.new_zeros(i.shape[0]), white[:, j])
+        held = codes.clamp(-_REACH, _REACH)
+        products = held[:, i] * held[:, j]
+        third = products.T @ codes / z.shape[0]
+        shift = third * torch.where(i == j, 1.0, 2.0)[:, None].to(third) / -6.0
+        own.append((layer, torch.cat([white, shift])))
+        bent.append(codes + products @ shift)
+    no_layers = _Layer.empty(bent[0][0]), _Layer.empty(bent[1][0])
+    turns, _ = _Solver(bent, bent[0].shape[1], no_layers, linear.pairs, generator).directions(_TURNING_RIDGE)
+    (layer_x, map_x), (layer_y, map_y) = own
+    layers = (layer_x, layer_y)
+    centres = (bent[0].mean(dim=0) @ turns[0], bent[1].mean(dim=0) @ turns[1])
+    turned = (map_x @ turns[0], map_y @ turns[1])
+    return Candidate(linear.width, linear.ridge, layers, turned, centres, f"{linear.description}, straightened", linear)
 
 
 @final

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional.axes import PrincipalAxes
-from mikit.functional.code_maps import Candidate, CodeMap, feature_candidates, linear_candidates
+from mikit.functional.code_maps import Candidate, CodeMap, feature_candidates, linear_candidates, straightened
 from mikit.inputs import refuse_non_finite
 from mikit.rows import require_paired
 
@@ -77,9 +77,10 @@ def informative_directions(
 
     Formula: with the leading ``q`` principal axes of each side, of variances :math:`s_i`, the singular vectors of
     :math:`\operatorname{diag}(s_x + λ)^{-1/2} C_{xy} \operatorname{diag}(s_y + λ)^{-1/2}`; with ``nonlinear`` also the
-    regularised canonical directions of these axes beside products, or rectified combinations, of the leading two to
-    sixteen. ``q``, ``λ``, the features and the number of pairs ``k <= most`` maximise :func:`contrast_evidence` on the
-    select rows; the directions are then found anew on the fit and select rows together.
+    best of these codes straightened (:func:`~mikit.functional.code_maps.straightened`), and regularised canonical
+    directions of the axes beside products, or rectified combinations, of the leading two to sixteen. ``q``, ``λ``, the
+    features and the number of pairs ``k <= most`` maximise :func:`contrast_evidence` on the select rows; the directions
+    are then found anew on the fit and select rows together.
 
     Args:
         x_fit: Student rows that propose directions.
@@ -138,15 +139,21 @@ def informative_directions(
     coarse = [k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if k < most] + [most]
 
     def promise(candidate: Candidate) -> float:
-        return max(contrast_evidence(*candidate.codes(contrasted), coarse), default=-math.inf)
+        looks = [k for k in coarse if k < candidate.pairs] + [candidate.pairs]
+        return max(contrast_evidence(*candidate.codes(contrasted), looks))
+
+    def finely(candidate: Candidate) -> list[float]:
+        return contrast_evidence(*candidate.codes(contrasted), range(1, candidate.pairs + 1))
 
     chosen = max(linear_candidates(sides, fit, most, drawn), key=promise)
     if nonlinear:
+        straight = straightened(chosen.refitted(fit, 1 + _place_of_largest(finely(chosen)), drawn), fit, drawn)
         width = min(chosen.width, _WIDEST_BESIDE_FEATURES)
-        chosen = max(chain((chosen,), feature_candidates(sides, fit, most, width, drawn)), key=promise)
+        others = feature_candidates(sides, fit, most, width, drawn)
+        chosen = max(chain((chosen, straight), others), key=promise)
+    evidence = finely(chosen)
+    k = 1 + _place_of_largest(evidence)
     a, b = chosen.codes(contrasted)
-    evidence = contrast_evidence(a, b, range(1, a.shape[1] + 1))
-    k = 1 + max(range(len(evidence)), key=evidence.__getitem__)
     correlations = _correlations(a[:, :k], b[:, :k])[2]
     chosen = chosen.refitted([torch.cat(rows) for rows in zip(fit, select, strict=True)], k, drawn)
     return Reduction(
@@ -207,6 +214,10 @@ def contrast_evidence(a: Tensor, b: Tensor, pairs: Sequence[int]) -> list[float]
         found.append(float((scores.diagonal() - 0.5 * normalisers).double().mean()) + math.log(n) - k / n)
         done = k
     return found
+
+
+def _place_of_largest(values: list[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
 
 
 def _correlations(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ __all__ = ["anchored_ksg", "anchored_ksg_pointwise"]
 _LOOKS = 60
 
 
-def anchored_ksg(a: Tensor, b: Tensor, k: int = 3, *, draws: int = 4, generator: torch.Generator) -> Tensor:
+def anchored_ksg(a: Tensor, b: Tensor, k: int = 3, *, draws: int = 8, generator: torch.Generator) -> Tensor:
     r"""Mutual information of few columns by nearest neighbours, anchored at the Gaussian information.
 
     .. math:: \hat I = G(z) + K(z) - \tfrac1B \sum_b \left[K(z^b) - β\,(G(z^b) - G(z))\right]
@@ -50,7 +50,7 @@ def anchored_ksg(a: Tensor, b: Tensor, k: int = 3, *, draws: int = 4, generator:
 
     Pitfalls:
         What is not Gaussian is seen through nearest neighbours and hence the less the more columns there are: nearly in
-        full up to four, in part at ten, hardly at twenty. Columns that are uncorrelated and yet functions of each other
+        full up to four, in part at twenty. Columns that are uncorrelated and yet functions of each other
         (a code and its square) make the Gaussian part count twice what the neighbours then take back in part only.
 
     Source:
@@ -66,7 +66,7 @@ def anchored_ksg(a: Tensor, b: Tensor, k: int = 3, *, draws: int = 4, generator:
     return anchored_ksg_pointwise(a, b, k, draws=draws, generator=generator).mean()
 
 
-def anchored_ksg_pointwise(a: Tensor, b: Tensor, k: int = 3, *, draws: int = 4, generator: torch.Generator) -> Tensor:
+def anchored_ksg_pointwise(a: Tensor, b: Tensor, k: int = 3, *, draws: int = 8, generator: torch.Generator) -> Tensor:
     """Contribution of every row to :func:`anchored_ksg`, whose mean is the estimate.
 
     Formula: with the contributions ``g_i`` of the Gaussian information and ``k_i`` of KSG, ``g_i + k_i - β (g_i - ḡ)``
