@@ -17,7 +17,7 @@ from mikit.plot.naming import clip_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_accuracy"]
+__all__ = ["draw_accuracy", "estimator_marks"]
 
 _LINE, _PANELS, _LETTER = 0.145, 4.2, 0.05
 _COLORS = (BLUE, "#de8f05", "#029e73", RED, "#cc78bc", "#ca9161", "#56b4e9", GREY)
@@ -61,8 +61,8 @@ def draw_accuracy(report: AccuracyReport) -> Figure:
         panels[0].set_yticks(range(len(laws)), labels)
         panels[0].set_ylim(len(laws) - 0.5, -0.5)
         handles = [
-            panels[0].plot([], [], linestyle="none", marker=_MARKS[i % 8], color=_color(i), label=name)[0]
-            for i, name in enumerate(names)
+            panels[0].plot([], [], linestyle="none", marker=mark, color=color, label=name)[0]
+            for name, (color, mark) in zip(names, map(estimator_marks, range(len(names))), strict=True)
         ]
         finish(figure, "Error by task", handles, _facts(report))
         panels[0].tick_params(axis="y", labelsize=6)
@@ -77,17 +77,18 @@ def _draw_panel(
     ax.axvline(0, color=GREY, linewidth=0.7)
     for i, name in enumerate(names):
         shift = 0.5 * ((i + 0.5) / len(names) - 0.5)
+        color, mark = estimator_marks(i)
         for flagged in (False, True):
             marks = [e for e in own if e.estimator == name and e.flagged == flagged]
             ax.plot(
                 [e.error or 0.0 for e in marks],
                 [places[e.suite, e.law] + shift for e in marks],
                 linestyle="none",
-                marker=_MARKS[i % 8],
+                marker=mark,
                 markersize=3.2,
                 markeredgewidth=0.8,
-                color=_color(i),
-                markerfacecolor="none" if flagged else _color(i),
+                color=color,
+                markerfacecolor="none" if flagged else color,
             )
     ax.set_xscale("symlog", linthresh=_LINEAR)
     ax.set_xlim(-reach, reach)
@@ -98,9 +99,17 @@ def _draw_panel(
     ax.set_xlabel("estimate − truth, nats")
 
 
-def _color(i: int) -> str:
-    """Of the estimator in this place; the second eight take the marks of the first eight in other colours."""
-    return _COLORS[(i + i // 8) % 8]
+def estimator_marks(place: int) -> tuple[str, str]:
+    """Return colour and mark of the estimator in this place; after eight, the marks come again in other colours.
+
+    Args:
+        place: Which estimator it is, counted from 0.
+
+    Example:
+        >>> estimator_marks(0) == estimator_marks(8)
+        False
+    """
+    return _COLORS[(place + place // 8) % 8], _MARKS[place % 8]
 
 
 def _facts(report: AccuracyReport) -> list[str]:
