@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.progress import Progress
 from scipy import stats
 
 import mikit
 from mikit.bench.tables import markdown_table
+from mikit.bench.timing import one_thread
 from mikit.errors import InputError
 from mikit.provenance import library_versions
 
@@ -117,10 +117,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.runs < 20:
         raise InputError(f"{arguments.runs} runs are too few to tell 5 % from anything; ask for at least 20.")
-    torch.set_num_threads(1)
     versions = library_versions()
     rows, results = [], []
-    with Progress() as progress:
+    with one_thread(), Progress() as progress:
         for instrument in INSTRUMENTS:
             for law in LAWS:
                 name = f"{instrument.name}--{law}--{instrument.rows}--{instrument.permutations}--{versions['mikit']}"
