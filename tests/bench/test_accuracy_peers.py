@@ -39,7 +39,9 @@ def other_python(tmp_path: Path) -> Path:
         "import os, pathlib\n"
         "def mutual_information(x, y, approach):\n"
         "    print('noise on standard output')\n"
-        "    fault = pathlib.Path(__file__).parents[1].joinpath('fault').read_text()\n"
+        "    file = pathlib.Path(__file__).parents[1].joinpath('fault')\n"
+        "    fault = file.read_text()\n"
+        "    if fault == 'end once': file.write_text(''); os._exit(5)\n"
         "    if fault == 'raise': raise ValueError('no number today')\n"
         "    if fault == 'end': os._exit(5)\n"
         "    if fault == 'nan': return float('nan')\n"
@@ -102,6 +104,15 @@ def test_a_run_goes_on_and_faults_are_told(other_python: Path, tmp_path: Path) -
     assert gone.report.estimates == whole.report.estimates
     assert gone.versions == whole.versions
     assert [missing.name for missing in gone.missing] == ["infomeasure"]
+
+
+def test_a_peer_that_ended_is_started_again(other_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "site" / "fault").write_text("end once")
+    found = compare(plan(other_python))
+    assert [e.state for e in found.report.estimates if e.estimator == "infomeasure KSG"] == [
+        "failed",
+        *["measured"] * 3,
+    ]
 
 
 def test_estimates_of_another_version_of_the_peer_are_refused(other_python: Path, tmp_path: Path) -> None:
