@@ -14,7 +14,7 @@ from sklearn.feature_selection import mutual_info_regression
 from typer.testing import CliRunner
 
 from mikit.bench import accuracy_peers
-from mikit.bench.accuracy import Plan, choose_laws
+from mikit.bench.accuracy import Plan, choose_laws, measure_accuracy
 from mikit.bench.accuracy_peers import PEER_ESTIMATORS, Comparison, PeerPlan, choose_peers, compare
 from mikit.bench.accuracy_peers_report import comparison_markdown, comparison_screen
 from mikit.bench.accuracy_plot import draw_accuracy
@@ -123,7 +123,9 @@ def test_estimates_of_another_version_of_the_peer_are_refused(other_python: Path
         compare(plan(other_python, folder=tmp_path / "kept"))
 
 
-def test_an_interrupt_ends_the_peers(other_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_the_peers(other_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_accuracy(replace(OWN, folder=tmp_path / "kept"))  # So that no more processes are started for these.
+
     class Interrupted:
         def begin(self, stage: str, total: float | None = None) -> None:
             self.stage = stage
@@ -135,7 +137,8 @@ def test_an_interrupt_ends_the_peers(other_python: Path, monkeypatch: pytest.Mon
     rooms, real = [], accuracy_peers.Interpreters
     monkeypatch.setattr(accuracy_peers, "Interpreters", lambda pythons: rooms.append(real(pythons)) or rooms[-1])
     with pytest.raises(KeyboardInterrupt):
-        compare(plan(other_python, jobs=2), Interrupted())
+        compare(plan(other_python, folder=tmp_path / "kept", jobs=2), Interrupted())
+    assert len(list((tmp_path / "kept").glob("*infomeasure*"))) == 1
     assert len(rooms) == 2
     with pytest.raises(RuntimeError, match=r"ended|closed"):
         rooms[0].ask("infomeasure", {"measure": "information"})
