@@ -112,12 +112,17 @@ def estimator_marks(place: int) -> tuple[str, str]:
     return _COLORS[(place + place // 8) % 8], _MARKS[place % 8]
 
 
+def _has_peers(report: AccuracyReport) -> bool:
+    return any(e.state == "measured" and not e.verdict for e in report.estimates)
+
+
 def _facts(report: AccuracyReport) -> list[str]:
     seeds = sorted({e.seed for e in report.estimates})
     return [
         "Behind a name: the truth in nats",
         f"A mark for each estimate, hollow where it was flagged; {'seed' if len(seeds) == 1 else 'seeds'} "
         f"{', '.join(map(str, seeds))}",
+        *(["Peers give no verdict, and none of theirs is hollow"] if _has_peers(report) else []),
         "Linear within 0.1 nat, which is shaded, logarithmic beyond",
         f"{report.machine['processor']}, {report.date[:10]}",
     ]
