@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import final
 
 import torch
@@ -80,7 +81,8 @@ def informative_directions(
     best of these codes straightened (:func:`~mikit.functional.code_maps.straightened`), and regularised canonical
     directions of the axes beside products, or rectified combinations, of the leading two to sixteen. ``q``, ``λ``, the
     features and the number of pairs ``k <= most`` maximise :func:`contrast_evidence` on the select rows; the directions
-    are then found anew on the fit and select rows together.
+    are then found anew on the fit and select rows together. Of linear codes that do about equally well those of the
+    fewest axes are taken.
 
     Args:
         x_fit: Student rows that propose directions.
@@ -145,7 +147,8 @@ def informative_directions(
     def finely(candidate: Candidate) -> list[float]:
         return contrast_evidence(*candidate.codes(contrasted), range(1, candidate.pairs + 1))
 
-    chosen = max(linear_candidates(sides, fit, most, drawn), key=promise)
+    promises = [(promise(candidate), candidate) for candidate in linear_candidates(sides, fit, most, drawn)]
+    chosen = _narrowest_of_the_best(promises, most / contrasted[0].shape[0])
     if nonlinear:
         straight = straightened(chosen.refitted(fit, 1 + _place_of_largest(finely(chosen)), drawn), fit, drawn)
         width = min(chosen.width, _WIDEST_BESIDE_FEATURES)
@@ -214,6 +217,16 @@ def contrast_evidence(a: Tensor, b: Tensor, pairs: Sequence[int]) -> list[float]
         found.append(float((scores.diagonal() - 0.5 * normalisers).double().mean()) + math.log(n) - k / n)
         done = k
     return found
+
+
+def _narrowest_of_the_best(promises: list[tuple[float, Candidate]], margin: float) -> Candidate:
+    """Return the best candidate of the least width at which one comes within ``margin`` of the best of all.
+
+    More axes overfit more than the select rows, which choose among them, can tell.
+    """
+    highest = max(promise for promise, _ in promises)
+    width = min(candidate.width for promise, candidate in promises if promise >= highest - margin)
+    return max((pair for pair in promises if pair[1].width == width), key=itemgetter(0))[1]
 
 
 def _place_of_largest(values: list[float]) -> int:
