@@ -14,12 +14,12 @@ from mikit.errors import InputError
 from mikit.estimators.base import Estimator, clustered_standard_error, seeded
 from mikit.estimators.fitting import Training, minimise
 from mikit.estimators.flow_densities import FlowPair
+from mikit.estimators.flows import FlowMI
 from mikit.inputs import as_group_codes, as_rows
 from mikit.rows import split_folds
 
 __all__ = ["ConditionalInformation", "held_out_conditional_mi"]
 
-_RECIPE = Training(steps=1000, batch=512, learning_rate=5e-3, weight_decay=0.3, every=25, patience=8)
 _FEWEST_IN_A_FOLD = 4
 
 
@@ -73,7 +73,7 @@ def held_out_conditional_mi(
         z: The variable that is given, ``(n, d_z)`` or ``(n,)``.
         groups: One entry per row; rows of one group stay in one fold and count as one observation.
         folds: Parts the rows are dealt into; each reports in turn, the next one selects, the others fit.
-        training: Training recipe in place of the default one.
+        training: Training recipe in place of that of :class:`~mikit.FlowMI`.
         width: Hidden units per layer of the perceptrons that read the conditions.
         depth: Their hidden layers.
         transforms: Spline transforms in the flow both densities share.
@@ -152,7 +152,7 @@ def held_out_conditional_mi(
                 second[fit],
                 select=watched,
                 generator=generator,
-                training=training or _RECIPE,
+                training=training or FlowMI.recipe,
             )
         contributions[report] = instrument.pointwise(condition[report], second[report]).cpu()
         for name, part in (("fit", fit), ("select", select), ("report", report)):

@@ -23,7 +23,8 @@ _KNOTS = 129
 # 0.9 once in twenty times and 1.1 about once in three hundred.
 _CLOSE_TO_NORMAL = 1.1
 _BINS = 8
-_CONTEXT = 32
+# Numbers by which a condition bends the residual; more of them fit noise.
+_CONTEXT = 8
 _SHRINKAGES = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 0.7)
 # log σ is bent so that it stays within ± this, which no data call for.
 _LOG_SCALE_LIMIT = 7.0

@@ -74,7 +74,7 @@ class FlowMI(Estimator):
     unit = "nats"
     kind = "estimate"
     learned = True
-    recipe = Training(steps=1000, batch=512, learning_rate=5e-3, weight_decay=0.3, every=25, patience=8)
+    recipe = Training(steps=1000, batch=512, learning_rate=1e-2, weight_decay=0.3, every=25, patience=8)
 
     def __init__(
         self,

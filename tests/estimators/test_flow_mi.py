@@ -103,8 +103,12 @@ def test_no_condition_is_what_the_second_density_learns() -> None:
 @pytest.mark.parametrize("d", [1, 2])
 def test_each_density_integrates_to_one(d: int) -> None:
     x, y = _pair(600, d, 0.7)
-    flow = _fitted(x, y).double()
+    g = torch.Generator().manual_seed(5)
+    flow = FlowMI.between(x, y, width=16, depth=1, generator=g).double()
     flow.eval()
+    with torch.no_grad():  # away from the Gaussian start, where every factor is 1
+        for parameter in flow.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=g)
     axis = torch.linspace(-8, 8, 2001 if d == 1 else 201, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
     flow.flows.target_map = NormalScores(d).double()  # the identity: the densities are those of mapped columns
@@ -112,7 +116,7 @@ def test_each_density_integrates_to_one(d: int) -> None:
         both = flow.flows.log_densities(x[:1].double().expand(grid.shape[0], -1), grid)
     cell = float(axis[1] - axis[0]) ** d
     for logs in both:
-        assert float(logs.exp().sum()) * cell == pytest.approx(1, abs=2e-3)
+        assert float(logs.exp().sum()) * cell == pytest.approx(1, abs=5e-3)
 
 
 def test_the_map_of_a_column_rises_and_gives_normal_scores() -> None:
