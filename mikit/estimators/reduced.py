@@ -57,7 +57,8 @@ class ReducedKSG(Estimator):
 
     Cost:
         Fit: ``O(n d min(n, d))`` time up to 1,200 rows or columns and ``O(512 n d)`` above, and one to three seconds
-        for the choice; report: ``O((1 + draws) m² k)`` on ``m`` rows. Two copies of the rows in memory.
+        for the choice; report: ``O((1 + draws) m² k)`` on ``m`` rows. One float32 copy of a side in memory at a
+        time.
 
     Pitfalls:
         What the codes miss is not in the value: it is low where latents are many, weak, or seen through a strongly

@@ -46,16 +46,19 @@ class PrincipalAxes:
             ``O(n d min(n, d))`` time for all, ``O(512 n d)`` for the leading ones; one float32 copy of the rows.
         """
         n, d = rows.shape
-        mean = rows.detach().mean(dim=0, dtype=torch.float64)
-        # The scale of a column that varies by rounding only is infinite, so that it becomes 0.
-        z = (rows.detach() - mean.to(rows.dtype)).to(torch.promote_types(rows.dtype, torch.float32))
-        peak = z.abs().amax(dim=0).double()
-        varies = peak > 1e-13 * mean.abs() * n**0.5
-        if rows.dtype != torch.float64:
-            varies = peak > torch.finfo(rows.dtype).eps * mean.abs()
-        z = (z / torch.where(varies, peak, torch.inf).to(z.dtype)).float()
-        scale = torch.where(varies, z.square().mean(dim=0, dtype=torch.float64).sqrt() * peak, torch.inf)
-        z *= (peak / scale).float()
+        rows = rows.detach()
+        mean = rows.mean(dim=0, dtype=torch.float64)
+        peak = torch.maximum(rows.amax(dim=0).double() - mean, mean - rows.amin(dim=0).double())
+        rounding = 1e-13 * n**0.5 if rows.dtype == torch.float64 else torch.finfo(rows.dtype).eps
+        # The scale of a column that varies by rounding only is infinite, so that it becomes 0. The others are divided
+        # by their peak first, so that neither huge nor tiny columns leave the range of float32 when squared.
+        peak = torch.where(peak > rounding * mean.abs(), peak, torch.inf)
+        z = torch.empty(n, d, dtype=torch.float32, device=rows.device)
+        for start in range(0, n, _STRIP):
+            z[start : start + _STRIP] = (rows[start : start + _STRIP].double() - mean) / peak
+        deviation = torch.linalg.vector_norm(z, dim=0, dtype=torch.float64) / n**0.5
+        scale = torch.where(deviation > 0, deviation * peak, torch.inf)
+        z /= torch.where(deviation > 0, deviation, 1.0).float()
         if min(n, d) <= _EXACT:
             gram = (z.T @ z if d <= n else z @ z.T).double() / n
             values, vectors = torch.linalg.eigh(gram)
