@@ -154,6 +154,7 @@ def held_out_conditional_mi(
                 generator=generator,
                 training=training or FlowMI.recipe,
             )
+        instrument.flows.settle(condition[fit], second[fit], watched)
         contributions[report] = instrument.pointwise(condition[report], second[report]).cpu()
         for name, part in (("fit", fit), ("select", select), ("report", report)):
             largest[name] = max(largest[name], part.shape[0])

@@ -25,6 +25,7 @@ _CLOSE_TO_NORMAL = 1.1
 _BINS = 8
 # Numbers by which a condition bends the residual; more of them fit noise.
 _CONTEXT = 8
+_TRUSTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _SHRINKAGES = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 0.7)
 # log σ is bent so that it stays within ± this, which no data call for.
 _LOG_SCALE_LIMIT = 7.0
@@ -153,6 +154,22 @@ class FlowPair(nn.Module):
         self.informed.start_from(u, w)
         self.uninformed.start_from(u[:, : self.d_known], w)
 
+    @torch.no_grad()
+    def settle(self, condition: Tensor, y: Tensor, select: tuple[Tensor, Tensor]) -> None:
+        """Draw what each perceptron says to its mean over the fit rows, by what describes the select rows best.
+
+        Training stops where both densities together are best, and one of them may have learned noise by then.
+        """
+        for residual, columns in ((self.informed, condition.shape[1]), (self.uninformed, self.d_known)):
+            if not columns:
+                continue
+            residual.centre_on(self.condition_map(condition)[:, :columns])
+            losses = []
+            for trust in _TRUSTS:
+                residual.trust.fill_(trust)
+                losses.append(-float(sum(logs.double().mean() for logs in self.log_densities(*select))))
+            residual.trust.fill_(_TRUSTS[losses.index(min(losses))])
+
     def log_densities(self, condition: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return both log-densities of each mapped row, ``(n,)``: given the condition, and given its known columns."""
         if not torch.is_grad_enabled() and y.shape[0] > _ROWS_AT_ONCE:
@@ -219,6 +236,8 @@ class _Residual(nn.Module):
     """The log-density of ``w`` given a condition, which may have no columns: then what it would say is learned."""
 
     slope: Tensor
+    trust: Tensor
+    centre: Tensor
 
     def __init__(self, d: int, d_condition: int, *, width: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -227,6 +246,8 @@ class _Residual(nn.Module):
         self.register_buffer("slope", torch.zeros(d_condition, d))
         self.scaling = _Affine(d)
         outputs = 2 * d + _CONTEXT
+        self.register_buffer("trust", torch.ones(()))
+        self.register_buffer("centre", torch.zeros(outputs))
         if d_condition:
             layers: list[nn.Module] = []
             for index in range(depth):
@@ -243,9 +264,17 @@ class _Residual(nn.Module):
         slope, root, mean = _regression(u, w)
         self.slope.copy_(slope)
         self.scaling.set_to(root, mean)
+        self.trust.fill_(1.0)
+
+    def centre_on(self, u: Tensor) -> None:
+        rows = torch.split(u.to(self.centre.dtype), _ROWS_AT_ONCE)
+        self.centre.copy_(sum(self.says(part).double().sum(dim=0) for part in rows) / u.shape[0])
 
     def forward(self, u: Tensor, w: Tensor) -> Tensor:
-        said = self.says(u) if self.d_condition else self.constant.expand(w.shape[0], -1)
+        if self.d_condition:
+            said = torch.lerp(self.centre, self.says(u), self.trust)
+        else:
+            said = self.constant.expand(w.shape[0], -1)
         shift, log_scale, context = said[:, : self.d], said[:, self.d : 2 * self.d], said[:, 2 * self.d :]
         log_scale = log_scale / (1 + log_scale.abs() / _LOG_SCALE_LIMIT)
         residual, volume = self.scaling(w - u @ self.slope)

@@ -149,13 +149,17 @@ class FlowMI(Estimator):
     ) -> FitRecord:
         """Take the columns' maps and the Gaussian start from ``x`` and ``y``, then train on them.
 
-        The state that does best on ``select`` is kept; it may be the Gaussian start.
+        The state that does best on ``select`` is kept; it may be the Gaussian start. Then what the perceptron says is
+        drawn to its mean, by the amount that does best on ``select``.
         """
         _require_examples(x, y)
         self._require_widths(x, y)
         self.flows.start_from(x, y)
         with seeded(generator):
-            return super().fit(x, y, select=select, generator=generator, training=training)
+            record = super().fit(x, y, select=select, generator=generator, training=training)
+        if select is not None:
+            self.flows.settle(x, y, select)
+        return record
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean of ``-log q(y|x) - log q(y)`` in the mapped columns; the teacher ``y`` gets no gradient."""

@@ -64,6 +64,21 @@ def test_independent_rows_say_nothing() -> None:
     assert abs(value) < 4 * error + 0.01
 
 
+def test_a_perceptron_that_learned_noise_is_not_trusted() -> None:
+    x, y = _pair(400, 8, 0.0, seed=6)
+    flow = FlowMI.between(x[:200], y[:200], width=64, depth=2, generator=torch.Generator().manual_seed(0))
+    flow.eval()
+    with torch.no_grad():  # shifts that follow x where y does not, and are 0 on average
+        informed = flow.flows.informed
+        informed.says[-1].weight[:8].normal_(generator=torch.Generator().manual_seed(1))
+        informed.centre_on(flow.flows.condition_map(x[:200]))
+        informed.says[-1].bias.sub_(informed.centre)
+    misled = float(flow.estimate(x[200:], y[200:]))
+    flow.flows.settle(x[:200], y[:200], (x[200:300], y[200:300]))
+    assert float(flow.flows.informed.trust) < 0.2
+    assert misled < -0.5 < -0.2 < float(flow.estimate(x[300:], y[300:]))
+
+
 def test_dependence_without_linear_trace_is_learned() -> None:
     g = torch.Generator().manual_seed(3)
     x = torch.randn(4000, 1, generator=g)
