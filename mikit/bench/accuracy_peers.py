@@ -225,7 +225,7 @@ def compare(plan: PeerPlan, progress: Progress | None = None) -> Comparison:
         left = [key for key in keys if key not in known and by_title[key.estimator].peer not in gone]
         if progress is not None:
             progress.begin(f"Asking the peers, {len(known)} of {len(known) + len(left)} known", len(left))
-        for key, found in _run(left, by_title, rooms, stack):
+        for key, found in _run(left, by_title, rooms):
             peer = by_title[key.estimator].peer
             versions = library_versions() | {"peer": peer, "peer version": running[peer]}
             known[key] = described(law_named(key.suite, key.law), key, found, versions)
@@ -270,7 +270,6 @@ def _run(
     keys: Sequence[Key],
     peers: Mapping[str, PeerEstimator],
     rooms: Sequence[Interpreters],
-    stack: ExitStack,
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Ask in as many threads as there are rooms; a thread only waits for the process that it asked."""
     free: queue.SimpleQueue[Interpreters] = queue.SimpleQueue()
@@ -294,7 +293,8 @@ def _run(
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            stack.close()  # What is being waited for ends with its process.
+            for room in rooms:  # What is being waited for ends with its process.
+                room.close()
             raise
 
 

@@ -84,7 +84,11 @@ class Interpreters:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers.values():
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, and remove the files; what a thread starts meanwhile ends when this is called again."""
+        for worker in list(self._workers.values()):
             if isinstance(worker, _Worker):
                 worker.close()
         self._folder.cleanup()

@@ -142,6 +142,8 @@ def test_an_interrupt_ends_the_peers(other_python: Path, tmp_path: Path, monkeyp
     assert len(rooms) == 2
     with pytest.raises(RuntimeError, match=r"ended|closed"):
         rooms[0].ask("infomeasure", {"measure": "information"})
+    left = subprocess.run(["ps", "-ww", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in left.splitlines() if str(tmp_path) in line and not line.startswith("Z")]
 
 
 def test_words_json_and_picture(other_python: Path) -> None:
