@@ -57,7 +57,7 @@ def positive_control(prototype: Estimator, x: Tensor, y: Tensor, value: float, s
     a pair of white samples that hold ``value`` nats, spread evenly over their columns.
     """
     vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2
-    if prototype.learned or not vectors or prototype.unit != "nats" or not math.isfinite(value):
+    if prototype.learned or prototype.costly or not vectors or prototype.unit != "nats" or not math.isfinite(value):
         return None
     n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
     if n <= 2 * (d_x + d_y):

@@ -103,7 +103,7 @@ class Measurement:
         chosen: Why this instrument, when it was chosen by ``auto``; else empty.
         seed: Seed of every random draw.
         sizes: Rows of the fit, select and report parts, and the widths ``d_x`` and ``d_y``.
-        parts: The estimate on the fit and select parts of a learned instrument, for comparison only.
+        parts: Other readings, by name, for comparison only: of a learned instrument those on its fit and select parts.
         versions: Versions of mikit, Python, torch, NumPy and SciPy.
         data_hash: Hash of the data that were measured, in the order they were paired.
         wall_time: Seconds.

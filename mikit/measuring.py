@@ -134,7 +134,7 @@ def measure(
     result = _run(prototype, features, target, codes, folds, rotations, training, seed)
     interval = _interval(result.value, result.standard_error, result.independent)
 
-    wanted = permutations if permutations is not None else (1 if prototype.learned else 4)
+    wanted = permutations if permutations is not None else (1 if prototype.learned or prototype.costly else 4)
     null = None
     if wanted:
         values = []
@@ -161,7 +161,7 @@ def measure(
         ),
         null=null,
         estimator=prototype.describe(),
-        chosen=chosen,
+        chosen="; ".join(said for said in (chosen, result.note) if said),
         seed=seed,
         sizes={
             "fit": result.fit_rows,
@@ -191,6 +191,7 @@ class _Run:
     records: list[FitRecord] = field(default_factory=list)
     leakage: Check | None = None
     own_checks: tuple[Check, ...] = ()
+    note: str = ""
 
 
 def _run(
@@ -209,11 +210,13 @@ def _run(
     generator = torch.Generator().manual_seed(seed + 1)
     if not prototype.learned:
         instrument = prototype.fresh(x, y, generator=generator)
-        with torch.no_grad():
-            run.value = float(instrument.estimate(x, y))
-            if not value_only:
-                run.standard_error = instrument.standard_error(x, y, groups=codes)
-                run.own_checks = instrument.checks(x, y)
+        if value_only:
+            with torch.no_grad():
+                run.value = float(instrument.estimate(x, y))
+        else:
+            reading = instrument.read(x, y, groups=codes)
+            run.value, run.standard_error, run.own_checks = reading.value, reading.standard_error, reading.checks
+            run.parts, run.note = dict(reading.parts), reading.note
         run.report_rows = x.shape[0]
         run.independent = x.shape[0] if codes is None else int(codes.max()) + 1
         return run

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,27 @@ from mikit.estimators.fitting import FitRecord, Training, minimise
 from mikit.measurement import Check
 from mikit.rows import require_paired
 
-__all__ = ["Estimator", "clustered_standard_error", "require_pair", "seeded"]
+__all__ = ["Estimator", "Reading", "clustered_standard_error", "require_pair", "seeded"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What an instrument reads on a sample, in one pass.
+
+    Attributes:
+        value: The number, in the instrument's unit.
+        standard_error: Its sampling error; None if unknown.
+        checks: The checks that only this instrument needs.
+        parts: Other readings of the same sample, by name, for comparison only.
+        note: What was decided on the way, in one line; empty where there was nothing to decide.
+    """
+
+    value: float
+    standard_error: float | None
+    checks: tuple[Check, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 class Estimator(nn.Module, abc.ABC):
@@ -42,6 +63,7 @@ class Estimator(nn.Module, abc.ABC):
         reads: What ``x`` holds: ``"numbers"``, or ``"categories"``, of which rows repeat.
         shapes: Layouts that are read: ``"nd"``, ``"nchw"``, ``"ntd"``.
         needs_pairs: Whether row ``i`` of ``x`` belongs to row ``i`` of ``y``. If not, the row counts may differ.
+        costly: Whether one estimate takes seconds, so that controls which repeat it are left out.
         zero_when_independent: Whether the number is 0 for independent ``x`` and ``y``. Discrepancies compare two
             laws and are 0 for equal ones instead.
         recipe: How ``fit`` trains, unless told otherwise.
@@ -57,6 +79,7 @@ class Estimator(nn.Module, abc.ABC):
     reads: ClassVar[str] = "numbers"
     shapes: ClassVar[tuple[str, ...]] = ("nd",)
     needs_pairs: bool = True
+    costly: ClassVar[bool] = False
     zero_when_independent: ClassVar[bool] = True
     recipe: ClassVar[Training] = Training()
 
@@ -91,6 +114,15 @@ class Estimator(nn.Module, abc.ABC):
     def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
         """Return the checks that only this instrument needs, on the rows it reports on."""
         return ()
+
+    @torch.no_grad()
+    def read(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> Reading:
+        """Return value, standard error and own checks at once; what fits itself on the sample overrides this."""
+        return Reading(
+            value=float(self.estimate(x, y)),
+            standard_error=self.standard_error(x, y, groups=groups),
+            checks=self.checks(x, y),
+        )
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
         """Return the fewest rows ``estimate`` accepts for these widths."""
