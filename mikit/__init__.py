@@ -30,6 +30,7 @@ __all__ = [
     "InputError",
     "LabelInformation",
     "Measurement",
+    "NoiseSweep",
     "PlugIn",
     "ReducedKSG",
     "Ross",
@@ -42,6 +43,7 @@ __all__ = [
     "functional",
     "measure",
     "models",
+    "noise_sweep",
     "plot",
     "read_array",
     "record_activations",
@@ -52,6 +54,7 @@ __all__ = [
 
 _HOME = {
     "measure": "mikit.measuring",
+    **dict.fromkeys(("NoiseSweep", "noise_sweep"), "mikit.noise"),
     "Measurement": "mikit.measurement",
     "Check": "mikit.measurement",
     "InputError": "mikit.errors",
@@ -114,6 +117,7 @@ if TYPE_CHECKING:
     from mikit.flow import Flow, trace
     from mikit.measurement import Check, Measurement
     from mikit.measuring import measure
+    from mikit.noise import NoiseSweep, noise_sweep
     from mikit.reporting import report
 
 

@@ -19,12 +19,14 @@ from mikit.estimators.fitting import FitRecord
 from mikit.estimators.gaussian import GaussianMI
 from mikit.functional.gaussian import canonical_form
 from mikit.measurement import Check, Null
+from mikit.sample_checks import largest_atom
 
 __all__ = [
     "against_null",
     "alignment",
     "constant_columns",
     "convergence",
+    "data_processing",
     "duplicated_rows",
     "fit_report_gap",
     "gaussian_floor",
@@ -220,6 +222,53 @@ def convergence(records: Sequence[FitRecord]) -> Check:
     return Check(name, "pass", last, 1.0, "Training stopped improving before it ended.")
 
 
+def data_processing(
+    values: Sequence[float], standard_errors: Sequence[float | None], *, kind: str = "estimate"
+) -> Check:
+    """Ask whether information grows along a chain of layers, each a function of the one before: it cannot.
+
+    Looks at every pair of an earlier and a later layer. Warns where the later value is higher by more than two combined
+    standard errors and 0.05. Holds under one and the same noise model upstream of all layers, and not for
+    V-information or indices, which may grow.
+
+    Args:
+        values: The information that each layer holds of one and the same variable, in the order of the graph.
+        standard_errors: Their standard errors; None where unknown counts as 0.
+        kind: As in :class:`~mikit.Measurement`.
+    """
+    name, threshold = "data processing", 0.05
+    if len(values) != len(standard_errors):
+        raise InputError(
+            f"There are {len(values)} values and {len(standard_errors)} standard errors; give one for each."
+        )
+    if kind in ("V-information", "index", "discrepancy"):
+        return Check(name, "not applicable", None, None, f"A {kind} may grow from layer to layer.")
+    if len(values) < 2:
+        return Check(name, "not applicable", None, None, "One layer alone cannot violate the order.")
+    rises = [
+        (
+            values[late] - values[early],
+            math.hypot(standard_errors[early] or 0.0, standard_errors[late] or 0.0),
+            early,
+            late,
+        )
+        for late in range(len(values))
+        for early in range(late)
+    ]
+    rise = max(rises, key=lambda one: one[0] - max(threshold, 2 * one[1]))
+    gain, error, early, late = rise
+    if gain > max(threshold, 2 * error):
+        return Check(
+            name,
+            "warn",
+            gain,
+            max(threshold, 2 * error),
+            f"Layer {late + 1} shows {gain:.3f} more than layer {early + 1}, of which it is a function: processing "
+            "cannot add information, so an estimate is off or the noise models differ.",
+        )
+    return Check(name, "pass", max(gain, 0.0), threshold, "No later layer shows more than an earlier one beyond error.")
+
+
 def against_null(value: float, interval: tuple[float, float], standard_error: float | None, null: Null | None) -> Check:
     """Compare the value with permuted data.
 
@@ -285,6 +334,10 @@ def gaussian_floor(
     name = "not below the Gaussian copula"
     if x.shape[0] < 5 * (x.shape[1] + y.shape[1]):
         return Check(name, "not applicable", None, None, "There are too few rows for the columns to compare with it.")
+    if max(largest_atom(x)[0], largest_atom(y)[0]) > 0.1:
+        return Check(
+            name, "not applicable", None, None, "Columns with many ties have no Gaussian copula below the truth."
+        )
     copula = GaussianMI(copula=True)
     try:
         floor = float(copula.estimate(x, y))

@@ -15,7 +15,7 @@ from mikit.estimators.base import Estimator
 from mikit.functional.gaussian import canonical_form, rank_gaussianise
 from mikit.rows import permuted_rows
 
-__all__ = ["Control", "positive_control", "without_pairing"]
+__all__ = ["Control", "control_samples", "positive_control", "without_pairing"]
 
 _DRAWS = 4
 
@@ -56,8 +56,26 @@ def positive_control(prototype: Estimator, x: Tensor, y: Tensor, value: float, s
     The control has the correlations of the data's normal scores. Where those explain less than half of ``value``, it is
     a pair of white samples that hold ``value`` nats, spread evenly over their columns.
     """
+    if prototype.learned or prototype.costly:
+        return None
+    drawn = control_samples(prototype, x, y, value, seed, draws=_DRAWS)
+    if drawn is None:
+        return None
+    samples, truth = drawn
+    with torch.no_grad():
+        readings = [float(prototype.estimate(first, second)) for first, second in samples]
+    return Control(truth, statistics.mean(readings), statistics.stdev(readings) / _DRAWS**0.5)
+
+
+def control_samples(
+    prototype: Estimator, x: Tensor, y: Tensor, value: float, seed: int, *, draws: int
+) -> tuple[list[tuple[Tensor, Tensor]], float] | None:
+    """Return Gaussian samples of the size and shape of the data, and the information they hold.
+
+    None where there is too little to see, or the instrument does not read vectors in nats.
+    """
     vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2
-    if prototype.learned or prototype.costly or not vectors or prototype.unit != "nats" or not math.isfinite(value):
+    if not vectors or prototype.unit != "nats" or not math.isfinite(value):
         return None
     n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
     if n <= 2 * (d_x + d_y):
@@ -68,12 +86,11 @@ def positive_control(prototype: Estimator, x: Tensor, y: Tensor, value: float, s
     if truth < 0.05:
         return None
     generator = torch.Generator().manual_seed(seed + 104729)
-    readings = []
-    for _ in range(_DRAWS):
+    samples = []
+    for _ in range(draws):
         z = torch.randn(n, d_x + d_y, generator=generator, dtype=torch.float64) @ root.T
-        with torch.no_grad():
-            readings.append(float(prototype.estimate(z[:, :d_x].to(x.device), z[:, d_x:].to(x.device))))
-    return Control(truth, statistics.mean(readings), statistics.stdev(readings) / _DRAWS**0.5)
+        samples.append((z[:, :d_x].to(x.device), z[:, d_x:].to(x.device)))
+    return samples, truth
 
 
 def _like_the_data(x: Tensor, y: Tensor) -> tuple[Tensor, float]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import final
 
-__all__ = ["ConvergenceWarning", "InputError"]
+__all__ = ["THREE_WAYS", "ConvergenceWarning", "InputError"]
+
+THREE_WAYS = (
+    "There are three ways on: declare noise and sweep its size (mikit.noise_sweep, or measure with noise=0.1), "
+    "measure what both sides say about the labels (labels=...), or record them under real noise, such as independent "
+    "augmentations."
+)
+"""What to do where one side is a function of the other, so that the information between them is infinite."""
 
 
 @final

@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self, final
 
 from mikit.errors import InputError
@@ -107,6 +107,7 @@ class Measurement:
         versions: Versions of mikit, Python, torch, NumPy and SciPy.
         data_hash: Hash of the data that were measured, in the order they were paired.
         wall_time: Seconds.
+        noise: Standard deviation of the noise that was added to ``y``, as a share of each column's; None for none.
     """
 
     value: float
@@ -125,6 +126,7 @@ class Measurement:
     versions: Mapping[str, str]
     data_hash: str
     wall_time: float
+    noise: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -183,11 +185,11 @@ class Measurement:
                 f"This measurement has schema version {version!r}; this mikit reads version {_SCHEMA_VERSION}. "
                 "Measure again, or use the version of mikit that wrote it."
             )
-        missing = [field.name for field in fields(cls) if field.name not in content]
+        missing = [field.name for field in fields(cls) if field.name not in content and field.default is MISSING]
         if missing:
             raise InputError(f"The measurement lacks the fields {', '.join(missing)}; it is not one that mikit wrote.")
         try:
-            values = {field.name: _number(content[field.name]) for field in fields(cls)}
+            values = {field.name: _number(content[field.name]) for field in fields(cls) if field.name in content}
             null = values["null"]
             values.update(
                 checks=tuple(Check(**check) for check in values["checks"]),
@@ -241,6 +243,8 @@ class Measurement:
         if self.sizes["fit"]:
             size += f" ({self.sizes['fit']} to fit)"
         limits = [self.kind, size]
+        if self.noise is not None:
+            limits.append(f"noise {self.noise:g}")
         if self.ceiling is not None:
             limits.append(f"ceiling {self.ceiling:.1f}")
         return "  ".join([*parts, ", ".join(limits)])

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from mikit.errors import InputError
 
-__all__ = ["checked_ids", "joined_order", "permuted_rows", "recoded", "require_paired", "split_folds"]
+__all__ = [
+    "checked_ids",
+    "first_of_each_group",
+    "joined_order",
+    "permuted_rows",
+    "recoded",
+    "require_paired",
+    "split_folds",
+]
 
 
 def require_paired(x: Tensor, y: Tensor, *, minimum: int = 1) -> None:
@@ -110,3 +118,10 @@ def recoded(codes: Tensor) -> Tensor:
     """Return group codes renumbered from 0 without gaps."""
     renumbered: Tensor = torch.unique(codes, return_inverse=True)[1]
     return renumbered
+
+
+def first_of_each_group(codes: Tensor) -> Tensor:
+    """Return the place of the first row of every group; the codes run from 0 without gaps."""
+    first = torch.full((int(codes.max()) + 1,), codes.shape[0], dtype=torch.long, device=codes.device)
+    places = torch.arange(codes.shape[0], device=codes.device)
+    return first.scatter_reduce_(0, codes, places, "amin")

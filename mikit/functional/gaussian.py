@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.errors import THREE_WAYS, InputError
 
 __all__ = [
     "CanonicalForm",
@@ -97,8 +97,7 @@ def canonical_form(x: Tensor, y: Tensor, *, shrinkage: float = 0.0) -> Canonical
         count = int((1 - s.square() < _EXACT_RELATION).sum())
         raise InputError(
             f"{count} linear combination{'s' if count > 1 else ''} of x equal{'' if count > 1 else 's'} a combination "
-            "of y exactly, so the information between them is infinite. Declare a noise model (add noise of a stated "
-            "size to one side), measure what both say about the labels, or remove the columns they share."
+            f"of y exactly, so the information between them is infinite. {THREE_WAYS} Or leave out the shared columns."
         )
     return CanonicalForm(mean_x, mean_y, (w_x @ u) / scale_x[:, None], (w_y @ v.T) / scale_y[:, None], s.clamp(max=1.0))
 

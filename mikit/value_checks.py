@@ -1,0 +1,115 @@
+"""Questions put to one number beside a second reading of the same rows that costs little."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mikit.errors import InputError
+from mikit.estimators.base import Estimator
+from mikit.estimators.gaussian import GaussianMI
+from mikit.measurement import Check
+
+__all__ = ["candidates", "entropy_bound", "negative_control", "tails"]
+
+_FEW = 0.2
+
+
+def candidates(instrument: Estimator, x: Tensor, y: Tensor, value: float, standard_error: float | None) -> Check | None:
+    """Ask whether the value still grows with the number of candidates ``K``, on ``K / 2`` and on ``K`` rows.
+
+    The gain is ``I(K) / I(K/2) - 1``, where ``I(K/2)`` is the mean over both halves. Warns above 2 %, fails above 5 %,
+    in both cases beyond two standard errors: with the best possible critic a gain of 2 % goes with a value that is 4 to
+    6 % low, one of 5 % with 13 to 17 %. None for an instrument without a ceiling that rises with its rows.
+    """
+    n = x.shape[0]
+    low, high = instrument.ceiling(n // 2), instrument.ceiling(n)
+    if low is None or high is None or not low < high or n < 16:
+        return None
+    name = "candidates enough"
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(x.device)
+    with torch.no_grad():
+        half = sum(float(instrument.estimate(x[part], y[part])) for part in order.tensor_split(2)) / 2
+    if half < 0.1 or value < 0.1:
+        return Check(name, "not applicable", None, None, "The value is too small to see whether more rows raise it.")
+    gain, noise = value / half - 1, 2 * (standard_error or 0.0) / half
+    said = f"With half the rows as candidates the value is {half:.3f}, with all of them {value:.3f} ({gain:+.1%})"
+    if gain > max(0.05, noise):
+        return Check(name, "fail", gain, 0.05, f"{said}: it still rises with them, and the truth lies far higher.")
+    if gain > max(0.02, noise):
+        return Check(name, "warn", gain, 0.02, f"{said}: it still rises with them, so it is low.")
+    return Check(name, "pass", gain, 0.02, f"{said}.")
+
+
+def entropy_bound(value: float, standard_error: float | None, x: Tensor, y: Tensor) -> Check:
+    """Compare the value with the entropy of a side that is discrete: it has few distinct rows, at most a fifth of all.
+
+    The entropy is the sample's with Miller and Madow's correction. Fails where the value is higher by more than two
+    standard errors of both and 0.02 nats.
+    """
+    name = "at most the entropy of a discrete side"
+    n, found = x.shape[0], []
+    for side, rows in (("x", x), ("y", y)):
+        flat = rows.detach().reshape(n, -1)
+        if torch.unique(flat[:1000], dim=0).shape[0] > 0.7 * min(n, 1000):
+            continue
+        counts = torch.unique(flat, dim=0, return_counts=True)[1].double()
+        if counts.shape[0] <= _FEW * n:
+            surprise = -(counts / n).log()
+            entropy = float((counts / n * surprise).sum())
+            spread = float((counts / n * (surprise - entropy).square()).sum() / n) ** 0.5
+            found.append((entropy + (counts.shape[0] - 1) / (2 * n), spread, side, counts.shape[0]))
+    if not found:
+        return Check(name, "not applicable", None, None, "Neither side is discrete.")
+    entropy, spread, side, distinct = min(found)
+    threshold = entropy + 2 * math.hypot(spread, standard_error or 0.0) + 0.02
+    said = f"{side} has {distinct} distinct rows and an entropy of {entropy:.3f} nats, which the truth cannot exceed"
+    outcome = "pass" if value <= threshold else "fail"
+    return Check(name, outcome, value, threshold, f"{said}.")
+
+
+def tails(value: float, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> Check:
+    """Compare the Gaussian value with that of normal scores: heavy tails and bent columns set them apart.
+
+    Warns where they differ by more than a tenth of the larger, 0.02 nats and three standard errors of the latter.
+    """
+    name = "tails and bends"
+    copula = GaussianMI(copula=True)
+    try:
+        other, error = float(copula.estimate(x, y)), copula.standard_error(x, y, groups=groups) or 0.0
+    except InputError:
+        return Check(name, "not applicable", None, None, "The Gaussian copula's information is infinite.")
+    threshold = max(0.1 * max(abs(value), abs(other)), 0.02, 3 * error)
+    said = f"From the columns' normal scores the same formula gives {other:.3f}"
+    if abs(value - other) <= threshold:
+        return Check(name, "pass", abs(value - other), threshold, f"{said}.")
+    return Check(
+        name,
+        "warn",
+        abs(value - other),
+        threshold,
+        f"{said}, not {value:.3f}: the columns have heavy tails or bends, and correlations do not describe them. Use "
+        "GaussianMI(copula=True) or KSG.",
+    )
+
+
+def negative_control(prototype: Estimator, x: Tensor, y: Tensor) -> Check:
+    """Ask what the instrument reads where one side never varies: nothing. Looks at up to 256 rows; fails above 0.05.
+
+    Not for instruments that are trained or costly; what permuted data give is asked of all.
+    """
+    name = "a constant says nothing"
+    if prototype.learned or prototype.costly:
+        return Check(name, "not applicable", None, None, "Asking would cost a fit; permuted data are asked instead.")
+    rows = min(x.shape[0], 256)
+    try:
+        with torch.no_grad():
+            reading = float(prototype.estimate(torch.ones_like(x[:rows]), y[:rows]))
+    except InputError:
+        return Check(name, "not applicable", None, None, "The instrument refuses a side that never varies.")
+    said = f"Of a side that never varies the instrument reads {reading:.3f}"
+    if abs(reading) > 0.05:
+        return Check(name, "fail", reading, 0.05, f"{said}; it should read 0, so the instrument is at fault.")
+    return Check(name, "pass", reading, 0.05, f"{said}.")
