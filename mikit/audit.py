@@ -18,7 +18,9 @@ from torch import Tensor
 from mikit.controls import control_samples
 from mikit.errors import InputError
 from mikit.estimators.base import Estimator
+from mikit.estimators.flows import FlowMI
 from mikit.estimators.gaussian import GaussianMI
+from mikit.estimators.neighbors import WeightedKL
 from mikit.functional.gaussian import rank_gaussianise
 from mikit.measurement import Check
 from mikit.rows import recoded, split_folds
@@ -88,27 +90,25 @@ class Subject:
             return "This is asked of two sides of vectors only."
         return ""
 
+    def cost(self, estimates: int, share: float = 1.0) -> float:
+        """Return the seconds that so many estimates on this share of the rows take; training takes as long on fewer."""
+        return estimates * (1.0 if self.prototype.learned else share) * self.seconds
+
     def announce(self, what: str, estimates: int, share: float = 1.0) -> None:
-        """Say what a check will cost: so many estimates, each on about this share of the rows."""
-        seconds = estimates * share * self.seconds
-        told = f"{seconds:.0f}" if seconds >= 1 else "less than a second:"
-        unit = " seconds:" if seconds >= 1 else ""
+        """Say what a check will cost."""
         part = "" if share == 1 else f" on {share:.0%} of the rows"
-        self.tell(
-            f"Audit, {what}: {estimates} more estimate{'s' if estimates > 1 else ''}{part}, about {told}{unit}".rstrip(
-                ":"
-            )
-        )
+        more = f"{estimates} more estimate{'s' if estimates > 1 else ''}{part}"
+        self.tell(f"Audit, {what}: {more}, {_told(self.cost(estimates, share))}")
 
 
 def audit_checks(subject: Subject) -> tuple[Check, ...]:
-    """Run every check of the audit, after saying what all of them will cost."""
-    learned = subject.prototype.learned
-    whole = 3 if subject.unsuited else 10 + (_SEEDS if learned else 0)
-    subject.tell(
-        f"The audit repeats the estimate some {whole} times, partly on parts of the rows: about "
-        f"{max(whole * subject.seconds, 1):.0f} seconds at {subject.seconds:.2g} seconds each"
-    )
+    """Run every check of the audit, after saying what all of them will cost at most."""
+    chunks = _chunks(subject)
+    parts = [(sum(chunks), len(chunks) / sum(chunks)), (1, 1.0)]
+    parts += [(_SEEDS + 1, 1.0)] if subject.prototype.learned else []
+    parts += [] if subject.unsuited else [(1, 1.0), (3, 1.0), (3, 0.5), (1, 1.0)]
+    estimates, seconds = sum(count for count, _ in parts), sum(subject.cost(*part) for part in parts)
+    subject.tell(f"The audit repeats the estimate up to {estimates} times, on parts of the rows too: {_told(seconds)}")
     return (
         seed_spread(subject),
         subsample_slope(subject),
@@ -140,6 +140,8 @@ def seed_spread(subject: Subject) -> Check:
 def subsample_slope(subject: Subject) -> Check:
     """Measure all rows and 2, 3 and 5 disjoint chunks of them, and extend the line over the number of chunks to none.
 
+    For instruments that are trained 2 and 3 chunks have to do.
+
     Warns where the extension differs from the value by more than a tenth, 0.02 and two standard errors. A value that
     passes is consistent over sizes; an instrument that is biased alike at all of them passes too.
 
@@ -150,7 +152,7 @@ def subsample_slope(subject: Subject) -> Check:
     units = subject.x.shape[0] if subject.groups is None else int(subject.groups.max()) + 1
     narrow = 1 if subject.prototype.explains == "labels" else subject.y[0].numel()
     least = max(_FEWEST_ROWS, 2 * subject.prototype.minimum_rows(subject.x[0].numel(), narrow))
-    counts = [count for count in _CHUNKS if units // count >= least and subject.x.shape[0] // count >= least]
+    counts = [count for count in _chunks(subject) if min(units, subject.x.shape[0]) // count >= least]
     if len(counts) < 2 or not subject.prototype.needs_pairs:
         return Check(name, "not applicable", None, None, "There are too few rows to measure parts of them.")
     subject.announce("sample sizes", sum(counts), len(counts) / sum(counts))
@@ -313,7 +315,8 @@ def additivity(subject: Subject) -> Check:
 def redundancy(subject: Subject) -> Check:
     """Add columns that say nothing new, absolute values of standardised ones: warns outside 0.9 to 1.1 of the value.
 
-    Beyond two standard errors. A density model of ``y`` keeps ``y`` as it is.
+    Beyond two standard errors. For density models and correlations ``y`` stays as it is: bent columns have no density,
+    and are not Gaussian.
 
     Source:
         Song and Ermon, ICLR 2020.
@@ -324,12 +327,9 @@ def redundancy(subject: Subject) -> Check:
     if subject.value <= max(0.1, 3 * subject.error):
         return Check(name, "not applicable", None, None, "The value is too near 0 to tell.")
     subject.announce("redundant columns", 1)
-    wide_x = torch.cat([subject.x, _folded(subject.x)], dim=1)
-    wide_y = (
-        subject.y
-        if subject.prototype.name in ("flow", "weighted_kl")
-        else torch.cat([subject.y, _folded(subject.y)], 1)
-    )
+    wide_x, wide_y = torch.cat([subject.x, _folded(subject.x)], dim=1), subject.y
+    if not isinstance(subject.prototype, (GaussianMI, FlowMI, WeightedKL)):
+        wide_y = torch.cat([wide_y, _folded(wide_y)], dim=1)
     try:
         reading = subject.again(wide_x, wide_y, subject.groups, subject.seed)
     except InputError as cause:
@@ -339,6 +339,14 @@ def redundancy(subject: Subject) -> Check:
     if abs(ratio - 1) > max(0.1, slack):
         return Check(name, "warn", ratio, 0.1, f"{said}; they hold nothing new.")
     return Check(name, "pass", ratio, 0.1, f"{said}.")
+
+
+def _chunks(subject: Subject) -> tuple[int, ...]:
+    return _CHUNKS[:2] if subject.prototype.learned else _CHUNKS
+
+
+def _told(seconds: float) -> str:
+    return f"about {seconds:.0f} seconds" if seconds >= 1.5 else "about a second or less"
 
 
 def _on_rows(subject: Subject, rows: Tensor) -> float:

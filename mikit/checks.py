@@ -16,10 +16,8 @@ from torch import Tensor
 from mikit.controls import Control
 from mikit.errors import InputError
 from mikit.estimators.fitting import FitRecord
-from mikit.estimators.gaussian import GaussianMI
 from mikit.functional.gaussian import canonical_form
 from mikit.measurement import Check, Null
-from mikit.sample_checks import largest_atom
 
 __all__ = [
     "against_null",
@@ -29,7 +27,6 @@ __all__ = [
     "data_processing",
     "duplicated_rows",
     "fit_report_gap",
-    "gaussian_floor",
     "independent_units",
     "label_bound",
     "leakage",
@@ -321,36 +318,6 @@ def positive_control(control: Control | None) -> Check:
     if miss > warn:
         return Check(name, "warn", control.reading, warn, f"{said}: expect the value to be off by as much.")
     return Check(name, "pass", control.reading, warn, f"{said}.")
-
-
-def gaussian_floor(
-    value: float, standard_error: float | None, x: Tensor, y: Tensor, *, groups: Tensor | None = None
-) -> Check:
-    """Compare the value with the Gaussian copula's, below which the information cannot lie but for sampling error.
-
-    Among all laws with Gaussian marginals and given correlations, the Gaussian law holds the least information. Warns
-    when the value is lower by more than a tenth, 0.05 nats and three standard errors; fails from a fifth.
-    """
-    name = "not below the Gaussian copula"
-    if x.shape[0] < 5 * (x.shape[1] + y.shape[1]):
-        return Check(name, "not applicable", None, None, "There are too few rows for the columns to compare with it.")
-    if max(largest_atom(x)[0], largest_atom(y)[0]) > 0.1:
-        return Check(
-            name, "not applicable", None, None, "Columns with many ties have no Gaussian copula below the truth."
-        )
-    copula = GaussianMI(copula=True)
-    try:
-        floor = float(copula.estimate(x, y))
-    except InputError:
-        return Check(name, "not applicable", None, None, "The Gaussian copula's information is infinite.")
-    error = ((standard_error or 0.0) ** 2 + copula.standard_error(x, y, groups=groups) ** 2) ** 0.5
-    short = floor - value - 3 * error
-    said = f"The Gaussian copula gives {floor:.3f} nats, and the truth is at least that"
-    if short > 0 and floor - value > max(0.05, 0.2 * floor):
-        return Check(name, "fail", floor, floor, f"{said}: the value {value:.3f} is too low.")
-    if short > 0 and floor - value > max(0.05, 0.1 * floor):
-        return Check(name, "warn", floor, floor, f"{said}: the value {value:.3f} is low.")
-    return Check(name, "pass", floor, floor, f"{said}.")
 
 
 def independent_units(units: int, width: int, *, grouped: bool) -> Check:

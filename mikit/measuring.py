@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,25 +12,23 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from mikit import checks, sample_checks, value_checks
+from mikit import checks
+from mikit.asking import checks_of_rows, checks_of_value
 from mikit.audit import Subject, audit_checks
-from mikit.controls import Control, positive_control, without_pairing
+from mikit.controls import positive_control, without_pairing
 from mikit.errors import InputError
 from mikit.estimators import estimator_named
-from mikit.estimators.base import Estimator, clustered_standard_error
-from mikit.estimators.fitting import FitRecord, Training
-from mikit.estimators.flows import FlowMI
-from mikit.estimators.gaussian import GaussianMI
-from mikit.estimators.neighbors import WeightedKL
+from mikit.estimators.base import Estimator
+from mikit.estimators.fitting import Training
 from mikit.inputs import as_group_codes, as_labels, as_rows
 from mikit.measurement import Check, Measurement, Null
 from mikit.provenance import data_hash, library_versions
-from mikit.rows import checked_ids, first_of_each_group, joined_order, recoded, require_paired, split_folds
+from mikit.rows import checked_ids, joined_order, require_paired
+from mikit.running import Run, run_once
 
 __all__ = ["measure"]
 
 _FEWEST_IN_A_FOLD = 4
-_MOST_CLASSES = 32
 
 
 def measure(
@@ -153,7 +150,7 @@ def measure(
         tell(f"auto chose {prototype.describe()}: {chosen}")
     tell("Measuring")
     begun = time.perf_counter()
-    result = _run(prototype, features, target, codes, folds, rotations, training, seed)
+    result = run_once(prototype, features, target, codes, folds, rotations, training, seed)
     seconds = time.perf_counter() - begun
     interval = _interval(result.value, result.standard_error, result.independent)
 
@@ -166,14 +163,16 @@ def measure(
             draw = torch.Generator().manual_seed(seed + 7919 * (index + 1))
             permuted_x, permuted_y = without_pairing(prototype, features, target, codes, draw)
             values.append(
-                _run(prototype, permuted_x, permuted_y, codes, folds, rotations, training, seed, value_only=True).value
+                run_once(
+                    prototype, permuted_x, permuted_y, codes, folds, rotations, training, seed, value_only=True
+                ).value
             )
         null = Null(tuple(values), "rows" if codes is None else "groups")
     control = positive_control(prototype, features, target, result.value, seed)
     found = (
         checks.alignment(x_ids is not None, y_ids is not None),
-        *_all_checks(prototype, features, target, codes, result, interval, null, control),
-        *_checks_of_rows(prototype, features, target, codes, result.value),
+        *checks_of_value(prototype, features, target, codes, result, interval, null, control),
+        *checks_of_rows(prototype, features, target, codes, result.value),
     )
     if audit:
         found += _audited(prototype, features, target, codes, result, folds, rotations, training, seed, seconds, tell)
@@ -205,187 +204,12 @@ def measure(
     )
 
 
-@dataclass
-class _Run:
-    """One estimate: the number, its error, and what the fit looked like."""
-
-    value: float = float("nan")
-    standard_error: float | None = None
-    fit_rows: int = 0
-    select_rows: int = 0
-    report_rows: int = 0
-    independent: int = 0
-    parts: dict[str, float] = field(default_factory=dict)
-    records: list[FitRecord] = field(default_factory=list)
-    leakage: Check | None = None
-    candidates: Check | None = None
-    own_checks: tuple[Check, ...] = ()
-    note: str = ""
-
-
-def _run(
-    prototype: Estimator,
-    x: Tensor,
-    y: Tensor,
-    codes: Tensor | None,
-    folds: int,
-    rotations: int,
-    training: Training | None,
-    seed: int,
-    *,
-    value_only: bool = False,
-) -> _Run:
-    run = _Run()
-    generator = torch.Generator().manual_seed(seed + 1)
-    if not prototype.learned:
-        instrument = prototype.fresh(x, y, generator=generator)
-        if value_only:
-            with torch.no_grad():
-                run.value = float(instrument.estimate(x, y))
-        else:
-            reading = instrument.read(x, y, groups=codes)
-            run.value, run.standard_error, run.own_checks = reading.value, reading.standard_error, reading.checks
-            run.parts, run.note = dict(reading.parts), reading.note
-        run.report_rows = x.shape[0]
-        run.independent = x.shape[0] if codes is None else int(codes.max()) + 1
-        return run
-    parts = split_folds(x.shape[0], folds, groups=codes, generator=generator)
-    contributions: list[Tensor] = []
-    values: list[float] = []
-    errors: list[float | None] = []
-    fit_values: list[float] = []
-    select_values: list[float] = []
-    for turn in range(rotations):
-        report, select = parts[turn], parts[(turn + 1) % folds]
-        others = [part for index, part in enumerate(parts) if index not in (turn, (turn + 1) % folds)]
-        fit = torch.cat(others).sort().values
-        instrument = prototype.fresh(x[fit], y[fit], generator=generator)
-        run.records.append(
-            instrument.fit(x[fit], y[fit], select=(x[select], y[select]), generator=generator, training=training)
-        )
-        instrument.eval()
-        with torch.no_grad():
-            values.append(float(instrument.estimate(x[report], y[report])))
-            # Evaluated on as many rows as the report part, so that instruments with a ceiling are comparable.
-            seen = fit[: report.shape[0]]
-            fit_values.append(float(instrument.estimate(x[seen], y[seen])))
-            select_values.append(float(instrument.estimate(x[select], y[select])))
-            per_row = instrument.pointwise(x[report], y[report])
-            if per_row is not None:
-                contributions.append(per_row)
-            elif rotations == 1:
-                errors.append(
-                    instrument.standard_error(
-                        x[report], y[report], groups=None if codes is None else recoded(codes[report])
-                    )
-                )
-            if turn == 0:
-                run.leakage = checks.leakage((x[fit], y[fit]), (x[report], y[report]))
-                run.own_checks = instrument.checks(x[report], y[report])
-                run.candidates = value_checks.candidates(instrument, x[report], y[report], values[0], None)
-        run.fit_rows, run.select_rows = max(run.fit_rows, fit.shape[0]), max(run.select_rows, select.shape[0])
-        run.report_rows += report.shape[0]
-    reported = torch.cat([parts[turn] for turn in range(rotations)])
-    run.independent = reported.shape[0] if codes is None else int(recoded(codes[reported]).max()) + 1
-    if contributions:
-        pooled = torch.cat(contributions)
-        run.value = float(pooled.double().mean())
-        run.standard_error = clustered_standard_error(pooled, None if codes is None else recoded(codes[reported]))
-    else:
-        run.value = sum(values) / len(values)
-        run.standard_error = errors[0] if errors else None
-    run.parts = {"fit": sum(fit_values) / rotations, "select": sum(select_values) / rotations}
-    return run
-
-
-def _all_checks(
-    prototype: Estimator,
-    x: Tensor,
-    y: Tensor,
-    codes: Tensor | None,
-    run: _Run,
-    interval: tuple[float, float],
-    null: Null | None,
-    control: Control | None,
-) -> tuple[Check, ...]:
-    vectors = x.ndim == 2 and y.ndim == 2
-    found = [
-        checks.sampling_error(run.value, run.standard_error),
-        checks.independent_units(run.independent, x[0].numel() + y[0].numel(), grouped=codes is not None),
-        checks.constant_columns(x, y if prototype.explains == "vectors" else x[:, :0]),
-    ]
-    if prototype.needs_pairs and prototype.reads != "categories":
-        found.append(checks.duplicated_rows(x, y, grouped=codes is not None))
-    if prototype.kind != "discrepancy":
-        found += [
-            checks.saturation(run.value, prototype.ceiling(run.report_rows), prototype.unit),
-            checks.negativity(run.value, run.standard_error),
-            checks.against_null(run.value, interval, run.standard_error, null),
-        ]
-        if prototype.unit == "nats":
-            found.append(checks.model_reliance(run.value, run.report_rows))
-        if vectors and prototype.unit == "nats":
-            found += [
-                checks.well_posedness(x, y),
-                checks.positive_control(control),
-                checks.gaussian_floor(run.value, run.standard_error, x, y, groups=codes),
-            ]
-    if prototype.explains == "labels":
-        frequencies = torch.bincount(y).double() / y.shape[0]
-        entropy = float(torch.special.entr(frequencies).sum())
-        found.append(checks.label_bound(run.value, run.standard_error, entropy))
-    if prototype.learned:
-        found += [
-            checks.fit_report_gap(run.parts["fit"], run.value, run.standard_error),
-            checks.convergence(run.records),
-        ]
-        found += [check for check in (run.leakage, run.candidates) if check is not None]
-    if isinstance(prototype, GaussianMI) and not prototype.copula and not prototype.held_out:
-        found.append(value_checks.tails(run.value, x, y, groups=codes))
-    if prototype.unit == "nats" and prototype.zero_when_independent and vectors and prototype.explains == "vectors":
-        found += [
-            value_checks.entropy_bound(run.value, run.standard_error, x, y),
-            value_checks.negative_control(prototype, x, y),
-        ]
-    return (*found, *run.own_checks)
-
-
-def _checks_of_rows(
-    prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, value: float
-) -> tuple[Check, ...]:
-    """Ask the rows themselves, whatever the instrument made of them."""
-    if not prototype.needs_pairs or prototype.reads == "categories" or x.ndim != 2:
-        return ()
-    scores_x = sample_checks.normal_scores(x)
-    if prototype.explains == "labels":
-        if int(y.max()) >= _MOST_CLASSES:
-            return ()
-        classes = torch.nn.functional.one_hot(y.cpu()).double()
-        return (sample_checks.misalignment(scores_x, sample_checks.normal_scores(classes)),)
-    if y.ndim != 2:
-        return ()
-    scores_y = sample_checks.normal_scores(y)
-    found = [
-        sample_checks.misalignment(scores_x, scores_y),
-        sample_checks.ties(x, y, needs_density=isinstance(prototype, (GaussianMI, FlowMI, WeightedKL))),
-    ]
-    if codes is None:
-        found.append(sample_checks.near_copies(scores_x, scores_y))
-    if prototype.unit == "nats" and prototype.zero_when_independent:
-        one_each = slice(None) if codes is None else first_of_each_group(codes.cpu())
-        found += [
-            sample_checks.functional_relation(scores_x[one_each], scores_y[one_each]),
-            sample_checks.hidden_directions(value, x, y),
-        ]
-    return tuple(found)
-
-
 def _audited(
     prototype: Estimator,
     x: Tensor,
     y: Tensor,
     codes: Tensor | None,
-    run: _Run,
+    run: Run,
     folds: int,
     rotations: int,
     training: Training | None,
@@ -394,7 +218,7 @@ def _audited(
     tell: Callable[[str], None],
 ) -> tuple[Check, ...]:
     def again(x: Tensor, y: Tensor, codes: Tensor | None, seed: int) -> float:
-        return _run(prototype, x, y, codes, folds, rotations, training, seed, value_only=True).value
+        return run_once(prototype, x, y, codes, folds, rotations, training, seed, value_only=True).value
 
     return audit_checks(Subject(prototype, x, y, codes, run.value, run.standard_error, seed, seconds, again, tell))
 

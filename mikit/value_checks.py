@@ -11,8 +11,9 @@ from mikit.errors import InputError
 from mikit.estimators.base import Estimator
 from mikit.estimators.gaussian import GaussianMI
 from mikit.measurement import Check
+from mikit.sample_checks import largest_atom
 
-__all__ = ["candidates", "entropy_bound", "negative_control", "tails"]
+__all__ = ["candidates", "entropy_bound", "gaussian_floor", "negative_control", "tails"]
 
 _FEW = 0.2
 
@@ -93,6 +94,36 @@ def tails(value: float, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -
         f"{said}, not {value:.3f}: the columns have heavy tails or bends, and correlations do not describe them. Use "
         "GaussianMI(copula=True) or KSG.",
     )
+
+
+def gaussian_floor(
+    value: float, standard_error: float | None, x: Tensor, y: Tensor, *, groups: Tensor | None = None
+) -> Check:
+    """Compare the value with the Gaussian copula's, below which the information cannot lie but for sampling error.
+
+    Among all laws with Gaussian marginals and given correlations, the Gaussian law holds the least information. Warns
+    when the value is lower by more than a tenth, 0.05 nats and three standard errors; fails from a fifth.
+    """
+    name = "not below the Gaussian copula"
+    if x.shape[0] < 5 * (x.shape[1] + y.shape[1]):
+        return Check(name, "not applicable", None, None, "There are too few rows for the columns to compare with it.")
+    if max(largest_atom(x)[0], largest_atom(y)[0]) > 0.1:
+        return Check(
+            name, "not applicable", None, None, "Columns with many ties have no Gaussian copula below the truth."
+        )
+    copula = GaussianMI(copula=True)
+    try:
+        floor = float(copula.estimate(x, y))
+    except InputError:
+        return Check(name, "not applicable", None, None, "The Gaussian copula's information is infinite.")
+    error = ((standard_error or 0.0) ** 2 + copula.standard_error(x, y, groups=groups) ** 2) ** 0.5
+    short = floor - value - 3 * error
+    said = f"The Gaussian copula gives {floor:.3f} nats, and the truth is at least that"
+    if short > 0 and floor - value > max(0.05, 0.2 * floor):
+        return Check(name, "fail", floor, floor, f"{said}: the value {value:.3f} is too low.")
+    if short > 0 and floor - value > max(0.05, 0.1 * floor):
+        return Check(name, "warn", floor, floor, f"{said}: the value {value:.3f} is low.")
+    return Check(name, "pass", floor, floor, f"{said}.")
 
 
 def negative_control(prototype: Estimator, x: Tensor, y: Tensor) -> Check:

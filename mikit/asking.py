@@ -1,0 +1,112 @@
+"""Which checks are put to which measurement by default."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mikit import checks, sample_checks, value_checks
+from mikit.controls import Control
+from mikit.estimators.base import Estimator
+from mikit.estimators.flows import FlowMI
+from mikit.estimators.gaussian import GaussianMI
+from mikit.estimators.neighbors import WeightedKL
+from mikit.measurement import Check, Null
+from mikit.rows import first_of_each_group
+from mikit.running import Run
+
+__all__ = ["checks_of_rows", "checks_of_value"]
+
+_MOST_CLASSES = 32
+
+
+def checks_of_value(
+    prototype: Estimator,
+    x: Tensor,
+    y: Tensor,
+    codes: Tensor | None,
+    run: Run,
+    interval: tuple[float, float],
+    null: Null | None,
+    control: Control | None,
+) -> tuple[Check, ...]:
+    """Ask about the value that was read, and about what is left of the instrument.
+
+    Args:
+        prototype: The instrument.
+        x: Rows of the student.
+        y: Rows of the teacher, or labels.
+        codes: Group codes, or None.
+        run: The estimate.
+        interval: Its interval.
+        null: What permuted data gave, if they were measured.
+        control: What data of known information gave, if they were measured.
+    """
+    vectors = x.ndim == 2 and y.ndim == 2
+    found = [
+        checks.sampling_error(run.value, run.standard_error),
+        checks.independent_units(run.independent, x[0].numel() + y[0].numel(), grouped=codes is not None),
+        checks.constant_columns(x, y if prototype.explains == "vectors" else x[:, :0]),
+    ]
+    if prototype.needs_pairs and prototype.reads != "categories":
+        found.append(checks.duplicated_rows(x, y, grouped=codes is not None))
+    if prototype.kind != "discrepancy":
+        found += [
+            checks.saturation(run.value, prototype.ceiling(run.report_rows), prototype.unit),
+            checks.negativity(run.value, run.standard_error),
+            checks.against_null(run.value, interval, run.standard_error, null),
+        ]
+        if prototype.unit == "nats":
+            found.append(checks.model_reliance(run.value, run.report_rows))
+        if vectors and prototype.unit == "nats":
+            found += [
+                checks.well_posedness(x, y),
+                checks.positive_control(control),
+                value_checks.gaussian_floor(run.value, run.standard_error, x, y, groups=codes),
+            ]
+    if prototype.explains == "labels":
+        frequencies = torch.bincount(y).double() / y.shape[0]
+        entropy = float(torch.special.entr(frequencies).sum())
+        found.append(checks.label_bound(run.value, run.standard_error, entropy))
+    if prototype.learned:
+        found += [
+            checks.fit_report_gap(run.parts["fit"], run.value, run.standard_error),
+            checks.convergence(run.records),
+        ]
+        found += [check for check in (run.leakage, run.candidates) if check is not None]
+    if isinstance(prototype, GaussianMI) and not prototype.copula and not prototype.held_out:
+        found.append(value_checks.tails(run.value, x, y, groups=codes))
+    if prototype.unit == "nats" and prototype.zero_when_independent and vectors and prototype.explains == "vectors":
+        found += [
+            value_checks.entropy_bound(run.value, run.standard_error, x, y),
+            value_checks.negative_control(prototype, x, y),
+        ]
+    return (*found, *run.own_checks)
+
+
+def checks_of_rows(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, value: float) -> tuple[Check, ...]:
+    """Ask the rows themselves, whatever the instrument made of them."""
+    if not prototype.needs_pairs or prototype.reads == "categories" or x.ndim != 2:
+        return ()
+    scores_x = sample_checks.normal_scores(x)
+    if prototype.explains == "labels":
+        if int(y.max()) >= _MOST_CLASSES:
+            return ()
+        classes = torch.nn.functional.one_hot(y.cpu()).double()
+        return (sample_checks.misalignment(scores_x, sample_checks.normal_scores(classes)),)
+    if y.ndim != 2:
+        return ()
+    scores_y = sample_checks.normal_scores(y)
+    found = [
+        sample_checks.misalignment(scores_x, scores_y),
+        sample_checks.ties(x, y, needs_density=isinstance(prototype, (GaussianMI, FlowMI, WeightedKL))),
+    ]
+    if codes is None:
+        found.append(sample_checks.near_copies(scores_x, scores_y))
+    if prototype.unit == "nats" and prototype.zero_when_independent:
+        one_each = slice(None) if codes is None else first_of_each_group(codes.cpu())
+        found += [
+            sample_checks.functional_relation(scores_x[one_each], scores_y[one_each]),
+            sample_checks.hidden_directions(value, x, y),
+        ]
+    return tuple(found)
