@@ -74,8 +74,6 @@ def checks_of_value(
             checks.convergence(run.records),
         ]
         found += [check for check in (run.leakage, run.candidates) if check is not None]
-    if isinstance(prototype, GaussianMI) and not prototype.copula and not prototype.held_out:
-        found.append(value_checks.tails(run.value, x, y, groups=codes))
     if prototype.unit == "nats" and prototype.zero_when_independent and vectors and prototype.explains == "vectors":
         found += [
             value_checks.entropy_bound(run.value, run.standard_error, x, y),
@@ -84,8 +82,8 @@ def checks_of_value(
     return (*found, *run.own_checks)
 
 
-def checks_of_rows(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, value: float) -> tuple[Check, ...]:
-    """Ask the rows themselves, whatever the instrument made of them."""
+def checks_of_rows(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, run: Run) -> tuple[Check, ...]:
+    """Ask the rows themselves, and whether the value agrees with what nearest neighbours make of them."""
     if not prototype.needs_pairs or prototype.reads == "categories" or x.ndim != 2:
         return ()
     scores_x = sample_checks.normal_scores(x)
@@ -105,8 +103,13 @@ def checks_of_rows(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | N
         found.append(sample_checks.near_copies(scores_x, scores_y))
     if prototype.unit == "nats" and prototype.zero_when_independent:
         one_each = slice(None) if codes is None else first_of_each_group(codes.cpu())
+        scores_x, scores_y = scores_x[one_each], scores_y[one_each]
+        nearest = sample_checks.nearest_readings(scores_x, scores_y)
         found += [
-            sample_checks.functional_relation(scores_x[one_each], scores_y[one_each]),
-            sample_checks.hidden_directions(value, x, y),
+            sample_checks.functional_relation(scores_x, scores_y, nearest),
+            sample_checks.hidden_directions(run.value, x, y),
+            value_checks.neighbours_floor(run.value, run.standard_error, nearest),
         ]
+        if isinstance(prototype, GaussianMI) and not prototype.copula and not prototype.held_out:
+            found.append(value_checks.tails(run.value, x, y, nearest, groups=codes))
     return tuple(found)

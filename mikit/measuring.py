@@ -172,7 +172,7 @@ def measure(
     found = (
         checks.alignment(x_ids is not None, y_ids is not None),
         *checks_of_value(prototype, features, target, codes, result, interval, null, control),
-        *checks_of_rows(prototype, features, target, codes, result.value),
+        *checks_of_rows(prototype, features, target, codes, result),
     )
     if audit:
         found += _audited(prototype, features, target, codes, result, folds, rotations, training, seed, seconds, tell)

@@ -7,6 +7,8 @@ at random onto 32. False alarms were counted on laws of known information: see e
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from scipy.stats import chi2
@@ -18,17 +20,19 @@ from mikit.functional.neighbors import ksg_pointwise
 from mikit.measurement import Check
 
 __all__ = [
+    "Nearest",
     "functional_relation",
     "hidden_directions",
     "largest_atom",
     "misalignment",
     "near_copies",
+    "nearest_readings",
     "normal_scores",
     "ties",
 ]
 
 _MOST_COLUMNS = 32
-_BLOCKS, _REACH = 8, 3
+_REACH = 3
 _NEIGHBOURS = 64
 _DISTANCES = 8_000_000
 
@@ -52,19 +56,21 @@ def normal_scores(values: Tensor) -> Tensor:
 def misalignment(scores_x: Tensor, scores_y: Tensor) -> Check:
     """Look for blocks of rows whose partners stand a few rows away: fails where one is found.
 
-    In eight blocks of successive rows, the squared cross-correlations of whitened scores (with their squares, up to
-    12 columns) are summed at shifts of -3 to 3 rows. A block is out of step if a shift shows what chance would at most
-    once in 1e8 samples, and no shift less than half of it. A lag between two time series looks the same.
+    In eight blocks of successive rows, or four below 2,000 rows, the squared cross-correlations of whitened scores
+    (with their squares, up to 12 columns) are summed at shifts of -3 to 3 rows. A block is out of step if a shift shows
+    what chance would at most once in 1e8 samples, and no shift less than half of it. A lag between two time series
+    looks the same.
     """
     name = "rows in step"
     first, second = (_whitened(_with_squares(scores)) for scores in (scores_x, scores_y))
     n, width = first.shape[0], first.shape[1] * second.shape[1]
-    size = n // _BLOCKS
-    if size < max(30, 2 * (first.shape[1] + second.shape[1])):
+    blocks = 8 if n >= 2000 else 4
+    size = n // blocks
+    if size < max(100, 2 * (first.shape[1] + second.shape[1])):
         return Check(name, "not applicable", None, None, "There are too few rows to compare them with shifted ones.")
     least = float(chi2.isf(1e-8, width)) - width if width else 0.0
     found: dict[int, int] = {}
-    for block in range(_BLOCKS):
+    for block in range(blocks):
         low, high = block * size + _REACH, (block + 1) * size - _REACH
         own = _centred(first[low:high])
         shown = {}
@@ -74,7 +80,7 @@ def misalignment(scores_x: Tensor, scores_y: Tensor) -> Check:
         best = max(shown, key=shown.__getitem__)
         if shown[best] > least and shown[0] < 0.5 * shown[best]:
             found[block] = best
-    share = len(found) / _BLOCKS
+    share = len(found) / blocks
     if not found:
         return Check(name, "pass", 0.0, 0.0, "No block of rows fits better when one side is shifted by a few rows.")
     start, shift = min(found), found[min(found)]
@@ -83,7 +89,7 @@ def misalignment(scores_x: Tensor, scores_y: Tensor) -> Check:
         "fail",
         share,
         0.0,
-        f"In {len(found)} of {_BLOCKS} blocks of rows, from about row {start * size} on, x fits y far better when y is "
+        f"In {len(found)} of {blocks} blocks of rows, from about row {start * size} on, x fits y far better when y is "
         f"shifted by {shift:+d}: rows are missing or doubled on one side. Join both sides by sample ids.",
     )
 
@@ -131,7 +137,43 @@ def near_copies(scores_x: Tensor, scores_y: Tensor) -> Check:
     )
 
 
-def functional_relation(scores_x: Tensor, scores_y: Tensor) -> Check:
+@final
+@dataclass(frozen=True)
+class Nearest:
+    """What nearest neighbours read on normal scores: a second opinion that costs little.
+
+    Attributes:
+        rows: Rows of the readings: a quarter, half and all of those looked at.
+        readings: The readings in nats, by :func:`mikit.functional.ksg`.
+        standard_error: Of the last one.
+        columns: Columns looked at.
+    """
+
+    rows: tuple[int, ...]
+    readings: tuple[float, ...]
+    standard_error: float
+    columns: int
+
+
+def nearest_readings(scores_x: Tensor, scores_y: Tensor) -> Nearest | None:
+    """Return what nearest neighbours read on up to 4,096 rows of normal scores, and on parts of them.
+
+    None below 100 rows. Above 20 columns 2,048 rows have to do.
+    """
+    n, columns = scores_x.shape[0], scores_x.shape[1] + scores_y.shape[1]
+    if n < 100:
+        return None
+    most = min(n, 4096 if columns <= 20 else 2048)
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]
+    x, y = scores_x[chosen], scores_y[chosen]
+    sizes = (most // 4, most // 2, most)
+    contributions = [ksg_pointwise(x[:m], y[:m], 3) for m in sizes]
+    # Samples share neighbours, which makes the mean vary 1.4 times as much as independent contributions would.
+    error = 1.4 * float(contributions[2].std()) / most**0.5
+    return Nearest(sizes, tuple(float(each.mean()) for each in contributions), error, columns)
+
+
+def functional_relation(scores_x: Tensor, scores_y: Tensor, nearest: Nearest | None) -> Check:
     """Ask whether one side follows the other without noise: the information is infinite then, or out of reach.
 
     Nearest neighbours read up to 4,096 rows, half and a quarter of them. Without noise the reading grows with the
@@ -141,20 +183,17 @@ def functional_relation(scores_x: Tensor, scores_y: Tensor) -> Check:
     it sees little.
     """
     name, threshold = "noise between the sides", 0.65
-    n, columns = scores_x.shape[0], scores_x.shape[1] + scores_y.shape[1]
-    if n < 500:
+    if nearest is None or nearest.rows[2] < 500:
         return Check(name, "not applicable", None, None, "There are too few rows to see whether the reading grows.")
     if min(_distinct_share(scores_x), _distinct_share(scores_y)) < 0.95:
         return Check(name, "not applicable", None, None, "Rows of one side repeat, so its entropy bounds the value.")
-    most = min(n, 4096 if columns <= 20 else 2048)
-    rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most]
-    x, y = scores_x[rows], scores_y[rows]
-    readings = [float(ksg_pointwise(x[:m], y[:m], 3).mean()) for m in (most // 4, most // 2, most)]
-    slope = (readings[2] - readings[0]) / math.log(4)
+    slope = (nearest.readings[2] - nearest.readings[0]) / math.log(4)
+    x, y = scores_x[: nearest.rows[2]], scores_y[: nearest.rows[2]]
     left = min(_unexplained(x, y), _unexplained(y, x))
+    read, sizes = (list(values) for values in (nearest.readings, nearest.rows))
     said = (
-        f"Nearest neighbours read {readings[0]:.2f}, {readings[1]:.2f} and {readings[2]:.2f} nats on {most // 4}, "
-        f"{most // 2} and {most} rows"
+        f"Nearest neighbours read {read[0]:.2f}, {read[1]:.2f} and {read[2]:.2f} nats on {sizes[0]}, {sizes[1]} and "
+        f"{sizes[2]} rows"
     )
     if left < 1e-4 or (slope > threshold and left < 0.05):
         return Check(
@@ -247,6 +286,7 @@ def largest_atom(values: Tensor) -> tuple[float, float]:
 
 
 def _with_squares(scores: Tensor) -> Tensor:
+    scores = scores.clamp(-2.5, 2.5)  # a few far rows must not decide
     return torch.cat([scores, scores.square()], dim=1) if scores.shape[1] <= 12 else scores
 
 

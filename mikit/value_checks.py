@@ -11,9 +11,9 @@ from mikit.errors import InputError
 from mikit.estimators.base import Estimator
 from mikit.estimators.gaussian import GaussianMI
 from mikit.measurement import Check
-from mikit.sample_checks import largest_atom
+from mikit.sample_checks import Nearest, largest_atom
 
-__all__ = ["candidates", "entropy_bound", "gaussian_floor", "negative_control", "tails"]
+__all__ = ["candidates", "entropy_bound", "gaussian_floor", "negative_control", "neighbours_floor", "tails"]
 
 _FEW = 0.2
 
@@ -71,10 +71,11 @@ def entropy_bound(value: float, standard_error: float | None, x: Tensor, y: Tens
     return Check(name, outcome, value, threshold, f"{said}.")
 
 
-def tails(value: float, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> Check:
-    """Compare the Gaussian value with that of normal scores: heavy tails and bent columns set them apart.
+def tails(value: float, x: Tensor, y: Tensor, nearest: Nearest | None, *, groups: Tensor | None = None) -> Check:
+    """Ask whether the Gaussian formula gives the same on normal scores: heavy tails, bends and clusters set them apart.
 
-    Warns where they differ by more than a tenth of the larger, 0.02 nats and three standard errors of the latter.
+    Warns where they differ by more than a tenth of the value, 0.02 nats and three standard errors; where the value is
+    the higher one, only if it also exceeds what nearest neighbours read by more than 15 %.
     """
     name = "tails and bends"
     copula = GaussianMI(copula=True)
@@ -82,18 +83,43 @@ def tails(value: float, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -
         other, error = float(copula.estimate(x, y)), copula.standard_error(x, y, groups=groups) or 0.0
     except InputError:
         return Check(name, "not applicable", None, None, "The Gaussian copula's information is infinite.")
-    threshold = max(0.1 * max(abs(value), abs(other)), 0.02, 3 * error)
+    gap, threshold = value - other, max(0.1 * abs(value), 0.02, 3 * error)
     said = f"From the columns' normal scores the same formula gives {other:.3f}"
-    if abs(value - other) <= threshold:
-        return Check(name, "pass", abs(value - other), threshold, f"{said}.")
+    read = None if nearest is None else nearest.readings[2]
+    if abs(gap) <= threshold or (gap > 0 and (read is None or read > 0.85 * value)):
+        return Check(name, "pass", abs(gap), threshold, f"{said}.")
+    told = f"{said}, not {value:.3f}"
+    if gap > 0:
+        told += f", and nearest neighbours read {read:.3f}"
     return Check(
         name,
         "warn",
-        abs(value - other),
+        abs(gap),
         threshold,
-        f"{said}, not {value:.3f}: the columns have heavy tails or bends, and correlations do not describe them. Use "
-        "GaussianMI(copula=True) or KSG.",
+        f"{told}: heavy tails, bends or clusters distort the correlations. Use GaussianMI(copula=True) or KSG.",
     )
+
+
+def neighbours_floor(value: float, standard_error: float | None, nearest: Nearest | None) -> Check:
+    """Compare the value with what nearest neighbours read on normal scores, which as a rule is less than the truth.
+
+    Warns where the value is lower by more than a tenth of that, 0.05 nats and three standard errors; fails from a
+    third. Dependence that an instrument cannot see, such as a circle to a correlation, shows here.
+    """
+    name = "not below nearest neighbours"
+    if nearest is None:
+        return Check(name, "not applicable", None, None, "There are too few rows for nearest neighbours.")
+    floor = nearest.readings[2]
+    error = math.hypot(standard_error or 0.0, nearest.standard_error)
+    short = floor - value
+    said = f"Nearest neighbours read {floor:.3f} nats, as a rule less than the truth"
+    if short > max(0.05, floor / 3, 3 * error):
+        return Check(
+            name, "fail", floor, floor / 3, f"{said}: the instrument misses dependence, {value:.3f} is too low."
+        )
+    if short > max(0.05, 0.1 * floor, 3 * error):
+        return Check(name, "warn", floor, 0.1 * floor, f"{said}: the value {value:.3f} seems low.")
+    return Check(name, "pass", floor, 0.1 * floor, f"{said}.")
 
 
 def gaussian_floor(
