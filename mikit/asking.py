@@ -62,7 +62,6 @@ def checks_of_value(
             found += [
                 checks.well_posedness(x, y),
                 checks.positive_control(control),
-                value_checks.gaussian_floor(run.value, run.standard_error, x, y, groups=codes),
             ]
     if prototype.explains == "labels":
         frequencies = torch.bincount(y).double() / y.shape[0]
@@ -105,11 +104,13 @@ def checks_of_rows(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | N
         one_each = slice(None) if codes is None else first_of_each_group(codes.cpu())
         scores_x, scores_y = scores_x[one_each], scores_y[one_each]
         nearest = sample_checks.nearest_readings(scores_x, scores_y)
+        copula = value_checks.copula_reading(x, y, groups=codes)
         found += [
             sample_checks.functional_relation(scores_x, scores_y, nearest),
             sample_checks.hidden_directions(run.value, x, y),
             value_checks.neighbours_floor(run.value, run.standard_error, nearest),
+            value_checks.gaussian_floor(run.value, run.standard_error, x, y, copula),
         ]
         if isinstance(prototype, GaussianMI) and not prototype.copula and not prototype.held_out:
-            found.append(value_checks.tails(run.value, x, y, nearest, groups=codes))
+            found.append(value_checks.tails(run.value, copula, nearest))
     return tuple(found)

@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.estimators.base import Estimator
+from mikit.estimators.base import Estimator, clustered_standard_error
 from mikit.estimators.gaussian import GaussianMI
 from mikit.measurement import Check
 from mikit.sample_checks import Nearest, largest_atom
 
-__all__ = ["candidates", "entropy_bound", "gaussian_floor", "negative_control", "neighbours_floor", "tails"]
+__all__ = [
+    "candidates",
+    "copula_reading",
+    "entropy_bound",
+    "gaussian_floor",
+    "negative_control",
+    "neighbours_floor",
+    "tails",
+]
 
 _FEW = 0.2
+_NO_COPULA = "There are too few rows for the columns, or the Gaussian copula's information is infinite."
 
 
 def candidates(instrument: Estimator, x: Tensor, y: Tensor, value: float, standard_error: float | None) -> Check | None:
@@ -71,18 +80,32 @@ def entropy_bound(value: float, standard_error: float | None, x: Tensor, y: Tens
     return Check(name, outcome, value, threshold, f"{said}.")
 
 
-def tails(value: float, x: Tensor, y: Tensor, nearest: Nearest | None, *, groups: Tensor | None = None) -> Check:
+def copula_reading(x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> tuple[float, float] | None:
+    """Return the Gaussian copula's information and its standard error; None where infinite, or rows are too few."""
+    if x.shape[0] < 5 * (x.shape[1] + y.shape[1]):
+        return None
+    try:
+        contributions = GaussianMI(copula=True).pointwise(x, y)
+    except InputError:
+        return None
+    return float(contributions.mean()), clustered_standard_error(contributions, groups)
+
+
+def tails(value: float, copula: tuple[float, float] | None, nearest: Nearest | None) -> Check:
     """Ask whether the Gaussian formula gives the same on normal scores: heavy tails, bends and clusters set them apart.
 
     Warns where they differ by more than a tenth of the value, 0.02 nats and three standard errors; where the value is
     the higher one, only if it also exceeds what nearest neighbours read by more than 15 %.
+
+    Args:
+        value: The Gaussian value of the columns as they are.
+        copula: As :func:`copula_reading` returns it.
+        nearest: What nearest neighbours read.
     """
     name = "tails and bends"
-    copula = GaussianMI(copula=True)
-    try:
-        other, error = float(copula.estimate(x, y)), copula.standard_error(x, y, groups=groups) or 0.0
-    except InputError:
-        return Check(name, "not applicable", None, None, "The Gaussian copula's information is infinite.")
+    if copula is None:
+        return Check(name, "not applicable", None, None, _NO_COPULA)
+    other, error = copula
     gap, threshold = value - other, max(0.1 * abs(value), 0.02, 3 * error)
     said = f"From the columns' normal scores the same formula gives {other:.3f}"
     read = None if nearest is None else nearest.readings[2]
@@ -123,26 +146,23 @@ def neighbours_floor(value: float, standard_error: float | None, nearest: Neares
 
 
 def gaussian_floor(
-    value: float, standard_error: float | None, x: Tensor, y: Tensor, *, groups: Tensor | None = None
+    value: float, standard_error: float | None, x: Tensor, y: Tensor, copula: tuple[float, float] | None
 ) -> Check:
     """Compare the value with the Gaussian copula's, below which the information cannot lie but for sampling error.
 
     Among all laws with Gaussian marginals and given correlations, the Gaussian law holds the least information. Warns
-    when the value is lower by more than a tenth, 0.05 nats and three standard errors; fails from a fifth.
+    when the value is lower by more than a tenth, 0.05 nats and three standard errors; fails from a fifth. Columns with
+    many ties have no such floor.
     """
     name = "not below the Gaussian copula"
-    if x.shape[0] < 5 * (x.shape[1] + y.shape[1]):
-        return Check(name, "not applicable", None, None, "There are too few rows for the columns to compare with it.")
+    if copula is None:
+        return Check(name, "not applicable", None, None, _NO_COPULA)
     if max(largest_atom(x)[0], largest_atom(y)[0]) > 0.1:
         return Check(
             name, "not applicable", None, None, "Columns with many ties have no Gaussian copula below the truth."
         )
-    copula = GaussianMI(copula=True)
-    try:
-        floor = float(copula.estimate(x, y))
-    except InputError:
-        return Check(name, "not applicable", None, None, "The Gaussian copula's information is infinite.")
-    error = ((standard_error or 0.0) ** 2 + copula.standard_error(x, y, groups=groups) ** 2) ** 0.5
+    floor, copula_error = copula
+    error = math.hypot(standard_error or 0.0, copula_error)
     short = floor - value - 3 * error
     said = f"The Gaussian copula gives {floor:.3f} nats, and the truth is at least that"
     if short > 0 and floor - value > max(0.05, 0.2 * floor):

@@ -173,7 +173,8 @@ def test_tails_set_the_gaussian_apart_from_its_copula() -> None:
     for seed in range(20):
         x, y = _pair(1000, 3, 0.6, seed)
         nearest = sample_checks.nearest_readings(*_scores(x, y))
-        assert value_checks.tails(float(GaussianMI().estimate(x, y)), x, y, nearest).outcome == "pass"
+        copula = value_checks.copula_reading(x, y)
+        assert value_checks.tails(float(GaussianMI().estimate(x, y)), copula, nearest).outcome == "pass"
 
 
 def test_one_wild_row_does_not_pass_for_information() -> None:
@@ -202,7 +203,7 @@ def test_ties_warn_only_those_whom_they_hurt() -> None:
 
 def test_the_copula_is_no_floor_where_ties_raise_it() -> None:
     x, y = _draw("traps", "relu-atoms")
-    assert value_checks.gaussian_floor(0.95, 0.02, x, y).outcome == "not applicable"
+    assert value_checks.gaussian_floor(0.95, 0.02, x, y, value_checks.copula_reading(x, y)).outcome == "not applicable"
 
 
 def test_a_discrete_side_bounds_the_value() -> None:
