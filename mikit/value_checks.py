@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 _FEW = 0.2
+_MANY_COLUMNS = 128
 _NO_COPULA = "There are too few rows for the columns, or the Gaussian copula's information is infinite."
 
 
@@ -82,7 +83,8 @@ def entropy_bound(value: float, standard_error: float | None, x: Tensor, y: Tens
 
 def copula_reading(x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> tuple[float, float] | None:
     """Return the Gaussian copula's information and its standard error; None where infinite, or rows are too few."""
-    if x.shape[0] < 5 * (x.shape[1] + y.shape[1]):
+    width = x.shape[1] + y.shape[1]
+    if x.shape[0] < (5 if width <= _MANY_COLUMNS else 20) * width:
         return None
     try:
         contributions = GaussianMI(copula=True).pointwise(x, y)
@@ -150,9 +152,10 @@ def gaussian_floor(
 ) -> Check:
     """Compare the value with the Gaussian copula's, below which the information cannot lie but for sampling error.
 
-    Among all laws with Gaussian marginals and given correlations, the Gaussian law holds the least information. Warns
-    when the value is lower by more than a tenth, 0.05 nats and three standard errors; fails from a fifth. Columns with
-    many ties have no such floor.
+    Among all laws whose two sides are Gaussian, each by itself, with given correlations, the Gaussian law holds the
+    least information; normal scores make columns Gaussian, not the sides as a whole, so the floor is a rule and no
+    theorem. Warns when the value is lower by more than a tenth, 0.05 nats and three standard errors; fails from a
+    fifth. Columns with many ties have no such floor, and many columns for few rows have none either.
     """
     name = "not below the Gaussian copula"
     if copula is None:
@@ -164,7 +167,7 @@ def gaussian_floor(
     floor, copula_error = copula
     error = math.hypot(standard_error or 0.0, copula_error)
     short = floor - value - 3 * error
-    said = f"The Gaussian copula gives {floor:.3f} nats, and the truth is at least that"
+    said = f"The Gaussian copula gives {floor:.3f} nats, as a rule no more than the truth"
     if short > 0 and floor - value > max(0.05, 0.2 * floor):
         return Check(name, "fail", floor, floor, f"{said}: the value {value:.3f} is too low.")
     if short > 0 and floor - value > max(0.05, 0.1 * floor):

@@ -7,6 +7,7 @@ from mikit.estimators.auto import Auto
 from mikit.estimators.base import Estimator
 from mikit.estimators.conditional import ConditionalInformation, held_out_conditional_mi
 from mikit.estimators.contrastive import AnchoredInfoNCE, InfoNCE
+from mikit.estimators.copula_critic import CopulaCritic
 from mikit.estimators.discrete import PlugIn
 from mikit.estimators.distribution import MMD
 from mikit.estimators.fitting import FitRecord, Training
@@ -30,6 +31,7 @@ __all__ = [
     "AnchoredInfoNCE",
     "Auto",
     "ConditionalInformation",
+    "CopulaCritic",
     "Estimator",
     "FitRecord",
     "FlowMI",
@@ -49,6 +51,7 @@ REGISTRY: dict[str, type[Estimator]] = {
     cls.name: cls
     for cls in (
         Auto,
+        CopulaCritic,
         GaussianMI,
         KSG,
         ReducedKSG,

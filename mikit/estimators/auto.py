@@ -8,33 +8,31 @@ import torch
 from torch import Tensor
 
 from mikit.errors import InputError
-from mikit.estimators.base import Estimator, clustered_standard_error, require_pair
-from mikit.estimators.contrastive import InfoNCE
+from mikit.estimators.base import Estimator, require_pair
+from mikit.estimators.copula_critic import CopulaCritic
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.neighbors import KSG
-from mikit.functional.gaussian import CanonicalForm, bartlett_rank, canonical_form, rank_gaussianise
-from mikit.functional.scored import infonce_pointwise_from_scores
-from mikit.rows import recoded, split_folds
+from mikit.estimators.reduced import ReducedKSG
+from mikit.functional.gaussian import rank_gaussianise
 
 __all__ = ["Auto"]
 
-# The test needs an answer, not a precise number: more rows than this only make it slower.
-_ROWS_FOR_THE_TEST = 6000
-_TEST_TRAINING = Training(steps=400, batch=256, every=25, patience=6)
 _SMALLEST_GAIN = 0.02
+_FEW_COLUMNS, _MANY_COLUMNS = 3, 128
+_FEWEST_ROWS_FOR_CODES = 200
 
 
 @final
 class Auto(Estimator):
     """Mutual information by whichever instrument suits rows ``(n, d_x)``, ``(n, d_y)``; the choice is reported.
 
-    Formula: the chosen instrument's. The rule, in order: fewer than five rows a column, a shrunk Gaussian copula on
-    held-out rows; at most four columns in all, nearest neighbours (:class:`KSG`) if they exceed the Gaussian copula by
-    more than 0.02 nats and three standard errors (the copula's value cannot exceed the truth); above four columns
-    :class:`InfoNCE` if its critic beats the Gaussian copula's own critic on held-out rows by more than 0.02 nats and
-    two standard errors; otherwise the Gaussian copula, which is exact for every law that monotone maps of single
-    columns make Gaussian. Rows of one group are kept together and count as one.
+    Formula: the chosen instrument's. The rule, in order: fewer than five rows a column, or above 128 columns in all
+    fewer than twenty, the codes of :class:`ReducedKSG` (below 200 rows a shrunk Gaussian copula on held-out rows); up
+    to three columns in all, nearest neighbours of normal scores (:class:`KSG`) if they exceed the Gaussian copula by
+    more than 0.02 nats and three standard errors, and the Gaussian copula otherwise; in between
+    :class:`CopulaCritic`, which tests on held-out rows whether a critic adds anything to the copula, and asks
+    neighbours for what the critic leaves out. Rows of one group are kept together and count as one.
 
     Unit: nats.
 
@@ -44,16 +42,15 @@ class Auto(Estimator):
         InputError: If there are too few rows, or an exact linear relation makes the information infinite.
 
     Cost:
-        That of the chosen instrument, and above four columns a critic trained for 400 steps at most on up to 6,000
-        rows.
+        That of the chosen instrument.
 
     Pitfalls:
-        Chooses between dependence that is Gaussian after monotone maps and dependence a small critic finds. Where a
-        critic is chosen the value is a lower bound in expectation and usually low. Has no gradient: use the chosen
-        instrument as a loss.
+        The choice looks at counts, and at neighbours against the copula where columns are few; what decides between
+        candidates happens inside the chosen instrument, on held-out rows, and its line says so. Has no gradient: use
+        the chosen instrument, or InfoNCE, as a loss.
 
     Source:
-        The anchor on the Gaussian copula and the held-out test are mikit's own.
+        The rule is mikit's own.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -117,21 +114,14 @@ class Auto(Estimator):
         require_pair(x, y, minimum=4)
         width = x.shape[1] + y.shape[1]
         units, what = (x.shape[0], "rows") if groups is None else (int(groups.max()) + 1, "groups")
-        if units < 5 * width:
-            shrunk = GaussianMI(copula=True, shrinkage="ledoit-wolf", held_out=True)
-            why = f"{units} {what} are fewer than five for each of the {width} columns, so the correlations are shrunk"
-            return shrunk, why
-        scores_x, scores_y = rank_gaussianise(x), rank_gaussianise(y)
-        gaussian = GaussianMI(copula=True)
-        value = float(gaussian.estimate(x, y))
-        if width <= 4:
-            return _neighbours_or_gaussian(scores_x, scores_y, groups)
-        gain, error = _gain_of_a_critic(scores_x, scores_y, groups, generator)
-        said = f"a critic adds {gain:.3f} ± {error:.3f} nats on held-out rows to the Gaussian copula's {value:.3f}"
-        if gain > max(_SMALLEST_GAIN, 2 * error):
-            with torch.enable_grad():
-                return InfoNCE.between(x, y, generator=generator), said
-        return gaussian, said + ", which is not enough to prefer it"
+        enough = 5 if width <= _MANY_COLUMNS else 20
+        if units < enough * width:
+            return _for_many_columns(f"{units} {what} are fewer than {enough} for each of the {width} columns", units)
+        if width <= _FEW_COLUMNS:
+            return _neighbours_or_gaussian(rank_gaussianise(x), rank_gaussianise(y), groups)
+        if units < CopulaCritic().minimum_rows(x.shape[1], y.shape[1]):
+            return GaussianMI(copula=True), f"{units} {what} are too few to train a critic"
+        return CopulaCritic(), ""
 
     def _fitted(self) -> Estimator:
         if self.chosen is None:
@@ -139,11 +129,19 @@ class Auto(Estimator):
         return self.chosen
 
 
+def _for_many_columns(said: str, units: int) -> tuple[Estimator, str]:
+    if units < _FEWEST_ROWS_FOR_CODES:
+        return GaussianMI(
+            copula=True, shrinkage="ledoit-wolf", held_out=True
+        ), f"{said}, so the correlations are shrunk"
+    return ReducedKSG(), f"{said}, so they are reduced to a few pairs of codes"
+
+
 def _neighbours_or_gaussian(x: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Estimator, str]:
-    """Prefer nearest neighbours only where they read more: the Gaussian copula cannot exceed the truth."""
+    """Prefer nearest neighbours only where they read more than the Gaussian copula."""
     if groups is not None:
         x, y = (side[_one_row_a_group(groups)] for side in (x, y))
-    gaussian, neighbours = GaussianMI(copula=True), KSG()
+    gaussian, neighbours = GaussianMI(copula=True), KSG(copula=True)
     value, other = float(gaussian.estimate(x, y)), float(neighbours.estimate(x, y))
     said = f"nearest neighbours give {other:.3f} and the Gaussian copula {value:.3f} nats"
     if other - value > max(_SMALLEST_GAIN, 3 * gaussian.standard_error(x, y)):
@@ -151,38 +149,7 @@ def _neighbours_or_gaussian(x: Tensor, y: Tensor, groups: Tensor | None) -> tupl
     return gaussian, said + ", which shows nothing beyond it"
 
 
-def _gain_of_a_critic(x: Tensor, y: Tensor, groups: Tensor | None, generator: torch.Generator) -> tuple[float, float]:
-    """Return by how much a trained critic beats the Gaussian critic in InfoNCE on held-out rows, and its error."""
-    rows = torch.randperm(x.shape[0], generator=generator)[:_ROWS_FOR_THE_TEST].to(x.device)
-    x, y = x[rows].float(), y[rows].float()
-    codes = None if groups is None else recoded(groups[rows])
-    parts = [part.to(x.device) for part in split_folds(x.shape[0], 5, groups=codes, generator=generator)]
-    fit, select, report = torch.cat(parts[2:]), parts[1], parts[0]
-    form = canonical_form(x[fit], y[fit])
-    widths = form.directions_x.shape[1], form.directions_y.shape[1]
-    rank = bartlett_rank(form.correlations, fit.shape[0], *widths)
-    with torch.enable_grad():
-        critic = InfoNCE.between(x[fit], y[fit], generator=generator)
-        critic.fit(x[fit], y[fit], select=(x[select], y[select]), generator=generator, training=_TEST_TRAINING)
-    critic.eval()
-    learned = critic.pointwise(x[report], y[report])
-    anchored = infonce_pointwise_from_scores(_gaussian_scores(form, x[report], y[report], rank))
-    difference = learned.double() - anchored.double()
-    error = clustered_standard_error(difference, None if codes is None else recoded(codes[report]))
-    return float(difference.mean()), error
-
-
 def _one_row_a_group(groups: Tensor) -> Tensor:
     """Return the first row of every group."""
     first = torch.full((int(groups.max()) + 1,), groups.shape[0], dtype=torch.long, device=groups.device)
     return first.scatter_reduce_(0, groups, torch.arange(groups.shape[0], device=groups.device), "amin")
-
-
-def _gaussian_scores(form: CanonicalForm, x: Tensor, y: Tensor, rank: int) -> Tensor:
-    """Return the Gaussian law's log-density ratio for every pair, up to a constant."""
-    a = (x.double() - form.mean_x) @ form.directions_x[:, :rank]
-    b = (y.double() - form.mean_y) @ form.directions_y[:, :rank]
-    rho = form.correlations[:rank]
-    weight = 1 / (1 - rho.square())
-    own = 0.5 * rho.square() * weight
-    return (a * (rho * weight)) @ b.T - (a.square() @ own)[:, None] - (b.square() @ own)[None, :]

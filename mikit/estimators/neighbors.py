@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.estimators.base import Estimator, clustered_standard_error, require_pair
+from mikit.functional.gaussian import rank_gaussianise
 from mikit.functional.label_neighbors import ross_pointwise
 from mikit.functional.nearest_entropy import weighted_kl_pointwise
 from mikit.functional.neighbors import Metric, ksg_pointwise
@@ -36,6 +37,8 @@ class KSG(Estimator):
             all, as scikit-learn has it; Euclidean above.
         scale: Whether to bring every column to unit variance and both spaces to one size first. Without it, units
             decide which columns count.
+        copula: Replace each column by its normal scores first: keeps the information, and makes the estimate blind to
+            monotone maps of single columns, heavy tails among them.
 
     Shapes:
         ``x`` is ``(n, d_x)``, ``y`` is ``(n, d_y)``, with paired rows and ``n >= k + 2``.
@@ -79,7 +82,7 @@ class KSG(Estimator):
     differentiable = False
     symmetric = True
 
-    def __init__(self, k: int = 3, *, metric: Metric | None = None, scale: bool = True) -> None:
+    def __init__(self, k: int = 3, *, metric: Metric | None = None, scale: bool = True, copula: bool = False) -> None:
         super().__init__()
         if k < 1:
             raise InputError(f"k is {k}; a sample needs at least 1 neighbour.")
@@ -88,10 +91,11 @@ class KSG(Estimator):
         self.k = k
         self.metric: Metric | None = metric
         self.scale = scale
+        self.copula = copula
 
     def extra_repr(self) -> str:
         """Return the hyper-parameters."""
-        return f"k={self.k}, metric={self.metric!r}, scale={self.scale}"
+        return f"k={self.k}, metric={self.metric!r}, scale={self.scale}, copula={self.copula}"
 
     def forward(self, x: Tensor, y: Tensor) -> NoReturn:
         """Raise TypeError: there is nothing to minimise."""
@@ -107,6 +111,8 @@ class KSG(Estimator):
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the contribution of every row, ``(n,)``, in nats; their mean is the estimate."""
         require_pair(x, y, minimum=self.k + 2)
+        if self.copula:
+            x, y = rank_gaussianise(x), rank_gaussianise(y)
         return ksg_pointwise(x, y, self.k, metric=self.metric, scale=self.scale)
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float:
