@@ -269,8 +269,8 @@ def data_processing(
 def against_null(value: float, interval: tuple[float, float], standard_error: float | None, null: Null | None) -> Check:
     """Compare the value with permuted data.
 
-    Fails when the interval lies above 0 and yet permuted data give as much; warns when permuted data give more than
-    three standard errors and a tenth of the value.
+    Fails when the interval lies above 0 and yet permuted data give as much, or when they give more than half of the
+    value; warns when they give more than a tenth of it. Both beyond three standard errors.
     """
     name = "null"
     if null is None:
@@ -287,6 +287,8 @@ def against_null(value: float, interval: tuple[float, float], standard_error: fl
             f"{said}, up to {highest:.3f}: as much as with the pairing, so it shows nothing.",
         )
     threshold = max(3 * (standard_error or 0.0), 0.1 * abs(value))
+    if null.mean > max(threshold, 0.5 * abs(value)):
+        return Check(name, "fail", null.mean, threshold, f"{said}: most of the value needs no pairing.")
     if null.mean > threshold:
         return Check(name, "warn", null.mean, threshold, f"{said}: that much of the value needs no pairing.")
     return Check(name, "pass", null.mean, threshold, f"{said}.")

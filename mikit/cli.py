@@ -69,6 +69,12 @@ def estimate(
     folds: Annotated[int, typer.Option(help="Parts the rows are dealt into.")] = 5,
     rotations: Annotated[int, typer.Option(help="How many of the parts report in turn.")] = 1,
     permutations: Annotated[int | None, typer.Option(help="Estimates on permuted data.")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Declare noise on TEACHER, as a share of each column's standard deviation.")
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option(help="Also run the checks that repeat the estimate; their cost is told.")
+    ] = False,
     seed: Seed = 0,
     require: Annotated[
         str | None, typer.Option(metavar="VERDICT", help="Exit with 3 unless the verdict is this good.")
@@ -101,6 +107,8 @@ def estimate(
                 folds=folds,
                 rotations=rotations,
                 permutations=permutations,
+                noise=noise,
+                audit=audit,
                 seed=seed,
                 progress=steps.begin,
             )
