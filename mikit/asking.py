@@ -8,9 +8,7 @@ from torch import Tensor
 from mikit import checks, sample_checks, value_checks
 from mikit.controls import Control
 from mikit.estimators.base import Estimator
-from mikit.estimators.flows import FlowMI
 from mikit.estimators.gaussian import GaussianMI
-from mikit.estimators.neighbors import WeightedKL
 from mikit.measurement import Check, Null
 from mikit.rows import first_of_each_group
 from mikit.running import Run
@@ -96,7 +94,7 @@ def checks_of_rows(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | N
     scores_y = sample_checks.normal_scores(y)
     found = [
         sample_checks.misalignment(scores_x, scores_y),
-        sample_checks.ties(x, y, needs_density=isinstance(prototype, (GaussianMI, FlowMI, WeightedKL))),
+        sample_checks.ties(x, y, needs_density=prototype.needs_density),
     ]
     if codes is None:
         found.append(sample_checks.near_copies(scores_x, scores_y))

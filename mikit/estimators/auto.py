@@ -15,6 +15,7 @@ from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.neighbors import KSG
 from mikit.estimators.reduced import ReducedKSG
 from mikit.functional.gaussian import rank_gaussianise
+from mikit.rows import first_of_each_group
 
 __all__ = ["Auto"]
 
@@ -140,16 +141,10 @@ def _for_many_columns(said: str, units: int) -> tuple[Estimator, str]:
 def _neighbours_or_gaussian(x: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Estimator, str]:
     """Prefer nearest neighbours only where they read more than the Gaussian copula."""
     if groups is not None:
-        x, y = (side[_one_row_a_group(groups)] for side in (x, y))
+        x, y = (side[first_of_each_group(groups)] for side in (x, y))
     gaussian, neighbours = GaussianMI(copula=True), KSG(copula=True)
     value, other = float(gaussian.estimate(x, y)), float(neighbours.estimate(x, y))
     said = f"nearest neighbours give {other:.3f} and the Gaussian copula {value:.3f} nats"
     if other - value > max(_SMALLEST_GAIN, 3 * gaussian.standard_error(x, y)):
         return neighbours, said + ", so the dependence is not Gaussian"
     return gaussian, said + ", which shows nothing beyond it"
-
-
-def _one_row_a_group(groups: Tensor) -> Tensor:
-    """Return the first row of every group."""
-    first = torch.full((int(groups.max()) + 1,), groups.shape[0], dtype=torch.long, device=groups.device)
-    return first.scatter_reduce_(0, groups, torch.arange(groups.shape[0], device=groups.device), "amin")

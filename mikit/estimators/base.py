@@ -63,6 +63,7 @@ class Estimator(nn.Module, abc.ABC):
         reads: What ``x`` holds: ``"numbers"``, or ``"categories"``, of which rows repeat.
         shapes: Layouts that are read: ``"nd"``, ``"nchw"``, ``"ntd"``.
         needs_pairs: Whether row ``i`` of ``x`` belongs to row ``i`` of ``y``. If not, the row counts may differ.
+        needs_density: Whether ties hurt it, because it reads densities or correlations rather than counts.
         costly: Whether one estimate takes seconds, so that controls which repeat it are left out.
         zero_when_independent: Whether the number is 0 for independent ``x`` and ``y``. Discrepancies compare two
             laws and are 0 for equal ones instead.
@@ -79,6 +80,7 @@ class Estimator(nn.Module, abc.ABC):
     reads: ClassVar[str] = "numbers"
     shapes: ClassVar[tuple[str, ...]] = ("nd",)
     needs_pairs: bool = True
+    needs_density: ClassVar[bool] = False
     costly: ClassVar[bool] = False
     zero_when_independent: ClassVar[bool] = True
     recipe: ClassVar[Training] = Training()

@@ -73,6 +73,7 @@ class FlowMI(Estimator):
     name = "flow"
     unit = "nats"
     kind = "estimate"
+    needs_density = True
     learned = True
     recipe = Training(steps=1000, batch=512, learning_rate=1e-2, weight_decay=0.3, every=25, patience=8)
 

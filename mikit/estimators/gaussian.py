@@ -70,6 +70,7 @@ class GaussianMI(Estimator):
     name = "gaussian"
     unit = "nats"
     kind = "estimate"
+    needs_density = True
 
     def __init__(self, *, copula: bool = False, shrinkage: float | str = 0.0, held_out: bool = False) -> None:
         super().__init__()

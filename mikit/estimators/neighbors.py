@@ -303,6 +303,7 @@ class WeightedKL(Estimator):
     name = "weighted_kl"
     unit = "nats"
     kind = "estimate"
+    needs_density = True
     differentiable = False
     symmetric = True
 
