@@ -136,9 +136,11 @@ class CopulaCritic(Estimator):
         sides = _chosen_sides(x, y)
         pieces = cross_fit(sides.x, sides.y, groups=groups, generator=generator)
         first = _critic_reading(sides, pieces, None if groups is None else recoded(groups[pieces.rows]))
+        # Above what the scores of a block can show, a pairing drawn from them says nothing against the closed form.
+        hidden = not first.learned and first.value >= _most_shown(pieces)
         residual = (
             None
-            if groups is not None
+            if groups is not None or hidden
             else neighbour_residual(sides.scores_x, sides.scores_y, pieces.rows, pieces.partners)
         )
         drawn = float(pieces.drawn.mean())
@@ -221,13 +223,18 @@ def _critic_reading(sides: _Sides, pieces: OutOfFold, codes: Tensor | None) -> _
     # Where the sides are not jointly Gaussian, the closed form can exceed what its ratio shows; near the ceiling of a
     # block the ratio is too low instead.
     allowed = max(_DISAGREEMENT, _DISAGREEMENT_SHARE * sides.value)
-    overstated = sides.value - max(held, fitted) > allowed and sides.value < math.log(pieces.fitted.shape[0]) - 2
+    overstated = sides.value - max(held, fitted) > allowed and sides.value < _most_shown(pieces)
     if not learned and not overstated:
         gaussian = GaussianMI(copula=True).standard_error(sides.x, sides.y, groups=None)
         error = gaussian if codes is None else max(gaussian, clustered_standard_error(pieces.anchor, codes))
         return _First(sides.value, error, False, gain, gain_error, parts)
     error = math.hypot(clustered_standard_error(pieces.held, codes), (fitted - held) / 4)
     return _First((held + fitted) / 2, error, True, gain, gain_error, parts)
+
+
+def _most_shown(pieces: OutOfFold) -> float:
+    """Return the information above which the ratios of a fold read too low."""
+    return math.log(pieces.fitted.shape[0]) - 2
 
 
 def _note(sides: _Sides, first: _First, recipe: str, parts: dict[str, float]) -> str:
