@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import final
 
 import pytest
@@ -20,10 +21,30 @@ PROTOTYPES = {
     "gaussian-copula": GaussianMI(copula=True),
     "gaussian-held-out": GaussianMI(held_out=True, shrinkage="ledoit-wolf"),
 }
+# One reading takes these seconds, and each of these checks up to forty readings: minutes in all.
+COSTLY = ("auto", "copula_critic")
+READING = (
+    "estimate is a finite scalar",
+    "inputs are left alone",
+    "is deterministic",
+    "precision and layout do not matter",
+    "row order does not matter",
+    "dependence shows",
+    "nothing is clipped",
+    "standard error matches the spread",
+    "state survives",
+    "measures end to end",
+)
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", PROTOTYPES)
+def _passes() -> Iterator[object]:
+    for name in PROTOTYPES:
+        for check in CHECKS:
+            slow = name in COSTLY and check in READING
+            yield pytest.param(name, check, marks=pytest.mark.slow if slow else (), id=f"{name}-{check}")
+
+
+@pytest.mark.parametrize(("name", "check"), _passes())
 def test_estimator_keeps_the_contract(name: str, check: str) -> None:
     CHECKS[check](PROTOTYPES[name])
 
@@ -130,6 +151,11 @@ BROKEN = {
     _FlippedSign: "dependent data",
     _WrongError: "spread",
 }
+
+
+def test_the_checks_left_to_the_slow_run_exist() -> None:
+    assert set(READING) < set(CHECKS)
+    assert set(COSTLY) < set(PROTOTYPES)
 
 
 def test_the_unbroken_base_passes() -> None:
