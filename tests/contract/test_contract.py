@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import final
 
 import pytest
@@ -37,14 +36,19 @@ READING = (
 )
 
 
-def _passes() -> Iterator[object]:
-    for name in PROTOTYPES:
-        for check in CHECKS:
-            slow = name in COSTLY and check in READING
-            yield pytest.param(name, check, marks=pytest.mark.slow if slow else (), id=f"{name}-{check}")
+PASSES = [
+    pytest.param(
+        name,
+        check,
+        marks=pytest.mark.slow if name in COSTLY and check in READING else (),
+        id=f"{name}-{check}",
+    )
+    for name in PROTOTYPES
+    for check in CHECKS
+]
 
 
-@pytest.mark.parametrize(("name", "check"), _passes())
+@pytest.mark.parametrize(("name", "check"), PASSES)
 def test_estimator_keeps_the_contract(name: str, check: str) -> None:
     CHECKS[check](PROTOTYPES[name])
 
