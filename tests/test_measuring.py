@@ -32,10 +32,10 @@ def test_a_gaussian_pair_is_measured_and_believed() -> None:
     assert measured.sizes == {"fit": 0, "select": 0, "report": 10_000, "d_x": 5, "d_y": 5}
 
 
-@pytest.mark.parametrize("estimator", ["gaussian", "auto", "ksg"])
-def test_independent_data_claim_nothing(estimator: str) -> None:
+@pytest.mark.parametrize(("estimator", "n"), [("gaussian", 1500), ("auto", 200), ("ksg", 1500)])
+def test_independent_data_claim_nothing(estimator: str, n: int) -> None:
     rng = np.random.default_rng(1)
-    measured = measure(rng.standard_normal((1500, 2)), rng.standard_normal((1500, 2)), estimator)
+    measured = measure(rng.standard_normal((n, 2)), rng.standard_normal((n, 2)), estimator)
     assert measured.interval[0] <= 0 <= measured.interval[1]
     assert measured.finding.startswith("No information was detected")
 
@@ -144,7 +144,7 @@ def test_an_exact_relation_is_unreliable_or_refused() -> None:
 
 @pytest.mark.parametrize("estimator", ["gaussian", "auto", "ksg", "vid", "infonce"])
 def test_the_scale_of_a_column_does_not_matter(estimator: str) -> None:
-    x, y = _pair(1200, 2, 1.0)
+    x, y = _pair(200 if estimator == "auto" else 1200, 2, 1.0)
     scaled = x * np.array([1000.0, 1.0])
     one = measure(x, y, estimator, permutations=0)
     other = measure(scaled, y, estimator, permutations=0)
@@ -231,7 +231,7 @@ def test_auto_says_what_it_chose_and_why() -> None:
     assert "not Gaussian" in bent.chosen
     few = measure(rng.standard_normal((60, 10)), rng.standard_normal((60, 10)))
     assert "shrinkage='ledoit-wolf'" in few.estimator
-    assert "fewer than five" in few.chosen
+    assert "fewer than 5 for each" in few.chosen
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 2), pytest.param(3000, 4, marks=pytest.mark.slow)])
@@ -270,7 +270,7 @@ def test_a_value_below_the_gaussian_copula_is_not_believed() -> None:
     rng = np.random.default_rng(10)
     x = rng.standard_normal((2000, 2))
     measured = measure(np.exp(3 * x), x + 0.5 * rng.standard_normal((2000, 2)), "ksg", permutations=0)
-    assert any("the truth is at least that" in reason for reason in measured.reasons)
+    assert any("as a rule no more than the truth" in reason for reason in measured.reasons)
     assert measured.verdict == "unreliable"
 
 
