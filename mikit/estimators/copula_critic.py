@@ -26,6 +26,9 @@ _SMALLEST_GAIN = 0.002
 # Errors of the comparison by neighbours that are taken off its difference from a trained critic, and from the copula.
 _CLEAR, _CLEARER = 1.5, 3.0
 _DISAGREEMENT, _DISAGREEMENT_SHARE = 0.1, 0.2
+_ROOM_BELOW_CEILING = 3.0
+# How far above the largest moment that chance brings about in Gaussian sides theirs must be to speak against them.
+_MOMENTS_BEYOND_CHANCE = 1.5
 _FEWEST_ROWS = 40
 
 
@@ -68,7 +71,8 @@ class CopulaCritic(Estimator):
 
     Checks:
         Whether the critic's value on fit rows and on held-out rows agree, whether neighbours agree with the critic, and
-        whether the value hangs on the choice of coordinates: each warns from a fifth of the value and 0.1 nats.
+        whether the value hangs on the choice of coordinates: each warns from a fifth of the value and 0.1 nats. Whether
+        the sides are Gaussian, where the value rests on that: warns from 1.5 times the moments that chance makes.
 
     Cost:
         Three to fifteen trained critics and ``O(n²)`` scores in blocks of up to 4,096 rows: 5 to 10 seconds for 10,000
@@ -136,8 +140,8 @@ class CopulaCritic(Estimator):
         sides = _chosen_sides(x, y)
         pieces = cross_fit(sides.x, sides.y, groups=groups, generator=generator)
         first = _critic_reading(sides, pieces, None if groups is None else recoded(groups[pieces.rows]))
-        # Above what the scores of a block can show, a pairing drawn from them says nothing against the closed form.
-        hidden = not first.learned and first.value >= _most_shown(pieces)
+        # Above what the scores of a block can show, a pairing drawn from them is too loose to compare the data with.
+        hidden = first.value >= _most_shown(pieces)
         residual = (
             None
             if groups is not None or hidden
@@ -162,7 +166,7 @@ class CopulaCritic(Estimator):
         return Reading(
             value=value,
             standard_error=error,
-            checks=_own_checks(value, parts, residual),
+            checks=(*_own_checks(value, parts, residual), _gaussian_sides(sides, first, residual)),
             parts=parts,
             note=_note(sides, first, pieces.recipe, parts),
         )
@@ -234,7 +238,7 @@ def _critic_reading(sides: _Sides, pieces: OutOfFold, codes: Tensor | None) -> _
 
 def _most_shown(pieces: OutOfFold) -> float:
     """Return the information above which the ratios of a fold read too low."""
-    return math.log(pieces.fitted.shape[0]) - 2
+    return math.log(pieces.fitted.shape[0]) - _ROOM_BELOW_CEILING
 
 
 def _note(sides: _Sides, first: _First, recipe: str, parts: dict[str, float]) -> str:
@@ -285,6 +289,40 @@ def _own_checks(value: float, parts: dict[str, float], residual: Residual | None
         )
     )
     return tuple(found)
+
+
+def _gaussian_sides(sides: _Sides, first: _First, residual: Residual | None) -> Check:
+    """Ask, where the value rests on the copula or nothing but the critic looks beyond it, whether the sides are Gaussian."""
+    name = "sides are Gaussian"
+    if first.learned and residual is not None:
+        return Check(name, "not applicable", None, None, "The value does not rest on the Gaussian copula alone.")
+    figures = [(_largest_cross_moment(side), _chance_moment(*side.shape)) for side in (sides.x, sides.y)]
+    figure, chance = max(figures, key=lambda found: found[0] / found[1])
+    threshold = _MOMENTS_BEYOND_CHANCE * chance
+    said = (
+        f"The largest third or fourth moment between columns of one side is {figure:.3f}, and chance makes {chance:.3f}"
+    )
+    if figure > threshold:
+        told = f"{said}: the side is bent, so the Gaussian copula may miss dependence that so few rows do not show."
+        return Check(name, "warn", figure, threshold, told)
+    return Check(name, "pass", figure, threshold, f"{said}.")
+
+
+def _largest_cross_moment(z: Tensor) -> float:
+    """Return the largest correlation of a square with another column, or with its square beyond the Gaussian law's."""
+    if z.shape[1] < 2:
+        return 0.0
+    z = (z - z.mean(0)) / z.std(0)
+    squares = (z.square() - 1) / z.square().std(0)
+    third = squares.T @ z / z.shape[0]
+    fourth = squares.T @ squares / z.shape[0] - (z.T @ z / z.shape[0]).square()
+    others = ~torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    return float(torch.maximum(third[others].abs().max(), fourth[others].abs().max()))
+
+
+def _chance_moment(n: int, d: int) -> float:
+    """Return about the largest of ``2 d²`` correlations of ``n`` independent rows."""
+    return math.sqrt(2 * math.log(2 * max(d, 2) ** 2) / n)
 
 
 def _agreement(name: str, figure: float, allowed: float, said: str, meaning: str) -> Check:
