@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -31,7 +32,7 @@ class Auto(Estimator):
     Formula: the chosen instrument's. The rule, in order: fewer than five rows a column, or above 128 columns in all
     fewer than twenty, the codes of :class:`ReducedKSG` (below 200 rows a shrunk Gaussian copula on held-out rows); up
     to three columns in all, nearest neighbours of normal scores (:class:`KSG`) if they exceed the Gaussian copula by
-    more than 0.02 nats and three standard errors, and the Gaussian copula otherwise; in between
+    more than 0.02 nats and two standard errors, and the Gaussian copula otherwise; in between
     :class:`CopulaCritic`, which tests on held-out rows whether a critic adds anything to the copula, and asks
     neighbours for what the critic leaves out. Rows of one group are kept together and count as one.
 
@@ -145,6 +146,7 @@ def _neighbours_or_gaussian(x: Tensor, y: Tensor, groups: Tensor | None) -> tupl
     gaussian, neighbours = GaussianMI(copula=True), KSG(copula=True)
     value, other = float(gaussian.estimate(x, y)), float(neighbours.estimate(x, y))
     said = f"nearest neighbours give {other:.3f} and the Gaussian copula {value:.3f} nats"
-    if other - value > max(_SMALLEST_GAIN, 3 * gaussian.standard_error(x, y)):
+    error = math.hypot(gaussian.standard_error(x, y), neighbours.standard_error(x, y))
+    if other - value > max(_SMALLEST_GAIN, 2 * error):
         return neighbours, said + ", so the dependence is not Gaussian"
     return gaussian, said + ", which shows nothing beyond it"

@@ -24,7 +24,7 @@ _CONTRASTS = (("skew", "skewed components"), ("tails", "components by their tail
 _WIDEST_FOR_BOTH, _WIDEST_FOR_COMPONENTS = 32, 128
 _SMALLEST_GAIN = 0.002
 # Errors of the comparison by neighbours that are taken off its difference from a trained critic, and from the copula.
-_CLEAR, _CLEARER = 1.5, 3.0
+_CLEAR, _CLEARER = 1.0, 3.0
 _DISAGREEMENT, _DISAGREEMENT_SHARE = 0.1, 0.2
 _ROOM_BELOW_CEILING = 3.0
 # How far above the largest moment that chance brings about in Gaussian sides theirs must be to speak against them.
@@ -292,7 +292,7 @@ def _own_checks(value: float, parts: dict[str, float], residual: Residual | None
 
 
 def _gaussian_sides(sides: _Sides, first: _First, residual: Residual | None) -> Check:
-    """Ask, where the value rests on the copula or nothing but the critic looks beyond it, whether the sides are Gaussian."""
+    """Ask whether the sides are Gaussian, where the value rests on that or only the critic looks beyond it."""
     name = "sides are Gaussian"
     if first.learned and residual is not None:
         return Check(name, "not applicable", None, None, "The value does not rest on the Gaussian copula alone.")
