@@ -28,7 +28,7 @@ _CLEAR, _CLEARER = 1.0, 3.0
 _DISAGREEMENT, _DISAGREEMENT_SHARE = 0.1, 0.2
 _ROOM_BELOW_CEILING = 3.0
 # How far above the largest moment that chance brings about in Gaussian sides theirs must be to speak against them.
-_MOMENTS_BEYOND_CHANCE = 1.5
+_MOMENTS_BEYOND_CHANCE, _FEW_MOMENTS = 1.5, 6
 _FEWEST_ROWS = 40
 
 
@@ -321,8 +321,8 @@ def _largest_cross_moment(z: Tensor) -> float:
 
 
 def _chance_moment(n: int, d: int) -> float:
-    """Return about the largest of ``2 d²`` correlations of ``n`` independent rows."""
-    return math.sqrt(2 * math.log(2 * max(d, 2) ** 2) / n)
+    """Return about the largest of ``2 d²`` correlations of ``n`` independent rows; tails are longer where they are few."""
+    return math.sqrt(2 * math.log(2 * max(d, _FEW_MOMENTS) ** 2) / n)
 
 
 def _agreement(name: str, figure: float, allowed: float, said: str, meaning: str) -> Check:

@@ -51,7 +51,20 @@ def test_gaussian_data_read_as_the_gaussian_copula() -> None:
     assert reading.standard_error == pytest.approx(instrument.standard_error(x, y), rel=0.1)
     assert reading.parts["gaussian copula"] == pytest.approx(reading.value, abs=1e-9)
     assert {check.outcome for check in reading.checks} == {"pass"}
-    assert len(reading.checks) == 3
+    assert len(reading.checks) == 4
+
+
+def test_a_bent_side_is_told_where_the_value_rests_on_the_copula() -> None:
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(600, 1, generator=generator)
+    bent = torch.cat([first, first.square() + 0.3 * torch.randn(600, 1, generator=generator)], dim=1)
+    reading = CopulaCritic().read(bent, torch.randn(600, 2, generator=generator))
+    assert "a critic adds nothing" in reading.note
+    told = next(check for check in reading.checks if check.name == "sides are Gaussian")
+    assert told.outcome == "warn"
+    assert told.threshold is not None
+    assert told.figure is not None
+    assert told.figure > 2 * told.threshold
 
 
 def test_estimate_and_standard_error_are_those_of_the_reading() -> None:
@@ -133,7 +146,7 @@ def test_repeats_count_once_where_their_groups_are_named() -> None:
     reading = CopulaCritic().read(x, y, groups=torch.arange(50).repeat_interleave(8))
     assert "a critic adds nothing" in reading.note, "it would learn copies by heart, had they come on both sides"
     assert "with neighbours" not in reading.parts, "repeats are each other's neighbours"
-    assert len(reading.checks) == 2
+    assert len(reading.checks) == 3
     assert reading.standard_error is not None
     assert reading.standard_error > 1.5 * GaussianMI(copula=True).standard_error(x, y), "as if rows were independent"
     assert abs(reading.value - 0.337) < 3 * reading.standard_error
