@@ -321,7 +321,7 @@ def _largest_cross_moment(z: Tensor) -> float:
 
 
 def _chance_moment(n: int, d: int) -> float:
-    """Return about the largest of ``2 d²`` correlations of ``n`` independent rows; tails are longer where they are few."""
+    """Return about the largest of ``2 d²`` correlations of independent rows; the tails of a few are longer."""
     return math.sqrt(2 * math.log(2 * max(d, _FEW_MOMENTS) ** 2) / n)
 
 
