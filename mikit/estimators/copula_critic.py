@@ -237,8 +237,8 @@ def _critic_reading(sides: _Sides, pieces: OutOfFold, codes: Tensor | None) -> _
 
 
 def _most_shown(pieces: OutOfFold) -> float:
-    """Return the information above which the ratios of a fold read too low."""
-    return math.log(pieces.fitted.shape[0]) - _ROOM_BELOW_CEILING
+    """Return the information above which the ratios of a block of rows read too low."""
+    return math.log(pieces.block) - _ROOM_BELOW_CEILING
 
 
 def _note(sides: _Sides, first: _First, recipe: str, parts: dict[str, float]) -> str:

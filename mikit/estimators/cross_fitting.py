@@ -38,6 +38,7 @@ class OutOfFold:
         rows: ``(n,)``, whose turn it was.
         partners: ``(n,)``, the row of ``y`` that was drawn for each.
         recipe: Of the critic.
+        block: Fewest rows whose scores were balanced together; no ratio exceeds its logarithm.
     """
 
     held: Tensor
@@ -47,6 +48,7 @@ class OutOfFold:
     rows: Tensor
     partners: Tensor
     recipe: str
+    block: int
 
 
 def cross_fit(x: Tensor, y: Tensor, *, groups: Tensor | None, generator: torch.Generator) -> OutOfFold:
@@ -80,7 +82,8 @@ def cross_fit(x: Tensor, y: Tensor, *, groups: Tensor | None, generator: torch.G
             critic = train_anchored(coordinates, fit, select, RECIPES[recipe], generator=generator).critic
         found.append(_read(critic, coordinates, report, fit, generator))
     held, anchor, drawn, fitted, rows, partners = (torch.cat(pieces) for pieces in zip(*found, strict=True))
-    return OutOfFold(held, anchor, drawn, fitted, rows, partners, recipe)
+    block = min(part.shape[0] // _blocks_of(part) for part in parts)
+    return OutOfFold(held, anchor, drawn, fitted, rows, partners, recipe, block)
 
 
 def _select_and_fit(rows: Tensor, groups: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -115,7 +118,7 @@ def _read(
 ) -> tuple[Tensor, ...]:
     """Return what the rows of a fold get, in blocks, so that no score matrix is larger than a block's."""
     held, anchor, drawn, partners = [], [], [], []
-    for block in report.tensor_split(math.ceil(report.shape[0] / _LARGEST_BLOCK)):
+    for block in report.tensor_split(_blocks_of(report)):
         ratios = balanced_log_ratios(_scores(critic, coordinates, block))
         own = ratios.diagonal().double()
         pairing = drawn_pairing(ratios, generator=generator, sweeps=_sweeps_for(float(own.mean())))
@@ -128,6 +131,10 @@ def _read(
     seen = fit[: min(report.shape[0], _LARGEST_BLOCK)]
     fitted = balanced_log_ratios(_scores(critic, coordinates, seen)).diagonal().double()
     return torch.cat(held), torch.cat(anchor), torch.cat(drawn), fitted, report, torch.cat(partners)
+
+
+def _blocks_of(rows: Tensor) -> int:
+    return math.ceil(rows.shape[0] / _LARGEST_BLOCK)
 
 
 def _sweeps_for(information: float) -> int:
