@@ -24,7 +24,7 @@ def test_it_is_the_formula() -> None:
     x, y = _pair(300, 0.8, 0)
     instrument = KSG(5, metric="euclidean", scale=False)
     assert instrument.estimate(x, y).item() == ksg(x, y, 5, metric="euclidean", scale=False).item()
-    assert instrument.describe() == "KSG(k=5, metric='euclidean', scale=False)"
+    assert instrument.describe() == "KSG(k=5, metric='euclidean', scale=False, copula=False)"
     assert (KSG.unit, KSG.kind, KSG.symmetric) == ("nats", "estimate", True)
 
 
