@@ -51,7 +51,8 @@ class CopulaCritic(Estimator):
        compare it with the data, and their biases cancel as far as the two are alike:
        :math:`\mathbb E_q[r] + \hat I_{NN}(\text{data}) - \hat I_{NN}(\text{drawn})`. With up to 8 columns in all by
        weighted Kozachenko-Leonenko entropies, with up to 20 by KSG. The value moves from the second reading to this one
-       as far as they differ by more than the error of the comparison.
+       as far as they differ by more than the error of the comparison. Within 3 nats of the ceiling of the scores, the
+       logarithm of a block's rows, the drawn pairing is too loose and neighbours are not asked.
 
     Args:
         seed: Of folds, starts and draws.
@@ -66,7 +67,7 @@ class CopulaCritic(Estimator):
 
     Raises:
         TypeError: If called as a loss.
-        InputError: If the rows do not pair up, are fewer than 40 or than the columns, or if an exact linear relation
+        InputError: If the rows do not pair up, are fewer than 40 or than twice the columns, or if an exact linear relation
             makes the information infinite.
 
     Checks:
@@ -75,7 +76,7 @@ class CopulaCritic(Estimator):
         the sides are Gaussian, where the value rests on that: warns from 1.5 times the moments that chance makes.
 
     Cost:
-        Three to fifteen trained critics and ``O(n²)`` scores in blocks of up to 4,096 rows: 5 to 10 seconds for 10,000
+        Three to seven trained critics and ``O(n²)`` scores in blocks of up to 4,096 rows: 5 to 10 seconds for 10,000
         rows of Gaussian-copula data on one thread, up to a minute where the critic finds more.
 
     Pitfalls:
