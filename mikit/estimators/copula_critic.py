@@ -67,8 +67,8 @@ class CopulaCritic(Estimator):
 
     Raises:
         TypeError: If called as a loss.
-        InputError: If the rows do not pair up, are fewer than 40 or than twice the columns, or if an exact linear relation
-            makes the information infinite.
+        InputError: If the rows do not pair up, are fewer than 40 or than twice the columns, or if an exact linear
+            relation makes the information infinite.
 
     Checks:
         Whether the critic's value on fit rows and on held-out rows agree, whether neighbours agree with the critic, and
