@@ -14,13 +14,18 @@ from mikit.estimators.components import independent_coordinates
 from mikit.estimators.cross_fitting import OutOfFold, cross_fit
 from mikit.estimators.gaussian import GaussianMI
 from mikit.functional.gaussian import gaussian_mi, rank_gaussianise
-from mikit.functional.neighbour_residual import Residual, neighbour_residual
+from mikit.functional.neighbour_residual import Residual, leading_pairs, neighbour_residual
 from mikit.measurement import Check
 from mikit.rows import recoded
 
 __all__ = ["CopulaCritic"]
 
 _CONTRASTS = (("skew", "skewed components"), ("tails", "components by their tails"))
+# Columns of both sides above which neighbours look at correlated canonical pairs alone: where a critic has learned,
+# dependence stands outside them as well.
+_WIDEST_FOR_WEIGHTED, _WIDEST_WHERE_LEARNED = 8, 20
+# With fewer rows, canonical pairs fit them too well to be compared with pairs drawn from a model.
+_ROWS_A_COLUMN_FOR_PAIRS = 100
 _WIDEST_FOR_BOTH, _WIDEST_FOR_COMPONENTS = 32, 128
 _SMALLEST_GAIN = 0.002
 # Errors of the comparison by neighbours that are taken off its difference from a trained critic, and from the copula.
@@ -143,11 +148,9 @@ class CopulaCritic(Estimator):
         first = _critic_reading(sides, pieces, None if groups is None else recoded(groups[pieces.rows]))
         # Above what the scores of a block can show, a pairing drawn from them is too loose to compare the data with.
         hidden = first.value >= _most_shown(pieces)
-        residual = (
-            None
-            if groups is not None or hidden
-            else neighbour_residual(sides.scores_x, sides.scores_y, pieces.rows, pieces.partners)
-        )
+        residual = None
+        if groups is None and not hidden:
+            residual = neighbour_residual(*_for_neighbours(sides, first.learned), pieces.rows, pieces.partners)
         drawn = float(pieces.drawn.mean())
         value, error = first.value, first.error
         parts = {
@@ -217,6 +220,17 @@ def _chosen_sides(x: Tensor, y: Tensor) -> _Sides:
     best = max(range(len(values)), key=values.__getitem__)
     best = best if values[best] - values[0] > 2 * error else 0
     return _Sides(*candidates[best], values[best], scores_x, scores_y, values[0], error)
+
+
+def _for_neighbours(sides: _Sides, learned: bool) -> tuple[Tensor, Tensor]:
+    """Return all columns, or the correlated canonical pairs where columns are many and these are few."""
+    width = sides.x.shape[1] + sides.y.shape[1]
+    many = width > (_WIDEST_WHERE_LEARNED if learned else _WIDEST_FOR_WEIGHTED)
+    if many and sides.x.shape[0] >= _ROWS_A_COLUMN_FOR_PAIRS * width:
+        found = leading_pairs(sides.x, sides.y)
+        if found is not None:
+            return found
+    return sides.scores_x, sides.scores_y
 
 
 def _critic_reading(sides: _Sides, pieces: OutOfFold, codes: Tensor | None) -> _First:

@@ -22,6 +22,8 @@ _FEW_COLUMNS = 8
 _SMALLEST_GAIN, _GAIN_WORTH_MORE = 0.002, 0.02
 _ROWS_FOR_LARGE_CRITICS = 2000
 _FEWEST_SELECT_ROWS = 50
+# Pairings drawn from the critic's law: the noise of the drawn sample counts once in the data's and once in this.
+_DRAWS = 3
 _FEWEST_SWEEPS, _MOST_SWEEPS = 300, 3000
 
 
@@ -33,10 +35,10 @@ class OutOfFold:
     Attributes:
         held: ``(n,)``, balanced log ratios of the pairs, in nats.
         anchor: ``(n,)``, those of the Gaussian part alone.
-        drawn: ``(n,)``, those of pairs drawn from the critic's law.
+        drawn: ``(n,)``, those of pairs drawn from the critic's law, on average over the draws.
         fitted: Those of pairs that were fitted to, as many as report in a fold.
         rows: ``(n,)``, whose turn it was.
-        partners: ``(n,)``, the row of ``y`` that was drawn for each.
+        partners: ``(n, k)``, the row of ``y`` that was drawn for each, in each of ``k`` draws.
         recipe: Of the critic.
         block: Fewest rows whose scores were balanced together; no ratio exceeds its logarithm.
     """
@@ -113,6 +115,7 @@ def _worth_trying(gain: float, columns: int) -> tuple[str, ...]:
     return ("deep",) if columns <= _FEW_COLUMNS else ("broad", "deep")
 
 
+@torch.no_grad()
 def _read(
     critic: AnchoredCritic, coordinates: AnchoredCoordinates, report: Tensor, fit: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
@@ -121,10 +124,13 @@ def _read(
     for block in report.tensor_split(_blocks_of(report)):
         ratios = balanced_log_ratios(_scores(critic, coordinates, block))
         own = ratios.diagonal().double()
-        pairing = drawn_pairing(ratios, generator=generator, sweeps=_sweeps_for(float(own.mean())))
+        sweeps = _sweeps_for(float(own.mean()))
+        pairings = torch.stack(
+            [drawn_pairing(ratios, generator=generator, sweeps=sweeps) for _ in range(_DRAWS)], dim=1
+        )
         held.append(own)
-        drawn.append(ratios.gather(1, pairing[:, None])[:, 0].double())
-        partners.append(block[pairing])
+        drawn.append(ratios.gather(1, pairings).double().mean(1))
+        partners.append(block[pairings])
         if critic.residual:
             ratios = balanced_log_ratios(_anchor_scores(coordinates, block))
         anchor.append(ratios.diagonal().double())
