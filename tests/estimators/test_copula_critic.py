@@ -78,7 +78,7 @@ def test_estimate_and_standard_error_are_those_of_the_reading() -> None:
 
 
 def test_a_mixture_in_one_of_many_pairs_is_found_by_neighbours() -> None:
-    """Half of the rows are correlated by 0.95 in one pair of 5 + 5 columns, half not at all: 0.290 nats by quadrature."""
+    """Half of the rows are correlated by 0.95 in one of five pairs, half not at all: 0.290 nats by quadrature."""
     g = torch.Generator().manual_seed(21)
     x, y = torch.randn(2, 3000, 5, generator=g, dtype=torch.float64)
     y[:1500, 0] = 0.95 * x[:1500, 0] + math.sqrt(1 - 0.95**2) * y[:1500, 0]
