@@ -4,9 +4,11 @@ from mikit.functional.affinities import affinity, pkt
 from mikit.functional.bounds import anchored_infonce, infonce
 from mikit.functional.bures import bures2, gaussian_wasserstein2
 from mikit.functional.conditional import conditional_mi
+from mikit.functional.couplings import optimal_plan, transport_potentials
 from mikit.functional.dependence import cka, hsic, label_qmi, qmi
 from mikit.functional.discrete import plug_in_entropy, plug_in_mi
 from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
+from mikit.functional.exact_transport import identity_fraction, wasserstein, wasserstein2
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
 from mikit.functional.kernels import linear_cka, median_bandwidth
 from mikit.functional.label_neighbors import ross_mi
@@ -32,6 +34,7 @@ __all__ = [
     "gaussian_nll",
     "gaussian_wasserstein2",
     "hsic",
+    "identity_fraction",
     "infonce",
     "infonce_from_scores",
     "jsd",
@@ -42,6 +45,7 @@ __all__ = [
     "median_bandwidth",
     "mmd2",
     "nwj",
+    "optimal_plan",
     "pkt",
     "plug_in_entropy",
     "plug_in_mi",
@@ -55,6 +59,9 @@ __all__ = [
     "sliced_wasserstein",
     "sliced_wasserstein2",
     "smile",
+    "transport_potentials",
+    "wasserstein",
+    "wasserstein2",
     "weighted_kl_mi",
     "weighted_kozachenko_leonenko",
     "wishart_bias",

@@ -64,7 +64,8 @@ ROOMS = {
         "reporting",
     },
 }
-FORMULA_ROOM_MAY_USE = {"torch", "numpy", "scipy", "mikit"}
+# ot is optional: imported inside the one function that asks for it.
+FORMULA_ROOM_MAY_USE = {"torch", "numpy", "scipy", "ot", "mikit"}
 FORBIDDEN_CALLS = {
     "eval",
     "exec",
