@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.estimators.base import Estimator, clustered_standard_error, require_pair
-from mikit.functional.mmd import mmd2, mmd2_pointwise, mmd2_standard_error
+from mikit.functional.mmd import mmd2
+from mikit.functional.mmd_error import mmd2_pointwise, mmd2_standard_error
 
 __all__ = ["MMD"]
 

@@ -13,6 +13,7 @@ from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishar
 from mikit.functional.kernels import linear_cka, median_bandwidth
 from mikit.functional.label_neighbors import ross_mi
 from mikit.functional.mmd import mmd2, polynomial_mmd2
+from mikit.functional.mmd_subsampled import block_mmd2, linear_time_mmd2
 from mikit.functional.nearest_entropy import kozachenko_leonenko, weighted_kl_mi, weighted_kozachenko_leonenko
 from mikit.functional.neighbors import ksg
 from mikit.functional.ratios import dv, jsd, nwj, smile
@@ -24,6 +25,7 @@ from mikit.functional.variational import difference_of_entropies, gaussian_nll
 __all__ = [
     "affinity",
     "anchored_infonce",
+    "block_mmd2",
     "bures2",
     "cca",
     "cka",
@@ -42,6 +44,7 @@ __all__ = [
     "ksg",
     "label_qmi",
     "linear_cka",
+    "linear_time_mmd2",
     "median_bandwidth",
     "mmd2",
     "nwj",

@@ -11,7 +11,8 @@ from torch import Tensor
 from mikit.errors import InputError
 from mikit.estimators.distribution import MMD
 from mikit.functional.kernels import median_bandwidth
-from mikit.functional.mmd import mmd2, mmd2_pointwise
+from mikit.functional.mmd import mmd2
+from mikit.functional.mmd_error import mmd2_pointwise
 
 
 def _samples(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional.kernels import linear_cka, median_bandwidth
-from mikit.functional.mmd import mmd2, mmd2_pointwise, mmd2_standard_error
+from mikit.functional.mmd import mmd2
+from mikit.functional.mmd_error import mmd2_pointwise, mmd2_standard_error
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:
