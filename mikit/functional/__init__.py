@@ -7,6 +7,7 @@ from mikit.functional.conditional import conditional_mi
 from mikit.functional.couplings import optimal_plan, transport_potentials
 from mikit.functional.dependence import cka, hsic, label_qmi, qmi
 from mikit.functional.discrete import plug_in_entropy, plug_in_mi
+from mikit.functional.energy import energy_distance2
 from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
 from mikit.functional.exact_transport import identity_fraction, wasserstein, wasserstein2
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
@@ -32,6 +33,7 @@ __all__ = [
     "conditional_mi",
     "difference_of_entropies",
     "dv",
+    "energy_distance2",
     "gaussian_mi",
     "gaussian_nll",
     "gaussian_wasserstein2",

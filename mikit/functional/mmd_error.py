@@ -21,10 +21,12 @@ from mikit.functional.mmd_kernels import (
 from mikit.functional.pairwise import Scratch
 
 __all__ = [
+    "contributions_of",
     "mmd2_pointwise",
     "mmd2_standard_error",
     "polynomial_mmd2_pointwise",
     "polynomial_mmd2_standard_error",
+    "standard_error_of",
 ]
 
 
@@ -73,7 +75,7 @@ def mmd2_pointwise(
     """
     require_samples(x, y, unbiased=True, paired=True)
     a, b, bandwidths = for_gaussian_kernel(x.detach(), y.detach(), bandwidth, factors)
-    return _contributions(gaussian_kernel(bandwidths), a, b, paired, strip)
+    return contributions_of(gaussian_kernel(bandwidths), a, b, paired, strip)
 
 
 def polynomial_mmd2_pointwise(
@@ -119,7 +121,7 @@ def polynomial_mmd2_pointwise(
     """
     require_samples(x, y, unbiased=True, paired=True)
     a, b, scale = for_polynomial_kernel(x.detach(), y.detach(), degree, scale, offset)
-    return _contributions(polynomial_kernel(degree, scale, offset), a, b, paired, strip)
+    return contributions_of(polynomial_kernel(degree, scale, offset), a, b, paired, strip)
 
 
 def mmd2_standard_error(
@@ -173,7 +175,7 @@ def mmd2_standard_error(
     """
     require_samples(x, y, unbiased=True, paired=False)
     a, b, bandwidths = for_gaussian_kernel(x.detach(), y.detach(), bandwidth, factors)
-    return _standard_error(gaussian_kernel(bandwidths), a, b, strip)
+    return standard_error_of(gaussian_kernel(bandwidths), a, b, strip)
 
 
 def polynomial_mmd2_standard_error(
@@ -218,10 +220,11 @@ def polynomial_mmd2_standard_error(
     """
     require_samples(x, y, unbiased=True, paired=False)
     a, b, scale = for_polynomial_kernel(x.detach().double(), y.detach().double(), degree, scale, offset)
-    return _standard_error(polynomial_kernel(degree, scale, offset), a, b, strip)
+    return standard_error_of(polynomial_kernel(degree, scale, offset), a, b, strip)
 
 
-def _contributions(kernel: PairKernel, a: Tensor, b: Tensor, paired: bool, strip: int | None) -> Tensor:
+def contributions_of(kernel: PairKernel, a: Tensor, b: Tensor, paired: bool, strip: int | None) -> Tensor:
+    """Return what :func:`mmd2_pointwise` does, for any kernel and samples that are prepared for it."""
     n = a.shape[0]
     within = (
         _moments(kernel, a, a, hollow=True, strip=strip).rows + _moments(kernel, b, b, hollow=True, strip=strip).rows
@@ -230,7 +233,8 @@ def _contributions(kernel: PairKernel, a: Tensor, b: Tensor, paired: bool, strip
     return (within / (n - 1) - (across.rows + across.columns) / (n - 1 if paired else n)).to(a.dtype)
 
 
-def _standard_error(kernel: PairKernel, a: Tensor, b: Tensor, strip: int | None) -> float:
+def standard_error_of(kernel: PairKernel, a: Tensor, b: Tensor, strip: int | None) -> float:
+    """Return what :func:`mmd2_standard_error` does, for any kernel and samples that are prepared for it."""
     n, m = a.shape[0], b.shape[0]
     if min(n, m) < 4:
         return float("inf")
