@@ -137,9 +137,10 @@ def test_the_unbiased_form_is_unbiased_and_its_error_fits(n: int, m: int, paired
     population = 2 * mean_distance - 2 * 2 / math.sqrt(math.pi)
     spread = float(np.std(values, ddof=1))
     assert abs(float(np.mean(values)) - population) < 3 * spread / math.sqrt(len(values))
-    assert min(values) < 0
-    # As of the MMD: a first variance below 0 is set to 0, which makes the error too large for equal laws.
-    assert 0.85 < math.sqrt(float(np.mean(np.square(errors)))) / spread < 1.35
+    assert min(values) < 0 or shift > 0
+    # As of the MMD: a first variance below 0 is set to 0, which makes the error too large for equal laws, by a fifth in
+    # three columns and by up to a half in one, as here.
+    assert 0.85 < math.sqrt(float(np.mean(np.square(errors)))) / spread < (1.6 if shift == 0 else 1.15)
 
 
 def test_contributions_average_to_the_value() -> None:
