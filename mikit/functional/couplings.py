@@ -22,6 +22,7 @@ from mikit.functional.closed import full_precision
 from mikit.functional.samples import require_one_device, require_rows, require_same_width, working_dtype
 
 __all__ = [
+    "Entries",
     "Potentials",
     "TransportPlan",
     "linear_programs",
@@ -116,9 +117,12 @@ def optimal_plan(
     require_order(p)
     a, b, weights = prepared_samples(x, y, weights_x, weights_y)
     with full_precision(x.device):
-        _require_finite(a, b)
-        rows, columns, mass = solved_plan(a, b, *weights, float(p))
-    return TransportPlan(rows, columns, mass, (x.shape[0], y.shape[0]))
+        entries = solved_plan(a, b, *weights, float(p)) if bool((a.sum() + b.sum()).isfinite()) else None
+    if entries is None:
+        raise _not_finite(x, y)
+    n = x.shape[0]
+    mass = torch.full((n,), 1 / n, dtype=torch.float64, device=x.device) if entries.mass is None else entries.mass
+    return TransportPlan(entries.rows, entries.columns, mass, (n, y.shape[0]))
 
 
 def transport_potentials(
@@ -168,8 +172,9 @@ def transport_potentials(
     require_order(p)
     a, b, (weights_a, weights_b) = prepared_samples(x, y, weights_x, weights_y)
     with full_precision(x.device):
-        _require_finite(a, b)
-        costs = _costs(*_both_centred(a, b), float(p))
+        costs = _costs(*_around_the_first(a, b), float(p))
+        if not math.isfinite(costs.sum()):
+            raise _not_finite(x, y)
         if weights_a is None and weights_b is None and x.shape[0] == y.shape[0]:
             f, g = _shortest_paths(costs)
         else:
@@ -197,7 +202,7 @@ def linear_programs(what: str) -> types.ModuleType:
 
 
 def sample_weights(sample: Tensor, weights: Tensor | None, name: str) -> Tensor | None:
-    """Return the weights in float64, of sum 1; None if they are equal."""
+    """Return the weights in float64, of sum 1, or None if they are equal; refuse what are no weights."""
     if weights is None:
         return None
     n = sample.shape[0]
@@ -231,38 +236,55 @@ def prepared_samples(
     return x.to(dtype), y.to(dtype), (sample_weights(x, weights_x, "x"), sample_weights(y, weights_y, "y"))
 
 
-def solved_plan(
-    x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, p: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows, columns and masses of an optimal plan of samples that :func:`prepared_samples` has seen."""
+@final
+class Entries(NamedTuple):
+    """The entries of a plan that are not 0; without masses those of an assignment, whose rows are in order."""
+
+    rows: Tensor
+    columns: Tensor
+    mass: Tensor | None
+
+
+def solved_plan(x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, p: float) -> Entries | None:
+    """Return an optimal plan of samples from :func:`prepared_samples`; None if there is none among the numbers."""
     n, m = x.shape[0], y.shape[0]
-    a, b = _both_centred(x, y)
+    a, b = _around_the_first(x, y)
     if weights_x is None and weights_y is None and n == m:
         # What a row or a column costs whoever it is matched with does not matter to an assignment.
-        costs = (a @ b.T).neg_().numpy() if p == 2 else _costs(a, b, p)
-        rows, columns = linear_sum_assignment(costs)
-        mass = torch.full((n,), 1 / n, dtype=torch.float64, device=x.device)
-        return torch.from_numpy(rows).to(x.device), torch.from_numpy(columns).to(x.device), mass
+        costs = (a @ b.T).numpy() if p == 2 else _costs(a, b, p)
+        try:
+            rows, columns = linear_sum_assignment(costs)
+        except ValueError:  # what SciPy says to NaNs
+            return None
+        return Entries(torch.from_numpy(rows).to(x.device), torch.from_numpy(columns).to(x.device), None)
     filled_x, filled_y = _filled(x, weights_x).cpu(), _filled(y, weights_y).cpu()
     kept_x, kept_y = filled_x.nonzero()[:, 0], filled_y.nonzero()[:, 0]
     program = linear_programs("Exact transport between samples whose sizes or weights differ")
-    costs = _costs(a[kept_x], b[kept_y], p)
+    costs = _costs(a, b, p)
+    if not math.isfinite(costs.sum()):
+        return None
+    if len(kept_x) < n or len(kept_y) < m:
+        costs = np.ascontiguousarray(costs[np.ix_(kept_x.numpy(), kept_y.numpy())])
     plan = program.emd(filled_x[kept_x].numpy(), filled_y[kept_y].numpy(), costs, numItermax=_MOST_PIVOTS)
     rows, columns = plan.nonzero()
     mass = torch.from_numpy(plan[rows, columns])
     indices = kept_x[torch.from_numpy(rows)], kept_y[torch.from_numpy(columns)]
-    return indices[0].to(x.device), indices[1].to(x.device), mass.to(x.device)
+    return Entries(indices[0].to(x.device), indices[1].to(x.device), mass.to(x.device))
 
 
-def _both_centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both samples in float64 on the CPU, around the mean of the first."""
-    a, b = x.detach().cpu().double(), y.detach().cpu().double()
+def _around_the_first(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples in float64 on the CPU around the mean of the first, which is turned over: ``a . b`` is a cost.
+
+    Plans do not see a common shift, and around any point among the rows float64 keeps the digits of costs.
+    """
+    a, b = (rows.detach().to("cpu", torch.float64, copy=True) for rows in (x, y))
     centre = a.mean(dim=0)
-    return a - centre, b - centre
+    return torch.sub(centre, a, out=a), b.sub_(centre)
 
 
 def _costs(a: Tensor, b: Tensor, p: float) -> _Array:
-    squares = (a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)).addmm_(a, b.T, alpha=-2).clamp_(min=0)
+    lengths_a, lengths_b = (torch.linalg.vector_norm(rows, dim=1).square_() for rows in (a, b))
+    squares = (lengths_a[:, None] + lengths_b).addmm_(a, b.T, alpha=2).clamp_(min=0)
     costs: _Array = (squares if p == 2 else squares.pow_(p / 2)).numpy()
     return costs
 
@@ -295,8 +317,9 @@ def _filled(sample: Tensor, weights: Tensor | None) -> Tensor:
     return torch.full((n,), 1 / n, dtype=torch.float64, device=sample.device) if weights is None else weights
 
 
-def _require_finite(x: Tensor, y: Tensor) -> None:
+def _not_finite(x: Tensor, y: Tensor) -> InputError:
     for sample, name in ((x, "x"), (y, "y")):
-        if not bool(sample.isfinite().all()):
-            row = int((~sample.isfinite()).any(dim=1).nonzero()[0, 0])
-            raise InputError(f"Row {row} of {name} holds a number that is not finite; there is no plan for it.")
+        broken = (~sample.isfinite()).any(dim=1).nonzero()
+        if len(broken):
+            return InputError(f"Row {int(broken[0, 0])} of {name} holds a number that is not finite; remove the row.")
+    return InputError("The costs between x and y leave the range of float64. Bring the features to a smaller scale.")

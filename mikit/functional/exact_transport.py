@@ -175,25 +175,26 @@ def identity_fraction(x: Tensor, y: Tensor, *, p: float = 2.0) -> IdentityFracti
 def _transport_cost(
     wants: Sequence[bool], x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not bool((x.sum(dtype=torch.float64) + y.sum(dtype=torch.float64)).isfinite()):
+    entries = solved_plan(x, y, weights_x, weights_y, p)
+    if entries is None:
         # There is no plan among NaNs; the answer is what every other formula gives.
         nan = x.new_full((), torch.nan, dtype=torch.float64)
         return nan, torch.full_like(x, torch.nan), torch.full_like(y, torch.nan)
-    rows, columns, mass = solved_plan(x, y, weights_x, weights_y, p)
-    matched = rows.shape[0] == x.shape[0] == y.shape[0] and weights_x is None and weights_y is None
-    # The difference of two floats is exact up to its own rounding, whatever their offset.
-    moves = (x if matched else x[rows]) - y[columns]
-    squares = moves.square().sum(dim=1, dtype=torch.float64)
-    if p == 2:
-        value, slope = mass @ squares, (2 * mass).to(x.dtype)
-    else:
-        value = mass @ squares.pow(p / 2)
-        slope = (p * mass * torch.where(squares > 0, squares, 1.0).pow(p / 2 - 1)).to(x.dtype)
+    # The difference of two floats is exact up to its own rounding, whatever their offset. New memory costs time.
+    moves = y[entries.columns]
+    torch.sub(x if entries.mass is None else x[entries.rows], moves, out=moves)
+    lengths = torch.linalg.vector_norm(moves, dim=1).double()
+    mass: Tensor | float = 1 / x.shape[0] if entries.mass is None else entries.mass
+    value = (mass * lengths.pow(p)).sum()
     if not any(wants):
         return value, unwanted(x), unwanted(y)
-    moves.mul_(slope[:, None])
-    gradient_x = unwanted(x)
+    if p == 2 and isinstance(mass, float):
+        moves.mul_(2 * mass)
+    else:
+        moves.mul_((p * mass * torch.where(lengths > 0, lengths, 1.0).pow(p - 2)).to(x.dtype)[:, None])
+    gradient_x, gradient_y = unwanted(x), unwanted(y)
     if wants[0]:
-        gradient_x = moves if matched else torch.zeros_like(x).index_add_(0, rows, moves)
-    gradient_y = torch.zeros_like(y).index_add_(0, columns, moves, alpha=-1) if wants[1] else unwanted(y)
+        gradient_x = moves if entries.mass is None else torch.zeros_like(x).index_add_(0, entries.rows, moves)
+    if wants[1]:
+        gradient_y = torch.zeros_like(y).index_add_(0, entries.columns, moves, alpha=-1)
     return value, gradient_x, gradient_y
