@@ -53,12 +53,14 @@ class Estimator(nn.Module, abc.ABC):
 
     Attributes:
         name: Name in the registry, as used by :func:`mikit.measure` and the command line.
-        unit: Unit of ``estimate``: ``"nats"``, ``"feature²"`` or ``"dimensionless"``.
+        unit: Unit of ``estimate``: ``"nats"``, ``"feature"``, ``"feature²"`` or ``"dimensionless"``.
         kind: What the number is: ``"lower bound"``, ``"upper bound"``, ``"estimate"``, ``"V-information"``,
             ``"index"`` or ``"discrepancy"``.
         differentiable: Whether ``forward`` has a gradient. If not, ``forward`` raises ``TypeError``.
         learned: Whether ``fit`` must run before ``estimate`` means anything.
         symmetric: Whether ``estimate(x, y)`` equals ``estimate(y, x)``.
+        orderless: Whether the order of the rows leaves the value. What compares blocks or halves of the rows, which
+            should come in random order, says False.
         explains: What ``y`` is: ``"vectors"`` of shape ``(n, d)`` or ``"labels"`` of shape ``(n,)``.
         reads: What ``x`` holds: ``"numbers"``, or ``"categories"``, of which rows repeat.
         shapes: Layouts that are read: ``"nd"``, ``"nchw"``, ``"ntd"``.
@@ -71,11 +73,12 @@ class Estimator(nn.Module, abc.ABC):
     """
 
     name: ClassVar[str]
-    unit: ClassVar[str]
+    unit: str
     kind: ClassVar[str]
     differentiable: bool = True
     learned: bool = False
     symmetric: bool = False
+    orderless: bool = True
     explains: ClassVar[str] = "vectors"
     reads: ClassVar[str] = "numbers"
     shapes: ClassVar[tuple[str, ...]] = ("nd",)

@@ -40,6 +40,7 @@ class Discrepancy(Estimator):
     def __init__(self, *, debias: bool = False) -> None:
         super().__init__()
         self.debias = debias
+        self.orderless = not debias
 
     @abc.abstractmethod
     def between_laws(
