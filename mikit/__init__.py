@@ -41,6 +41,7 @@ __all__ = [
     "check_optimizer",
     "critics",
     "datasets",
+    "distillation",
     "functional",
     "measure",
     "models",
@@ -91,7 +92,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from mikit import critics, datasets, functional, models, plot, testing
+    from mikit import critics, datasets, distillation, functional, models, plot, testing
     from mikit.activations import ActivationStore, capture, read_array, record_activations
     from mikit.distillation import check_optimizer
     from mikit.errors import InputError

@@ -1,5 +1,22 @@
-"""What is only for training: here, the check that every parameter of a loss reaches the optimiser."""
+"""What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
 
+from mikit.distillation.curve import EpochRecord, TrainingCurve
 from mikit.distillation.optimizers import check_optimizer
+from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
+from mikit.distillation.recording import PhaseRecorder, example_features
+from mikit.distillation.trainer import Views, accuracy_on, train_network, train_student
 
-__all__ = ["check_optimizer"]
+__all__ = [
+    "DistillationTerm",
+    "EpochRecord",
+    "PhaseRecorder",
+    "TrainingCurve",
+    "TrainingPlan",
+    "Views",
+    "accuracy_on",
+    "check_optimizer",
+    "example_features",
+    "random_stream",
+    "train_network",
+    "train_student",
+]

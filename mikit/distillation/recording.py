@@ -1,0 +1,114 @@
+"""What is done beside training: activations recorded at phases, and example features to build losses from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from mikit.activations import ActivationStore, Readout, capture, record_activations
+
+__all__ = ["PhaseRecorder", "example_features"]
+
+
+@final
+class PhaseRecorder:
+    """Records activations into a store after chosen epochs; hand it to a trainer as ``on_epoch``.
+
+    Args:
+        store: The store.
+        images: The images to record on, ``(n, c, h, w)``; the same for all networks that are to be compared.
+        ids: Their sample ids.
+        layers: Layers to record.
+        phases: Epochs after which to record; 0 is the untrained network.
+        batch: Images a forward pass.
+
+    Pitfalls:
+        A phase that stands in the store already is recorded anew: a run that was killed comes by it twice.
+
+    Example:
+        >>> import tempfile
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = ActivationStore(folder + "/student", network="student", seed=0)
+        ...     record = PhaseRecorder(store, torch.zeros(6, 1, 8, 8), ids=range(6), layers=["1"], phases=[0, 2])
+        ...     for epoch in range(3):
+        ...         record(epoch, network)
+        ...     store.phases
+        (0, 2)
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        images: Tensor,
+        *,
+        ids: Any,
+        layers: Sequence[str],
+        phases: Collection[int],
+        batch: int = 500,
+    ) -> None:
+        self._store, self._images, self._ids = store, images, ids
+        self._layers, self._phases, self._batch = tuple(layers), frozenset(phases), batch
+
+    def __call__(self, epoch: int, network: nn.Module) -> None:
+        """Record, if ``epoch`` is one of the phases."""
+        if epoch not in self._phases:
+            return
+        if epoch in self._store.phases:
+            self._store.discard(epoch)
+        batches = torch.split(self._images, self._batch)
+        record_activations(network, batches, self._layers, self._store, ids=self._ids, phase=epoch)
+
+
+def example_features(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    layer: str,
+    teacher_layer: str | None = None,
+    *,
+    readout: str | Readout = "pool",
+) -> tuple[Tensor, Tensor]:
+    """Return one pair of features to build a loss from: ``VID.between(*example_features(...))``.
+
+    The student runs in training mode, because batch normalisation scales features there and not with its untrained
+    statistics; it is a copy that runs, so nothing of the student changes. The teacher runs as it is.
+
+    Args:
+        student: The student, usually untrained.
+        teacher: The teacher, in evaluation mode.
+        images: A batch large enough for the statistics that the loss takes from it.
+        layer: Layer of the student.
+        teacher_layer: Layer of the teacher; the same name if None.
+        readout: What to keep of an activation.
+
+    Returns:
+        The student's and the teacher's activations, without gradient.
+
+    Raises:
+        InputError: If a layer does not exist or cannot be read out.
+
+    Cost:
+        One forward pass of both networks and a copy of the student.
+
+    Example:
+        >>> student, teacher = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 5)).eval()
+        >>> f_s, f_t = example_features(student, teacher, torch.ones(8, 4), "0")
+        >>> f_s.shape, f_t.shape
+        (torch.Size([8, 3]), torch.Size([8, 5]))
+    """
+    example = copy.deepcopy(student).train()
+    source = layer if teacher_layer is None else teacher_layer
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        capture(example, [layer], readout=readout) as own,
+        capture(teacher, [source], readout=readout) as told,
+    ):
+        example(images)
+        teacher(images)
+        return own[layer], told[source]
