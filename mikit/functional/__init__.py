@@ -11,6 +11,7 @@ from mikit.functional.energy import energy_distance2
 from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
 from mikit.functional.exact_transport import identity_fraction, wasserstein, wasserstein2
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
+from mikit.functional.gromov import gromov_plan, gromov_wasserstein2
 from mikit.functional.kernels import linear_cka, median_bandwidth
 from mikit.functional.label_neighbors import ross_mi
 from mikit.functional.mmd import mmd2, polynomial_mmd2
@@ -37,6 +38,8 @@ __all__ = [
     "gaussian_mi",
     "gaussian_nll",
     "gaussian_wasserstein2",
+    "gromov_plan",
+    "gromov_wasserstein2",
     "hsic",
     "identity_fraction",
     "infonce",

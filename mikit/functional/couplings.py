@@ -28,6 +28,7 @@ __all__ = [
     "linear_programs",
     "optimal_plan",
     "prepared_samples",
+    "require_finite",
     "require_order",
     "sample_weights",
     "solved_plan",
@@ -117,9 +118,9 @@ def optimal_plan(
     require_order(p)
     a, b, weights = prepared_samples(x, y, weights_x, weights_y)
     with full_precision(x.device):
-        entries = solved_plan(a, b, *weights, float(p)) if bool((a.sum() + b.sum()).isfinite()) else None
-    if entries is None:
-        raise _not_finite(x, y)
+        require_finite(a, b)
+        entries = solved_plan(a, b, *weights, float(p))
+    assert entries is not None
     n = x.shape[0]
     mass = torch.full((n,), 1 / n, dtype=torch.float64, device=x.device) if entries.mass is None else entries.mass
     return TransportPlan(entries.rows, entries.columns, mass, (n, y.shape[0]))
@@ -172,9 +173,8 @@ def transport_potentials(
     require_order(p)
     a, b, (weights_a, weights_b) = prepared_samples(x, y, weights_x, weights_y)
     with full_precision(x.device):
+        require_finite(a, b)
         costs = _costs(*_around_the_first(a, b), float(p))
-        if not math.isfinite(costs.sum()):
-            raise _not_finite(x, y)
         if weights_a is None and weights_b is None and x.shape[0] == y.shape[0]:
             f, g = _shortest_paths(costs)
         else:
@@ -216,6 +216,16 @@ def sample_weights(sample: Tensor, weights: Tensor | None, name: str) -> Tensor 
     if not (bool((weights >= 0).all()) and 0 < float(total) < math.inf):
         raise InputError(f"weights_{name} must be finite, not negative, and not all 0.")
     return None if bool((weights == weights[0]).all()) else weights / total
+
+
+def require_finite(x: Tensor, y: Tensor) -> None:
+    """Refuse numbers that are not finite, and say where the first one is."""
+    for sample, name in ((x, "x"), (y, "y")):
+        broken = (~sample.isfinite()).any(dim=1).nonzero()
+        if len(broken):
+            raise InputError(
+                f"Row {int(broken[0, 0])} of {name} holds a number that is not finite, so there is no plan. Remove it."
+            )
 
 
 def require_order(p: float) -> None:
@@ -315,11 +325,3 @@ def _shortest_paths(costs: _Array) -> tuple[_Array, _Array]:
 def _filled(sample: Tensor, weights: Tensor | None) -> Tensor:
     n = sample.shape[0]
     return torch.full((n,), 1 / n, dtype=torch.float64, device=sample.device) if weights is None else weights
-
-
-def _not_finite(x: Tensor, y: Tensor) -> InputError:
-    for sample, name in ((x, "x"), (y, "y")):
-        broken = (~sample.isfinite()).any(dim=1).nonzero()
-        if len(broken):
-            return InputError(f"Row {int(broken[0, 0])} of {name} holds a number that is not finite; remove the row.")
-    return InputError("The costs between x and y leave the range of float64. Bring the features to a smaller scale.")
