@@ -13,6 +13,7 @@ from mikit.estimators.base import Estimator, Reading, clustered_standard_error, 
 from mikit.estimators.components import independent_coordinates
 from mikit.estimators.cross_fitting import OutOfFold, cross_fit
 from mikit.estimators.gaussian import GaussianMI
+from mikit.functional.coordinates import log_radius
 from mikit.functional.gaussian import gaussian_mi, rank_gaussianise
 from mikit.functional.neighbour_residual import Residual, leading_pairs, neighbour_residual
 from mikit.measurement import Check
@@ -144,7 +145,8 @@ class CopulaCritic(Estimator):
             return Reading(value=0.0, standard_error=0.0, note="a side is constant")
         generator = torch.Generator().manual_seed(self.seed)
         sides = _chosen_sides(x, y)
-        pieces = cross_fit(sides.x, sides.y, groups=groups, generator=generator)
+        beside = log_radius(x), log_radius(y)
+        pieces = cross_fit(sides.x, sides.y, groups=groups, generator=generator, beside=beside)
         first = _critic_reading(sides, pieces, None if groups is None else recoded(groups[pieces.rows]))
         # Above what the scores of a block can show, a pairing drawn from them is too loose to compare the data with.
         hidden = first.value >= _most_shown(pieces)

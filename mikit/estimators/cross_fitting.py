@@ -53,7 +53,14 @@ class OutOfFold:
     block: int
 
 
-def cross_fit(x: Tensor, y: Tensor, *, groups: Tensor | None, generator: torch.Generator) -> OutOfFold:
+def cross_fit(
+    x: Tensor,
+    y: Tensor,
+    *,
+    groups: Tensor | None,
+    generator: torch.Generator,
+    beside: tuple[Tensor, Tensor] | None = None,
+) -> OutOfFold:
     """Fit anchored critics on all folds but one and read them on that one: 3 folds from 8,000 rows, up to 5 below.
 
     The first fold is the pilot: it tries the recipes and keeps the one that does best on its select rows, which neither
@@ -64,6 +71,7 @@ def cross_fit(x: Tensor, y: Tensor, *, groups: Tensor | None, generator: torch.G
         y: ``(n, d_y)``.
         groups: ``(n,)``; rows of one group stay in one part.
         generator: Where splits, starts and draws come from.
+        beside: As :func:`~mikit.functional.coordinates.anchored_coordinates` takes it.
 
     Returns:
         What every row got.
@@ -77,7 +85,7 @@ def cross_fit(x: Tensor, y: Tensor, *, groups: Tensor | None, generator: torch.G
         others = torch.cat([part for other, part in enumerate(parts) if other != turn])
         select, fit = _select_and_fit(others, groups, generator)
         report, select, fit = (rows.to(x.device) for rows in (report, select, fit))
-        coordinates = anchored_coordinates(x, y, fit)
+        coordinates = anchored_coordinates(x, y, fit, beside=beside)
         if turn == 0:
             recipe, critic = _pilot(coordinates, fit, select, generator)
         else:

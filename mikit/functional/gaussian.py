@@ -21,6 +21,7 @@ __all__ = [
     "cca",
     "gaussian_mi",
     "rank_gaussianise",
+    "whitener",
     "wishart_bias",
 ]
 
@@ -88,7 +89,7 @@ def canonical_form(x: Tensor, y: Tensor, *, shrinkage: float = 0.0) -> Canonical
         c_xx = (1 - shrinkage) * c_xx + shrinkage * torch.diag(live_x)
         c_yy = (1 - shrinkage) * c_yy + shrinkage * torch.diag(live_y)
         c_xy = (1 - shrinkage) * c_xy
-    w_x, w_y = _whitener(c_xx), _whitener(c_yy)
+    w_x, w_y = whitener(c_xx), whitener(c_yy)
     if w_x.shape[1] == 0 or w_y.shape[1] == 0:
         correlations = x64.new_zeros(0)
         return CanonicalForm(mean_x, mean_y, w_x / scale_x[:, None], w_y / scale_y[:, None], correlations)
@@ -297,9 +298,10 @@ def _column_scale(x: Tensor, mean: Tensor) -> Tensor:
     return torch.where(varies, peak * relative.square().mean(0).sqrt(), torch.inf)
 
 
-def _whitener(correlation: Tensor) -> Tensor:
+def whitener(correlation: Tensor) -> Tensor:
+    """Return ``(d, r)``, a matrix that turns rows of this correlation matrix ``(d, d)`` white; empty directions go."""
     values, vectors = torch.linalg.eigh(correlation)
     largest = values[-1:].clamp(min=0)
     kept = values > _RANK_TOLERANCE * largest
-    whitener: Tensor = vectors[:, kept] / values[kept].sqrt()
-    return whitener
+    white: Tensor = vectors[:, kept] / values[kept].sqrt()
+    return white

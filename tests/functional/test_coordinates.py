@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.functional.coordinates import anchored_coordinates, second_order_variates
+from mikit.functional.coordinates import anchored_coordinates, log_radius, second_order_variates
 
 
 def _planted(n: int, rho: list[float], d_x: int, d_y: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -123,3 +123,30 @@ def test_a_constant_column_does_no_harm() -> None:
     x[:, 1] = 0.0
     u, v = second_order_variates(x, y, torch.arange(800))
     assert bool(u.isfinite().all() & v.isfinite().all())
+
+
+def test_the_radius_is_a_shared_scale_whatever_the_units() -> None:
+    g = torch.Generator().manual_seed(13)
+    scale = torch.randn(2000, 1, generator=g, dtype=torch.float64).exp()
+    rows = scale * torch.randn(2000, 8, generator=g, dtype=torch.float64)
+    radius = log_radius(rows)
+    assert radius.shape == (2000, 1)
+    # The logarithm of a mean of 8 squares has a standard deviation of 0.27 about twice that of the scale, which has 1.
+    assert float(torch.corrcoef(torch.cat([radius, scale.log()], 1).T)[0, 1]) > 0.95
+    units = torch.logspace(-3, 3, 8, dtype=torch.float64)
+    assert torch.allclose(log_radius(rows * units + 5 * units), radius, atol=1e-8)
+
+
+def test_the_radius_of_columns_that_mostly_stand_still_is_zero() -> None:
+    rows = torch.zeros(100, 2)
+    rows[:30] = torch.randn(30, 2, generator=torch.Generator().manual_seed(14))
+    assert torch.equal(log_radius(rows), torch.zeros(100, 1, dtype=torch.float64))
+
+
+def test_what_stands_beside_becomes_a_feature_as_it_is() -> None:
+    x, y = _planted(300, [0.8], 3, 2)
+    own, other = torch.randn(2, 300, 1, generator=torch.Generator().manual_seed(15), dtype=torch.float64)
+    plain = anchored_coordinates(x, y, torch.arange(200))
+    beside = anchored_coordinates(x, y, torch.arange(200), beside=(own, other))
+    assert torch.equal(beside.features_x, torch.cat([plain.features_x, own.float()], 1))
+    assert torch.equal(beside.features_y, torch.cat([plain.features_y, other.float()], 1))
