@@ -46,17 +46,20 @@ class CopulaCritic(Estimator):
 
     1. The Gaussian copula's information :math:`G`, unbiased, in the coordinates (normal scores, or those of independent
        components) in which it is largest: where both sides are jointly Gaussian in them, it cannot exceed the truth.
-    2. A critic that starts as the copula's log density ratio is cross-fitted over 3 to 5 folds by symmetric InfoNCE,
-       with a pilot on the first fold choosing among three recipes by rows that are neither trained nor reported on. Its
+    2. A critic that starts as the copula's log density ratio, and also sees how far out each row lies in the columns as
+       they came (:func:`~mikit.functional.coordinates.log_radius`), is cross-fitted over 3 to 5 folds by symmetric
+       InfoNCE, with a pilot on the first fold choosing among three recipes by rows neither trained nor reported on. Its
        scores of all pairs of a fold are balanced to a law with uniform marginals
        (:func:`~mikit.functional.balancing.balanced_log_ratios`). If the balanced ratio of held-out pairs exceeds the
        copula's by more than two standard errors, or :math:`G` exceeds what its own ratio gives on both held-out and
        fit rows, the reading is the mean of its values on held-out and on fit rows, of
        which one is low and one high by about the same amount; otherwise it is :math:`G`.
-    3. A pairing is drawn from the critic's law (:func:`~mikit.functional.balancing.drawn_pairing`). Nearest neighbours
-       compare it with the data, and their biases cancel as far as the two are alike:
+    3. Three pairings are drawn from the critic's law (:func:`~mikit.functional.balancing.drawn_pairing`). Nearest
+       neighbours compare them with the data, and their biases cancel as far as the two are alike:
        :math:`\mathbb E_q[r] + \hat I_{NN}(\text{data}) - \hat I_{NN}(\text{drawn})`. With up to 8 columns in all by
-       weighted Kozachenko-Leonenko entropies, with up to 20 by KSG. The value moves from the second reading to this one
+       weighted Kozachenko-Leonenko entropies, with up to 20 by KSG; where columns are more and no more than four
+       canonical pairs are correlated, on those pairs, if there are 100 rows a column (above 8 columns already where
+       no critic has learned). The value moves from the second reading to this one
        as far as they differ by more than the error of the comparison. Within 3 nats of the ceiling of the scores, the
        logarithm of a block's rows, the drawn pairing is too loose and neighbours are not asked.
 
