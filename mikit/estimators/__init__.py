@@ -10,6 +10,7 @@ from mikit.estimators.contrastive import AnchoredInfoNCE, InfoNCE
 from mikit.estimators.copula_critic import CopulaCritic
 from mikit.estimators.discrete import PlugIn
 from mikit.estimators.distribution import MMD
+from mikit.estimators.energy import EnergyDistance
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.flows import FlowMI
 from mikit.estimators.gaussian import GaussianMI
@@ -32,6 +33,7 @@ __all__ = [
     "Auto",
     "ConditionalInformation",
     "CopulaCritic",
+    "EnergyDistance",
     "Estimator",
     "FitRecord",
     "FlowMI",
@@ -68,6 +70,7 @@ REGISTRY: dict[str, type[Estimator]] = {
         Ross,
         PlugIn,
         MMD,
+        EnergyDistance,
     )
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit import GaussianMI, LabelInformation
+from mikit import MMD, EnergyDistance, GaussianMI, LabelInformation
 from mikit.estimators import REGISTRY, Estimator
 from mikit.estimators.base import require_pair
 from mikit.functional.gaussian import gaussian_mi
@@ -19,6 +19,15 @@ PROTOTYPES = {
     **REGISTRY,
     "gaussian-copula": GaussianMI(copula=True),
     "gaussian-held-out": GaussianMI(held_out=True, shrinkage="ledoit-wolf"),
+    "mmd-several-bandwidths": MMD(factors=(0.5, 1.0, 2.0), paired=True),
+    "mmd-linear": MMD(kernel="linear"),
+    "mmd-polynomial": MMD(kernel="polynomial", degree=2),
+    "mmd-biased": MMD(form="biased"),
+    "mmd-debiased": MMD(form="biased", debias=True),
+    "mmd-block": MMD(form="block"),
+    "mmd-linear-time": MMD(1.0, form="linear-time"),
+    "energy-biased": EnergyDistance(form="biased"),
+    "energy-paired": EnergyDistance(paired=True),
 }
 # One reading takes these seconds, and each of these checks up to forty readings: minutes in all.
 COSTLY = ("auto", "copula_critic")

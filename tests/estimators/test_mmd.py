@@ -10,9 +10,12 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.estimators.distribution import MMD
+from mikit.estimators.energy import EnergyDistance
+from mikit.functional.energy import energy_distance2
 from mikit.functional.kernels import median_bandwidth
-from mikit.functional.mmd import mmd2
+from mikit.functional.mmd import mmd2, polynomial_mmd2
 from mikit.functional.mmd_error import mmd2_pointwise
+from mikit.functional.mmd_subsampled import block_mmd2, linear_time_mmd2
 
 
 def _samples(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -83,6 +86,91 @@ def test_groups_of_copies_count_once() -> None:
     groups = torch.arange(60).repeat_interleave(4)
     copied = MMD(2.0).standard_error(x.repeat_interleave(4, 0), y.repeat_interleave(4, 0), groups=groups)
     assert copied == pytest.approx(MMD(2.0).standard_error(x, y), rel=0.15)
+
+
+def test_every_kernel_and_form_is_its_formula() -> None:
+    x, y = _samples(40, 40, 6, 0.5)
+    linear = {"degree": 1, "scale": 1.0, "offset": 0.0}
+    cubic = {"degree": 3, "scale": 0.5, "offset": 2.0}
+    cases = [
+        (MMD((0.5, 2.0)), mmd2(x, y, bandwidth=(0.5, 2.0))),
+        (MMD(factors=(0.5, 2.0)), mmd2(x, y, factors=(0.5, 2.0))),
+        (MMD(1.0, form="biased"), mmd2(x, y, bandwidth=1.0, unbiased=False)),
+        (MMD(kernel="linear", paired=True), polynomial_mmd2(x, y, paired=True, **linear)),
+        (MMD(kernel="polynomial", **cubic), polynomial_mmd2(x, y, **cubic)),
+        (MMD(1.0, form="block", block=7), block_mmd2(x, y, block=7, bandwidth=1.0)),
+        (MMD(kernel="linear", form="block"), block_mmd2(x, y, **linear)),
+        (MMD(1.0, form="linear-time"), linear_time_mmd2(x, y, bandwidth=1.0)),
+        (MMD(kernel="polynomial", form="linear-time"), linear_time_mmd2(x, y, degree=3)),
+    ]
+    for instrument, expected in cases:
+        assert instrument.estimate(x, y).item() == pytest.approx(expected.item(), rel=1e-6), instrument.describe()
+        assert instrument(x, y).item() == instrument.estimate(x, y).item()
+        own = instrument.pointwise(x, y)
+        assert (own is None) == (instrument.form != "unbiased")
+        if own is not None:
+            assert own.mean().item() == pytest.approx(expected.item(), rel=1e-5)
+        assert 0 < instrument.standard_error(x, y) < math.inf
+    distance = (x.mean(dim=0) - y.mean(dim=0)).square().sum().item()
+    assert MMD(kernel="linear", form="biased").estimate(x, y).item() == pytest.approx(distance, rel=1e-5)
+
+
+def test_the_biased_form_says_so() -> None:
+    biased = MMD(form="biased")
+    assert not biased.unbiased
+    assert MMD().unbiased
+    assert "form='biased'" in biased.describe()
+    values = [biased.estimate(*_samples(50, 50, seed)).item() for seed in range(100)]
+    debiased = [MMD(form="biased", debias=True).estimate(*_samples(50, 50, seed)).item() for seed in range(100)]
+    assert min(values) > 0
+    error = torch.tensor(debiased).std().item() / 10
+    assert abs(sum(debiased) / 100) < 3 * error < sum(values) / 300
+    assert MMD(form="biased", debias=True).standard_error(*_samples(50, 50, 0)) is None
+
+
+def test_units_and_what_belongs_to_what() -> None:
+    assert MMD(kernel="linear").unit == "feature²"
+    assert MMD.unit == MMD(kernel="polynomial").unit == "dimensionless"
+    cases = [
+        ({"kernel": "cubic"}, "kernel is"),
+        ({"form": "fast"}, "form is"),
+        ({"kernel": "linear", "bandwidth": 1.0}, "no bandwidth"),
+        ({"kernel": "polynomial", "factors": (2.0,)}, "no bandwidth"),
+        ({"degree": 2}, "belong to the polynomial"),
+        ({"bandwidth": 1.0, "factors": (2.0,)}, "do not go with"),
+        ({"block": 4}, "block belongs"),
+        ({"debias": True}, "no bias to subtract"),
+        ({"bandwidth": ()}, "bandwidth is"),
+    ]
+    for given, said in cases:
+        with pytest.raises(InputError, match=said):
+            MMD(**given)
+    x, y = _samples(20, 20, 7)
+    with pytest.raises(InputError, match="takes no weights"):
+        MMD().estimate(x, y, weights_x=torch.ones(20))
+    with pytest.raises(InputError, match="unbiased form only"):
+        MMD(form="block").standard_error(x, y, groups=torch.arange(20) // 2)
+    with pytest.raises(InputError, match="20 rows and y has 19"):
+        MMD(form="linear-time").estimate(x, y[:19])
+
+
+def test_energy_distance_is_its_formula() -> None:
+    x, y = _samples(30, 20, 8, 0.5)
+    weights = torch.rand(30, generator=torch.Generator().manual_seed(9))
+    assert EnergyDistance().estimate(x, y).item() == energy_distance2(x, y).item()
+    biased = EnergyDistance(form="biased")
+    expected = energy_distance2(x, y, unbiased=False, weights_x=weights).item()
+    assert biased.estimate(x, y, weights_x=weights).item() == expected
+    assert biased.pointwise(x, x) is None
+    assert EnergyDistance().standard_error(x, x.flip(0) + 1, groups=torch.arange(30) // 2) > 0
+    for call, said in (
+        (lambda: EnergyDistance(form="block"), "form is"),
+        (lambda: EnergyDistance(debias=True), "no bias"),
+        (lambda: EnergyDistance(paired=True).estimate(x, y), "30 rows and y has 20"),
+        (lambda: EnergyDistance().standard_error(x, y, groups=torch.arange(30)), "one size only"),
+    ):
+        with pytest.raises(InputError, match=said):
+            call()
 
 
 def test_what_cannot_be_used_is_refused() -> None:
