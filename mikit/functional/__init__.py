@@ -11,6 +11,7 @@ from mikit.functional.energy import energy_distance2
 from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
 from mikit.functional.exact_transport import identity_fraction, wasserstein, wasserstein2
 from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
+from mikit.functional.gaussian_laws import diagonal_gaussian_wasserstein2, gaussian_kl
 from mikit.functional.gromov import gromov_plan, gromov_wasserstein2
 from mikit.functional.kernels import linear_cka, median_bandwidth
 from mikit.functional.label_neighbors import ross_mi
@@ -32,9 +33,11 @@ __all__ = [
     "cca",
     "cka",
     "conditional_mi",
+    "diagonal_gaussian_wasserstein2",
     "difference_of_entropies",
     "dv",
     "energy_distance2",
+    "gaussian_kl",
     "gaussian_mi",
     "gaussian_nll",
     "gaussian_wasserstein2",
