@@ -22,6 +22,7 @@ from mikit.functional.neighbors import ksg
 from mikit.functional.ratios import dv, jsd, nwj, smile
 from mikit.functional.recovery import recovered_share
 from mikit.functional.scored import infonce_from_scores
+from mikit.functional.sliced_maximum import max_sliced_wasserstein2
 from mikit.functional.transport import sliced_wasserstein, sliced_wasserstein2
 from mikit.functional.variational import difference_of_entropies, gaussian_nll
 
@@ -53,6 +54,7 @@ __all__ = [
     "label_qmi",
     "linear_cka",
     "linear_time_mmd2",
+    "max_sliced_wasserstein2",
     "median_bandwidth",
     "mmd2",
     "nwj",
