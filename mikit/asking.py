@@ -41,8 +41,8 @@ def checks_of_value(
         control: What data of known information gave, if they were measured.
     """
     vectors = x.ndim == 2 and y.ndim == 2
-    found = [
-        checks.sampling_error(run.value, run.standard_error),
+    found = [] if prototype.kind == "discrepancy" else [checks.sampling_error(run.value, run.standard_error)]
+    found += [
         checks.independent_units(run.independent, x[0].numel() + y[0].numel(), grouped=codes is not None),
         checks.constant_columns(x, y if prototype.explains == "vectors" else x[:, :0]),
     ]

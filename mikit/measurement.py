@@ -153,7 +153,11 @@ class Measurement:
         """What the number shows, in one sentence that claims no more than the interval does."""
         low, _ = self.interval
         if self.kind == "discrepancy":
-            return "The two laws differ." if low > 0 else "No difference between the two laws was detected."
+            own = next((check.outcome for check in self.checks if check.name == "above the teacher's own"), "")
+            if math.isnan(low) and own not in ("pass", "warn"):
+                return "The sampling error is unknown, so nothing is claimed."
+            differ = own != "warn" and (low > 0 or math.isnan(low))
+            return "The two laws differ." if differ else "No difference between the two laws was detected."
         if math.isnan(low):
             return "The sampling error is unknown, so nothing is claimed."
         floor = max(0.0, *self.null.values) if self.null else 0.0
@@ -214,7 +218,7 @@ class Measurement:
         return cls.from_dict(content)
 
     def __str__(self) -> str:
-        lines = [f"{self._headline()}  ·  verdict: {self.verdict}", f"  {self.finding}"]
+        lines = [f"{self._headline()}  ·  verdict: {self.verdict}", f"  {self.finding}", *self._beside()]
         lines += [f"  - {reason}" for reason in self.reasons]
         lines.append(f"  {self.estimator}" + (f"; {self.chosen}" if self.chosen else ""))
         return "\n".join(lines)
@@ -233,6 +237,22 @@ class Measurement:
             f"{'; ' + html.escape(self.chosen) if self.chosen else ''}</small></p>"
             f"<table><thead><tr><th>check</th><th>outcome</th><th>meaning</th></tr></thead>{rows}</table></div>"
         )
+
+    def _beside(self) -> list[str]:
+        """Return what a discrepancy must not be read without: the teacher's own, and the information between rows."""
+        lines, of = [], self.parts
+        if "teacher against itself" in of:
+            said = f"  At {of['rows of a half']:.0f} rows a side: {of['student against teacher, at that size']:.4g}; "
+            said += f"the teacher against itself: {of['teacher against itself']:.4g}"
+            if "debiased" in of:
+                said += (
+                    f"; debiased: {of['debiased']:.4g} ± {of['debiased, standard error over splits']:.2g} over splits"
+                )
+            lines.append(said)
+        if "information beside it" in of:
+            error = of["information beside it, standard error"]
+            lines.append(f"  Information beside it: {of['information beside it']:.3f} nats, standard error {error:.2g}")
+        return lines
 
     def _headline(self) -> str:
         digits = _digits(self.standard_error)

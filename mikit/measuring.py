@@ -12,7 +12,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from mikit import checks
+from mikit import checks, law_checks
 from mikit.asking import checks_of_rows, checks_of_value
 from mikit.audit import Subject, audit_checks
 from mikit.controls import positive_control, without_pairing
@@ -90,8 +90,9 @@ def measure(
 
     Cost:
         One fit and one report per rotation, and one of each per permutation. An instrument without learned parts
-        reads four more samples of the same size, as its positive control. The checks of the rows take less than a
-        second up to 10,000 rows of 50 columns. An audit repeats the estimate some 10 to 13 times.
+        reads four more samples of the same size, as its positive control; a discrepancy reads 32 pairs of halves. The
+        checks of the rows take less than a second up to 10,000 rows of 50 columns. An audit repeats the estimate some
+        10 to 13 times.
 
     Pitfalls:
         Between two layers of deterministic networks on continuous input the information is infinite or undefined
@@ -174,6 +175,11 @@ def measure(
         *checks_of_value(prototype, features, target, codes, result, interval, null, control),
         *checks_of_rows(prototype, features, target, codes, result),
     )
+    parts = result.parts
+    if prototype.kind == "discrepancy":
+        tell("Measuring halves of both samples, and the information beside the discrepancy")
+        own, parts = _both_axes(prototype, features, target, codes, result, seed)
+        found += own
     if audit:
         found += _audited(prototype, features, target, codes, result, folds, rotations, training, seed, seconds, tell)
 
@@ -196,12 +202,32 @@ def measure(
             "d_x": features[0].numel(),
             "d_y": 1 if prototype.explains == "labels" else target[0].numel(),
         },
-        parts=result.parts,
+        parts=parts,
         versions=library_versions(),
         data_hash=data_hash(features, target),
         noise=noise,
         wall_time=time.perf_counter() - start,
     )
+
+
+def _both_axes(
+    prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, run: Run, seed: int
+) -> tuple[tuple[Check, ...], dict[str, float]]:
+    """Return what a discrepancy is asked beyond its value, and the figures that are shown beside it."""
+    halves = law_checks.halves_apart(prototype, x, y, codes, seed)
+    beside = law_checks.information_beside(x, y, codes, seed)
+    biased = not getattr(prototype, "unbiased", False)
+    parts = {
+        **run.parts,
+        **({} if halves is None else halves.parts(biased=biased)),
+        **({} if beside is None else beside.parts()),
+    }
+    asked = (
+        law_checks.sampling_error(run.value, run.standard_error, halves),
+        law_checks.above_own(halves),
+        law_checks.both_axes(halves, beside),
+    )
+    return asked, parts
 
 
 def _audited(
