@@ -14,10 +14,13 @@ from mikit.estimators.energy import EnergyDistance
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.flows import FlowMI
 from mikit.estimators.gaussian import GaussianMI
+from mikit.estimators.gaussian_laws import GaussianKL, GaussianWasserstein
+from mikit.estimators.gromov import GromovWasserstein
 from mikit.estimators.labels import LabelInformation
 from mikit.estimators.neighbors import KSG, Ross, WeightedKL
 from mikit.estimators.ratios import DV, JSD, NWJ, SMILE
 from mikit.estimators.reduced import ReducedKSG
+from mikit.estimators.transport import SinkhornDivergence, SlicedWasserstein, Wasserstein
 from mikit.estimators.variational import VID
 
 __all__ = [
@@ -37,13 +40,19 @@ __all__ = [
     "Estimator",
     "FitRecord",
     "FlowMI",
+    "GaussianKL",
     "GaussianMI",
+    "GaussianWasserstein",
+    "GromovWasserstein",
     "InfoNCE",
     "LabelInformation",
     "PlugIn",
     "ReducedKSG",
     "Ross",
+    "SinkhornDivergence",
+    "SlicedWasserstein",
     "Training",
+    "Wasserstein",
     "WeightedKL",
     "estimator_named",
     "held_out_conditional_mi",
@@ -71,6 +80,12 @@ REGISTRY: dict[str, type[Estimator]] = {
         PlugIn,
         MMD,
         EnergyDistance,
+        Wasserstein,
+        SlicedWasserstein,
+        SinkhornDivergence,
+        GaussianWasserstein,
+        GaussianKL,
+        GromovWasserstein,
     )
 }
 

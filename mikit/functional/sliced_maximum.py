@@ -15,8 +15,10 @@ from mikit.functional.transport import sliced_wasserstein2
 
 __all__ = ["FurthestLine", "furthest_line", "max_sliced_wasserstein2"]
 
-# First step on the sphere; what it grows by where the value rose, and what it shrinks by where it did not.
-_FIRST, _LONGER, _SHORTER = 0.5, 1.5, 0.5
+# Length of the first step on the sphere, and of the one from which on each start looks after its own steps.
+_FIRST, _FINE = 1.0, 0.02
+# What such a step grows by where the value rose, and what it shrinks by where it did not.
+_LONGER, _SHORTER = 1.5, 0.5
 
 
 @final
@@ -37,7 +39,7 @@ def max_sliced_wasserstein2(
     y: Tensor,
     *,
     starts: int = 8,
-    steps: int = 30,
+    steps: int = 45,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Squared max-sliced 2-Wasserstein distance of two samples.
@@ -61,13 +63,13 @@ def max_sliced_wasserstein2(
         InputError: If a sample is not ``(n, d)``, widths or devices differ, or there is no start or no step.
 
     Cost:
-        O(starts · steps (n + m) (d + log(n + m))) time: thirty times that of a sliced distance of as many projections.
+        O(starts · steps (n + m) (d + log(n + m))) time: fifty times that of a sliced distance of as many projections.
         O(starts (n + m)) memory.
 
     Pitfalls:
-        - The line is a local maximum; in high dimension a better one may be missed, and thirty steps come within a
-          percent of it. Where the furthest line is one on which two rows swap places, as happens in small samples, the
-          gradient is that of one of the orders.
+        - The line is a local maximum; in high dimension a better one may be missed. The default comes within a percent
+          of what ten times the steps find. Where the furthest line is one on which two rows swap places, as happens in
+          small samples, the gradient is that of one of the orders.
         - Too large on small samples, far more than the mean over lines: among many columns there is always a line on
           which two samples of one law differ. In 512 columns two samples of 128 rows are separated by one.
         - Blind to pairing: shuffling the rows of one sample changes nothing.
@@ -91,7 +93,7 @@ def furthest_line(
     y: Tensor,
     *,
     starts: int = 8,
-    steps: int = 30,
+    steps: int = 45,
     generator: torch.Generator | None = None,
 ) -> FurthestLine:
     """Direction behind :func:`max_sliced_wasserstein2`, and the values from each start.
@@ -118,7 +120,8 @@ def furthest_line(
         is only one.
 
     Source:
-        As :func:`max_sliced_wasserstein2`. Steps go along the gradient on the sphere, whose length adapts.
+        As :func:`max_sliced_wasserstein2`. Two thirds of the steps follow the gradient on the sphere with lengths that
+        fall, as for functions with kinks, of which there are as many as pairs of rows; the rest only take what rises.
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
@@ -136,19 +139,40 @@ def furthest_line(
         a, b = (sample.double() for sample in centred(x.detach(), y.detach()))
         pieces = _Pieces(a, b)
         lines = _first_lines(a, b, starts, generator)
-        values, slopes = pieces.along(lines)
-        lengths = torch.full_like(values, _FIRST)
-        for _ in range(steps):
-            tangents = slopes - (slopes * lines).sum(dim=1, keepdim=True) * lines
-            tangents = torch.nn.functional.normalize(tangents, dim=1)
-            moved = torch.nn.functional.normalize(lines + lengths[:, None] * tangents, dim=1)
-            reached, turned = pieces.along(moved)
-            rose = reached > values
-            values = torch.where(rose, reached, values)
-            lines = torch.where(rose[:, None], moved, lines)
-            slopes = torch.where(rose[:, None], turned, slopes)
-            lengths = lengths * torch.where(rose, _LONGER, _SHORTER)
+        lines = _refined(pieces, _explored(pieces, lines, steps - steps // 3), steps // 3)
+        values, _ = pieces.along(lines)
     return FurthestLine(lines[int(values.argmax())], values)
+
+
+def _explored(pieces: _Pieces, lines: Tensor, steps: int) -> Tensor:
+    """Return the best line on the way of each start, whose steps fall from the first length to the fine one."""
+    values, slopes = pieces.along(lines)
+    best = lines
+    for step in range(steps):
+        lines = _stepped(lines, slopes, _FIRST * (_FINE / _FIRST) ** (step / max(steps - 1, 1)))
+        reached, slopes = pieces.along(lines)
+        rose = reached > values
+        values, best = torch.where(rose, reached, values), torch.where(rose[:, None], lines, best)
+    return best
+
+
+def _refined(pieces: _Pieces, lines: Tensor, steps: int) -> Tensor:
+    """Return lines further up, by steps that are taken where the value rises and shorter where it does not."""
+    values, slopes = pieces.along(lines)
+    lengths = torch.full_like(values, _FINE)[:, None]
+    for _ in range(steps):
+        moved = _stepped(lines, slopes, lengths)
+        reached, turned = pieces.along(moved)
+        rose = reached > values
+        values = torch.where(rose, reached, values)
+        lines, slopes = torch.where(rose[:, None], moved, lines), torch.where(rose[:, None], turned, slopes)
+        lengths = lengths * torch.where(rose, _LONGER, _SHORTER)[:, None]
+    return lines
+
+
+def _stepped(lines: Tensor, slopes: Tensor, lengths: Tensor | float) -> Tensor:
+    tangents = slopes - (slopes * lines).sum(dim=1, keepdim=True) * lines
+    return torch.nn.functional.normalize(lines + lengths * torch.nn.functional.normalize(tangents, dim=1), dim=1)
 
 
 @final

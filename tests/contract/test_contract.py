@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit import MMD, EnergyDistance, GaussianMI, LabelInformation
+from mikit import (
+    MMD,
+    EnergyDistance,
+    GaussianKL,
+    GaussianMI,
+    GaussianWasserstein,
+    LabelInformation,
+    SinkhornDivergence,
+    SlicedWasserstein,
+    Wasserstein,
+)
 from mikit.estimators import REGISTRY, Estimator
 from mikit.estimators.base import require_pair
 from mikit.functional.gaussian import gaussian_mi
@@ -28,9 +38,24 @@ PROTOTYPES = {
     "mmd-linear-time": MMD(1.0, form="linear-time"),
     "energy-biased": EnergyDistance(form="biased"),
     "energy-paired": EnergyDistance(paired=True),
+    "wasserstein-rooted": Wasserstein(1, squared=False),
+    "wasserstein-debiased": Wasserstein(debias=True),
+    "sliced-wasserstein-maximum": SlicedWasserstein(8, maximum=True, squared=False),
+    "sliced-wasserstein-debiased": SlicedWasserstein(32, debias=True),
+    "sinkhorn-divergence-debiased": SinkhornDivergence(share=0.1, debias=True),
+    "gaussian-wasserstein-shrunk": GaussianWasserstein(shrinkage="ledoit-wolf", debias=True),
+    "gaussian-wasserstein-diagonal": GaussianWasserstein(diagonal=True),
+    "gaussian_kl-symmetric": GaussianKL("symmetric", shrinkage=None, debias=True),
+    "gaussian_kl-diagonal": GaussianKL("teacher||student", diagonal=True),
 }
 # One reading takes these seconds, and each of these checks up to forty readings: minutes in all.
-COSTLY = ("auto", "copula_critic")
+COSTLY = (
+    "auto",
+    "copula_critic",
+    "gromov_wasserstein",
+    "sliced-wasserstein-maximum",
+    "sinkhorn-divergence-debiased",
+)
 READING = (
     "estimate is a finite scalar",
     "inputs are left alone",

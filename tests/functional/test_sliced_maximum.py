@@ -80,13 +80,13 @@ def test_every_start_ascends_and_more_starts_help() -> None:
     assert float(many.max()) >= 0.98 * float(long.max())
 
 
-@pytest.mark.parametrize(("n", "m", "shift"), [(8, 8, 0.5), (8, 6, 3.0)])
+@pytest.mark.parametrize(("n", "m", "shift"), [(5, 5, 2.0), (5, 4, 3.0)])
 def test_gradients_are_derivatives(n: int, m: int, shift: float) -> None:
     # Far enough apart that the maximum lies within one order of the rows.
-    x, y = _rows(n, 3, 0).requires_grad_(), _rows(m, 3, 1, shift).requires_grad_()
+    x, y = _rows(n, 2, 0).requires_grad_(), _rows(m, 2, 1, shift).requires_grad_()
 
     def converged(a: Tensor, b: Tensor) -> Tensor:
-        return max_sliced_wasserstein2(a, b, steps=200, generator=_seeded())
+        return max_sliced_wasserstein2(a, b, starts=4, steps=120, generator=_seeded())
 
     assert torch.autograd.gradcheck(converged, (x, y), atol=1e-4)
 
@@ -110,7 +110,7 @@ def test_dtypes_offsets_and_numbers_that_are_not() -> None:
     assert inside.dtype == torch.float32
     assert torch.equal(inside, max_sliced_wasserstein2(x, y, generator=_seeded()))
     far = max_sliced_wasserstein2(x.double() + 1e6, y.double() + 1e6, generator=_seeded()).item()
-    assert far == pytest.approx(inside.item(), rel=1e-3)  # what thirty steps leave open
+    assert far == pytest.approx(inside.item(), rel=1e-3)  # what the steps leave open
     assert max_sliced_wasserstein2(x * float("nan"), y).isnan()
     same = torch.ones(3, 2)
     assert max_sliced_wasserstein2(same, same).item() == 0
@@ -118,7 +118,7 @@ def test_dtypes_offsets_and_numbers_that_are_not() -> None:
 
 def test_what_cannot_be_used_is_refused() -> None:
     x = torch.zeros(3, 2)
-    with pytest.raises(InputError, match="0 starts of 30 steps"):
+    with pytest.raises(InputError, match="0 starts of 45 steps"):
         max_sliced_wasserstein2(x, x, starts=0)
     with pytest.raises(InputError, match="columns"):
         max_sliced_wasserstein2(x, torch.zeros(3, 4))
