@@ -3,6 +3,7 @@
     mikit demo --out mikit-demo
     python docs/make_gallery.py mikit-demo
     python docs/make_gallery.py --speed docs/tables/speed.json
+    python docs/make_gallery.py --two-axes
 
 Without an argument the demo is run in a temporary folder. It is seeded (seeds 0, 1 and 2), so the numbers come out the
 same. Writes PNG figures and the run's findings into ``docs/gallery/``.
@@ -16,8 +17,10 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import mikit
 from mikit.bench.results import SpeedReport
@@ -77,16 +80,46 @@ def draw(demo: Path, out: Path) -> None:
     (out / "findings.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def draw_two_axes(out: Path) -> None:
+    """Draw a gap and an information for four partners of one layer of a teacher, whose features are digits' own.
+
+    The teacher's features are 16 principal components of the digits. Its partners: a student that is a noisy, shrunk
+    turn of them; the teacher with noise; the teacher with its rows shuffled; and independent Gaussian features.
+    """
+    pixels = load_digits().data
+    pixels = pixels - pixels.mean(axis=0)
+    teacher = pixels @ np.linalg.svd(pixels, full_matrices=False)[2][:16].T
+    teacher = teacher / teacher.std()
+    rng = np.random.default_rng(0)
+    spread = teacher.std(axis=0)
+    turn = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    partners = {
+        "teacher, with a little noise": teacher + 0.2 * rng.standard_normal(teacher.shape),
+        "student: turned and noisy": 0.8 * teacher @ turn + 0.4 * rng.standard_normal(teacher.shape),
+        "teacher, rows shuffled": rng.permutation(teacher),
+        "independent Gaussian": spread * rng.standard_normal(teacher.shape),
+    }
+    gap, known = mikit.EnergyDistance(paired=True), mikit.GaussianMI(copula=True)
+    pairs = [mikit.both_axes(rows, teacher, gap, known, name=name, seed=0) for name, rows in partners.items()]
+    for pair in pairs:
+        print(pair)  # noqa: T201
+    write_png(mikit.plot.both_axes(pairs), out / "two_axes.png", colours=256)
+
+
 def main() -> None:
     """Draw from the folder given, or from a demo run here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, nargs="?", help="folder that mikit demo made")
     parser.add_argument("--speed", type=Path, help="draw the speed figure from what mikit bench speed --json wrote")
+    parser.add_argument("--two-axes", action="store_true", help="draw the gap and the information of four pairs")
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
     if given.speed is not None:
         report = SpeedReport.from_json(given.speed.read_text(encoding="utf-8"))
         write_png(draw_speed(report), given.out / "speed.png", colours=256)
+        return
+    if given.two_axes:
+        draw_two_axes(given.out)
         return
     if given.demo is not None:
         draw(given.demo, given.out)

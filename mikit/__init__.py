@@ -21,6 +21,7 @@ __all__ = [
     "ActivationStore",
     "AnchoredInfoNCE",
     "Auto",
+    "BothAxes",
     "Check",
     "CopulaCritic",
     "EnergyDistance",
@@ -44,6 +45,7 @@ __all__ = [
     "Training",
     "Wasserstein",
     "WeightedKL",
+    "both_axes",
     "capture",
     "check_optimizer",
     "critics",
@@ -64,6 +66,7 @@ __all__ = [
 _HOME = {
     "measure": "mikit.measuring",
     **dict.fromkeys(("NoiseSweep", "noise_sweep"), "mikit.noise"),
+    **dict.fromkeys(("BothAxes", "both_axes"), "mikit.gap_and_information"),
     "Measurement": "mikit.measurement",
     "Check": "mikit.measurement",
     "InputError": "mikit.errors",
@@ -140,6 +143,7 @@ if TYPE_CHECKING:
         WeightedKL,
     )
     from mikit.flow import Flow, trace
+    from mikit.gap_and_information import BothAxes, both_axes
     from mikit.measurement import Check, Measurement
     from mikit.measuring import measure
     from mikit.noise import NoiseSweep, noise_sweep

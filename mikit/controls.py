@@ -74,7 +74,7 @@ def control_samples(
 
     None where there is too little to see, or the instrument does not read vectors in nats.
     """
-    vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2
+    vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2 and prototype.zero_when_independent
     if not vectors or prototype.unit != "nats" or not math.isfinite(value):
         return None
     n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]

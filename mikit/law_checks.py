@@ -193,13 +193,10 @@ def above_own(halves: Halves | None) -> Check:
     threshold = _CLEAR * halves.spread
     if halves.clear:
         return Check(ABOVE_OWN, "pass", halves.debiased, threshold, f"{said}.")
-    return Check(
-        ABOVE_OWN,
-        "warn",
-        halves.debiased,
-        threshold,
-        f"{said}: the value does not stand clear of what two samples of one law give.",
-    )
+    told = "the value does not stand clear of what two samples of one law give"
+    if halves.debiased < -threshold:
+        told = "less than two samples of one law give, as where both hold the same rows in another order"
+    return Check(ABOVE_OWN, "warn", halves.debiased, threshold, f"{said}: {told}.")
 
 
 def information_beside(x: Tensor, y: Tensor, codes: Tensor | None, seed: int) -> Beside | None:

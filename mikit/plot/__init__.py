@@ -1,8 +1,8 @@
 """Pictures of a flow: matplotlib figures that say what they show, in which unit, from how many samples and seeds.
 
-Every function takes the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned and gives back a
-``matplotlib.figure.Figure``; neither backend nor settings of matplotlib are touched. A notebook shows the figures once
-``%matplotlib inline`` has run.
+Every function takes the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned (:func:`both_axes` what
+:func:`mikit.both_axes` returned) and gives back a ``matplotlib.figure.Figure``; neither backend nor settings of
+matplotlib are touched. A notebook shows the figures once ``%matplotlib inline`` has run.
 
 Examples:
     >>> import tempfile
@@ -31,5 +31,6 @@ from mikit.plot.curves import flow, gap
 from mikit.plot.heatmaps import maps
 from mikit.plot.progress import accuracy, phases
 from mikit.plot.saving import save_figure
+from mikit.plot.two_axes import both_axes
 
-__all__ = ["accuracy", "flow", "gap", "maps", "phases", "save_figure"]
+__all__ = ["accuracy", "both_axes", "flow", "gap", "maps", "phases", "save_figure"]
