@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DV",
     "JSD",
+    "KD2M",
     "KSG",
     "MMD",
     "NWJ",
@@ -105,13 +106,13 @@ _HOME = {
     **dict.fromkeys(("capture", "record_activations", "ActivationStore", "read_array"), "mikit.activations"),
     **dict.fromkeys(("Flow", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
-    "check_optimizer": "mikit.distillation",
+    **dict.fromkeys(("KD2M", "check_optimizer"), "mikit.distillation"),
 }
 
 if TYPE_CHECKING:
     from mikit import critics, datasets, distillation, functional, models, plot, testing
     from mikit.activations import ActivationStore, capture, read_array, record_activations
-    from mikit.distillation import check_optimizer
+    from mikit.distillation import KD2M, check_optimizer
     from mikit.errors import InputError
     from mikit.estimators import (
         DV,

@@ -1,14 +1,21 @@
 """What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
 
 from mikit.distillation.curve import EpochRecord, TrainingCurve
+from mikit.distillation.feature_queue import FeatureQueue
+from mikit.distillation.gap_diagnosis import ClassGap, GapDiagnosis
+from mikit.distillation.kd2m import KD2M
 from mikit.distillation.optimizers import check_optimizer
 from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
 from mikit.distillation.recording import PhaseRecorder, example_features
 from mikit.distillation.trainer import Views, accuracy_on, train_network, train_student
 
 __all__ = [
+    "KD2M",
+    "ClassGap",
     "DistillationTerm",
     "EpochRecord",
+    "FeatureQueue",
+    "GapDiagnosis",
     "PhaseRecorder",
     "TrainingCurve",
     "TrainingPlan",
