@@ -40,6 +40,7 @@ __all__ = [
     "NoiseSweep",
     "PlugIn",
     "ReducedKSG",
+    "RiskGap",
     "Ross",
     "SinkhornDivergence",
     "SlicedWasserstein",
@@ -60,6 +61,7 @@ __all__ = [
     "read_array",
     "record_activations",
     "report",
+    "risk_gap",
     "testing",
     "trace",
 ]
@@ -106,6 +108,7 @@ _HOME = {
     **dict.fromkeys(("capture", "record_activations", "ActivationStore", "read_array"), "mikit.activations"),
     **dict.fromkeys(("Flow", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
+    **dict.fromkeys(("RiskGap", "risk_gap"), "mikit.risk"),
     **dict.fromkeys(("KD2M", "check_optimizer"), "mikit.distillation"),
 }
 
@@ -149,6 +152,7 @@ if TYPE_CHECKING:
     from mikit.measuring import measure
     from mikit.noise import NoiseSweep, noise_sweep
     from mikit.reporting import report
+    from mikit.risk import RiskGap, risk_gap
 
 
 def __getattr__(name: str) -> object:

@@ -36,6 +36,7 @@ ROOMS = {
     "law_checks": {"estimators", "checks", "value_checks", "running"},
     "measuring": {"functional", "estimators", "checks", "law_checks", "controls", "audit", "running", "asking"},
     "noise": {"estimators", "checks", "measuring"},
+    "risk": {"functional"},
     "gap_and_information": {"estimators", "law_checks", "measuring"},
     "activations": set(),
     "flow": {"functional", "estimators", "checks", "measuring", "activations"},
