@@ -71,6 +71,20 @@ def test_ledoit_wolf_weights_are_those_of_scikit_learn(n: int, m: int, d: int) -
     assert gaussian_kl(x, y).item() == pytest.approx(theirs.item(), rel=1e-8)
 
 
+def test_the_weight_of_variances_alone_is_that_of_loops() -> None:
+    x = _rows(30, 6, 0, 2.0) * torch.linspace(0.5, 1.5, 6)
+    squares = [[float(entry) ** 2 for entry in column] for column in (x - x.mean(0)).T]
+    variances = [sum(column) / 30 for column in squares]
+    mean = sum(variances) / 6
+    errors = sum(
+        sum((square - variance) ** 2 for square in column) / 30**2
+        for column, variance in zip(squares, variances, strict=True)
+    )
+    expected = errors / sum((variance - mean) ** 2 for variance in variances)
+    assert 0 < expected < 1
+    assert ledoit_wolf_weight(x, diagonal=True).item() == pytest.approx(expected, rel=1e-10)
+
+
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 5), (12, 20, 40)])
 def test_shrunk_samples_have_the_shrunk_covariance(n: int, m: int, d: int) -> None:
     x, y = _rows(n, d, 0, 2.0), _rows(m, d, 1)
