@@ -175,7 +175,7 @@ def above_own(halves: Halves | None) -> Check:
     """Ask whether student and teacher stand further apart than halves of each stand from themselves.
 
     All at one size. Warns unless the excess over the mean of both lies above 2.5 of its standard deviations over the
-    splits. Of two samples of one law about one in twenty-five does.
+    splits. Two samples of one law do so in about one case of twenty-three.
     """
     if halves is None:
         return Check(
