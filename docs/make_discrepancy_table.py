@@ -3,8 +3,8 @@
     python docs/make_discrepancy_table.py
 
 Unit, gradient, weights, widths and freedom from bias are attributes of the class; "squared" is what its docstring's
-first line says; the cost is its docstring's. Sizes and blindness to pairing are tried: on samples of 24 and 17 rows, and
-with the rows of one sample shuffled.
+first line says; the cost is its docstring's. Sizes and blindness to pairing are tried: on samples of 24 and 17 rows,
+and with the rows of one sample shuffled.
 """
 
 from __future__ import annotations
