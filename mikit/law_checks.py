@@ -132,7 +132,7 @@ def halves_apart(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | Non
     other network's half of the same inputs.
 
     Args:
-        prototype: The instrument. Its formula is read as it is, not debiased.
+        prototype: The instrument. Its formula is read as it is, not debiased, with the bandwidth of the whole samples.
         x: Rows of the student.
         y: Rows of the teacher.
         codes: Group codes of paired rows, or None; a group stays in one half.
@@ -145,6 +145,8 @@ def halves_apart(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | Non
         return None
     if codes is not None and int(codes.max()) < 1:
         return None
+    if isinstance(prototype, Discrepancy):
+        prototype = prototype.settled(x, y)
     generator = torch.Generator().manual_seed(seed + 32452843)
     across, teacher, student = [], [], []
     size = 0

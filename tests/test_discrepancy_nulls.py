@@ -126,6 +126,16 @@ def test_like_is_compared_with_like() -> None:
     assert "teacher against itself" in unbiased.parts
 
 
+def test_all_halves_share_the_bandwidth_of_the_whole() -> None:
+    x, y = _sample(80, 3, 14), _sample(80, 3, 15) * 2
+    settled = MMD(factors=(0.5, 2.0)).settled(x, y)
+    whole = MMD(factors=(0.5, 2.0)).estimate(x, y).item()
+    assert settled.estimate(x, y).item() == pytest.approx(whole, rel=1e-5)
+    assert settled.settled(x[:9], y[:9]) is settled
+    found, fixed = (law_checks.halves_apart(one, x, y, None, 0) for one in (MMD(factors=(0.5, 2.0)), settled))
+    assert found == fixed
+
+
 def test_groups_stay_in_one_half() -> None:
     teacher = _sample(40, 3, 6).repeat_interleave(5, 0)
     groups = torch.arange(40).repeat_interleave(5)

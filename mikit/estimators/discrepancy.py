@@ -85,6 +85,13 @@ class Discrepancy(Estimator):
         apart = self.between_laws(x1, y2) + self.between_laws(x2, y1)
         return (apart - self.between_laws(x1, x2) - self.between_laws(y1, y2)) / 2
 
+    def settled(self, x: Tensor, y: Tensor) -> Discrepancy:
+        """Return this measure with what it would take from the data, such as a bandwidth, taken from these for good.
+
+        Values on parts of the samples then share one scale.
+        """
+        return self
+
     def minimum_rows(self, d_x: int, d_y: int) -> int:
         """Return 4, the fewest rows that can be halved."""
         return _FEWEST_TO_SPLIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, final
@@ -11,6 +12,7 @@ from torch import Tensor
 from mikit.errors import InputError
 from mikit.estimators.base import clustered_standard_error, require_pair
 from mikit.estimators.discrepancy import Discrepancy
+from mikit.functional.kernels import median_bandwidth
 from mikit.functional.mmd import mmd2, polynomial_mmd2
 from mikit.functional.mmd_error import (
     mmd2_pointwise,
@@ -204,6 +206,15 @@ class MMD(Discrepancy):
             return float(values.std()) / math.sqrt(values.shape[0]) if values.shape[0] > 1 else math.inf
         error = mmd2_standard_error if self.kernel == "gaussian" else polynomial_mmd2_standard_error
         return error(x, y, **self._of_kernel())
+
+    def settled(self, x: Tensor, y: Tensor) -> MMD:
+        """Return a copy whose bandwidths are those of these samples."""
+        if self.kernel != "gaussian" or self.bandwidth is not None:
+            return self
+        settled = copy.deepcopy(self)
+        median = median_bandwidth(x, y)
+        settled.bandwidth, settled.factors = tuple(median * factor for factor in self.factors), (1.0,)
+        return settled
 
     def require_samples(self, x: Tensor, y: Tensor) -> None:
         """Raise :class:`~mikit.errors.InputError` unless ``x`` and ``y`` are samples that this form compares."""
