@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit import MMD, EnergyDistance, law_checks
+from mikit import (
+    MMD,
+    EnergyDistance,
+    GaussianKL,
+    GaussianWasserstein,
+    SlicedWasserstein,
+    Wasserstein,
+    law_checks,
+)
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.functional.exact_transport import wasserstein2
 from mikit.measurement import Measurement
@@ -68,7 +76,20 @@ def test_a_student_that_knows_and_differs_passes_both() -> None:
     assert Measurement.from_json(measured.to_json()).finding == measured.finding
 
 
-@pytest.mark.parametrize("instrument", [MMD(), EnergyDistance(), EnergyDistance(form="biased"), _Transport()])
+@pytest.mark.parametrize(
+    "instrument",
+    [
+        MMD(),
+        EnergyDistance(),
+        EnergyDistance(form="biased"),
+        Wasserstein(),
+        Wasserstein(1, squared=False),
+        SlicedWasserstein(32),
+        GaussianWasserstein(),
+        GaussianKL(),
+    ],
+    ids=lambda instrument: instrument.describe(),
+)
 def test_two_samples_of_one_law_are_rarely_declared_apart(instrument: Discrepancy) -> None:
     apart = 0
     for seed in range(100):
