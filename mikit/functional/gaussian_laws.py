@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional.closed import closed_form, unwanted
+from mikit.functional.few_row_gaussians import FewRowGaussian, divergence_of_few_rows
 from mikit.functional.samples import require_one_device, require_rows, require_same_width, working_dtype
 from mikit.functional.shrinkage import centred_rows, ledoit_wolf_weight, require_shrinkage
 
@@ -51,7 +52,8 @@ def gaussian_kl(
             is infinite or undefined then.
 
     Cost:
-        O((n + m) d² + d³) time, O(d² + (n + m) d) memory, in float64; ``diagonal``: O((n + m) d).
+        O((n + m) d² + d³) time, O(d² + (n + m) d) memory, in float64; with shrinkage and fewer rows than columns
+        O((n + m)² d); ``diagonal``: O((n + m) d).
 
     Pitfalls:
         - Where dead units or few rows make a covariance singular, the value is decided by the shrinkage: compare
@@ -134,6 +136,10 @@ def _divergence(
         # There is no covariance of NaNs; the answer is what every other formula gives.
         nan = x.new_full((), torch.nan, dtype=torch.float64)
         return nan, torch.full_like(x, torch.nan), torch.full_like(y, torch.nan)
+    if not diagonal and max(x.shape[0], y.shape[0]) < x.shape[1] and weight != 0:
+        few = [FewRowGaussian.fitted(*centred_rows(rows), _amount(rows, weight, diagonal=False)) for rows in (x, y)]
+        if few[0] is not None and few[1] is not None:
+            return divergence_of_few_rows(wants, x, y, few[0], few[1])
     fitted = _columns if diagonal else _fitted
     a, b = fitted(x, weight, "x"), fitted(y, weight, "y")
     shift = a.mean - b.mean
