@@ -108,9 +108,12 @@ def mean_over_classes(
 
 @torch.no_grad()
 def fewest_rows(metric: Discrepancy, like: Tensor) -> int:
-    """Return the fewest rows a side that ``metric`` compares in the width of ``like``, found by trying normal ones."""
+    """Return the fewest rows a side that ``metric`` compares in the width of ``like``, found by trying.
+
+    The rows tried are rectified, so that among few of them some columns never vary, as among features they do not.
+    """
     width = like.shape[1]
-    drawn = torch.randn(2, width + 2, width, generator=torch.Generator().manual_seed(0)).to(like)
+    drawn = torch.randn(2, width + 2, width, generator=torch.Generator().manual_seed(0)).relu().to(like)
     for count in (1, 2, 3, 4, width + 1):
         try:
             metric.estimate(drawn[0, :count], drawn[1, :count])

@@ -413,7 +413,7 @@ class KD2M(Estimator):
                 f"{left_out} of the {len(laws)} classes in this batch have fewer rows than the {self._fewest} that "
                 f"{type(self.metric).__name__} takes, or a prior of 0. They are left out, here and from now on; "
                 "terms() tells their share. Class-balanced batches avoid it.",
-                stacklevel=6,
+                stacklevel=7,
             )
         if queue is not None and self.training and given.labels is not None and given.labels.ndim == 1:
             queue.push(teacher, given.labels)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mikit
 from mikit.distillation import FeatureQueue
+from mikit.distillation.class_laws import fewest_rows
 from mikit.distillation.matched_projection import MatchedProjection
 from mikit.errors import InputError
 from mikit.estimators import REGISTRY
@@ -285,6 +286,17 @@ class TestLabels:
         assert terms["left_out_classes"].item() == 0.5
         assert terms["single_row_classes"].item() == 0.5
         assert not any(value.requires_grad for value in terms.values())
+
+    def test_the_fewest_rows_are_those_that_rectified_features_need(self) -> None:
+        wide = torch.zeros(1, 64)
+        asked: list[tuple[Discrepancy, int]] = [
+            (mikit.Wasserstein(), 1),
+            (mikit.MMD(), 2),
+            (mikit.MMD(form="biased", debias=True), 4),
+            (mikit.GaussianKL(diagonal=True), 3),
+            (mikit.GaussianKL(shrinkage=None), 65),
+        ]
+        assert [fewest_rows(metric, wide) for metric, _ in asked] == [fewest for _, fewest in asked]
 
     def test_at_128_rows_of_100_classes_half_of_those_present_have_one_row(self) -> None:
         kd = plain(MeanGap(), conditional="class")
