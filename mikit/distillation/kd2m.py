@@ -50,7 +50,7 @@ class KD2M(Estimator):
             spread.
         conditional: None: the laws as they are. ``"class"``: class by class. ``"joint"``: features and labels together.
         label_weight: ``λ`` of ``"joint"``. None: mean squared distance of two of the teacher's rows over that of their
-            labels, from the example labels or else the first batch, and a constant from then on.
+            labels, from the example labels or else the first batch, and a constant from then on; 0 until then.
         projection: Maps the student to the teacher's width, and trains. None: nothing; :meth:`between` puts a linear
             map where widths differ.
         scale: ``"standard"``: as in the formula. ``"spread"``: with ``c = 1``. None: features and values as they come.
@@ -140,7 +140,7 @@ class KD2M(Estimator):
         self.queue_size = 0 if conditional != "class" else of_class if queue is None else queue
         self.queue: FeatureQueue | None = None
         self.teacher_scale = TeacherScale()
-        self.register_buffer("label_weight", torch.tensor(math.nan if label_weight is None else float(label_weight)))
+        self.register_buffer("label_weight", torch.tensor(float(label_weight or 0)))
         self.learned = projection is not None and any(p.requires_grad for p in projection.parameters())
         self.needs_pairs = self.metric.needs_pairs or conditional is not None
         self.orderless = self.metric.orderless
@@ -434,8 +434,8 @@ class KD2M(Estimator):
         if self.conditional == "joint":
             of_student, of_teacher = given.coordinates(len(student), len(teacher), self.classes)
             root = self._weigh(teacher, of_teacher, keep=keep).sqrt()
-            student = torch.cat([student, (root * of_student).to(student)], dim=1)
-            teacher = torch.cat([teacher, (root * of_teacher).to(teacher)], dim=1)
+            student = torch.cat([student, root * of_student.to(student)], dim=1)
+            teacher = torch.cat([teacher, root * of_teacher.to(teacher)], dim=1)
         else:
             given.require_shared(self.conditional)
         return ClassLaw(None, 1.0, student, teacher, None, len(student))
@@ -471,4 +471,4 @@ class KD2M(Estimator):
         if stored is not None and self.queue_size == stored.shape[1]:
             self._queue_for(stored[0].to(self.label_weight.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._weighed = not math.isnan(float(self.label_weight))
+        self._weighed = float(self.label_weight) > 0
