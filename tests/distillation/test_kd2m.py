@@ -544,7 +544,7 @@ class TestTraining:
     # Where a graph breaks, torch looks at the gradient of what it carries across.
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize("metric", [*METRICS, "gromov_wasserstein"])
+    @pytest.mark.parametrize("metric", [*METRICS, pytest.param("gromov_wasserstein", marks=pytest.mark.slow)])
     def test_compiled(self, metric: str, form: str | None) -> None:
         torch.compiler.reset()
         x, y, labels = batch(n=40)
