@@ -77,7 +77,8 @@ class GivenLabels(NamedTuple):
                 (self.teacher_labels, teachers, "teacher_labels"),
             )
         )
-        classes = max((labels.values.shape[1] for labels in (own, others) if labels.soft), default=classes)
+        widths = [labels.values.shape[1] for labels in (own, others) if labels.soft]
+        classes = max(widths) if widths else classes
         of_student, of_teacher = label_coordinates(own, classes), label_coordinates(others, classes).detach()
         if of_student.shape[1] != of_teacher.shape[1]:
             raise InputError(
