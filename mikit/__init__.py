@@ -15,6 +15,7 @@ __all__ = [
     "JSD",
     "KD2M",
     "KSG",
+    "MIMKD",
     "MMD",
     "NWJ",
     "SMILE",
@@ -109,13 +110,13 @@ _HOME = {
     **dict.fromkeys(("Flow", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
     **dict.fromkeys(("RiskGap", "risk_gap"), "mikit.risk"),
-    **dict.fromkeys(("KD2M", "check_optimizer"), "mikit.distillation"),
+    **dict.fromkeys(("KD2M", "MIMKD", "check_optimizer"), "mikit.distillation"),
 }
 
 if TYPE_CHECKING:
     from mikit import critics, datasets, distillation, functional, models, plot, testing
     from mikit.activations import ActivationStore, capture, read_array, record_activations
-    from mikit.distillation import KD2M, check_optimizer
+    from mikit.distillation import KD2M, MIMKD, check_optimizer
     from mikit.errors import InputError
     from mikit.estimators import (
         DV,

@@ -1,9 +1,11 @@
 """What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
 
+from mikit.distillation.critic_reading import CriticReading, MIMKDInformation
 from mikit.distillation.curve import EpochRecord, TrainingCurve
 from mikit.distillation.feature_queue import FeatureQueue
 from mikit.distillation.gap_diagnosis import ClassGap, GapDiagnosis
 from mikit.distillation.kd2m import KD2M
+from mikit.distillation.mimkd import MIMKD
 from mikit.distillation.optimizers import check_optimizer
 from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
 from mikit.distillation.recording import PhaseRecorder, example_features
@@ -11,11 +13,14 @@ from mikit.distillation.trainer import Views, accuracy_on, train_network, train_
 
 __all__ = [
     "KD2M",
+    "MIMKD",
     "ClassGap",
+    "CriticReading",
     "DistillationTerm",
     "EpochRecord",
     "FeatureQueue",
     "GapDiagnosis",
+    "MIMKDInformation",
     "PhaseRecorder",
     "TrainingCurve",
     "TrainingPlan",

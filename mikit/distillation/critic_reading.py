@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mikit.distillation.contrast import Contrast
+from mikit.distillation.contrast import Contrast, ContrastSettings
 from mikit.errors import InputError
 from mikit.estimators.base import clustered_standard_error, seeded
 from mikit.estimators.fitting import Training
@@ -72,12 +72,12 @@ class MIMKDInformation:
 
 
 def read_information(
-    contrast: Contrast, x: Tensor, y: Tensor, *, generator: torch.Generator, training: Training | None = None
+    settings: ContrastSettings, x: Tensor, y: Tensor, *, generator: torch.Generator, training: Training | None = None
 ) -> CriticReading:
-    """Fit ``contrast`` on three fifths of the images, stop by a fifth, and read it on the last fifth.
+    """Fit a critic on three fifths of the images, stop by a fifth, and read it on the last fifth.
 
     Args:
-        contrast: An unfitted critic; it is standardised and trained here.
+        settings: What the critic is made of, and what trains it.
         x: Student cells ``(n, p, d_x)``.
         y: Teacher cells ``(n, p, d_y)`` or ``(n, 1, d_y)``.
         generator: Which images go where, the start, and the order.
@@ -90,7 +90,7 @@ def read_information(
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(500, 1, 1, generator=g)
         >>> y = 0.9 * x + 0.19**0.5 * torch.randn(500, 1, 1, generator=g)  # the truth is 0.83 nats
-        >>> reading = read_information(Contrast(1, 1), x, y, generator=g, training=Training(steps=100, batch=128))
+        >>> reading = read_information(ContrastSettings(), x, y, generator=g, training=Training(steps=100, batch=128))
         >>> reading.images, 0.3 < reading.nwj < 1.3
         (100, True)
     """
@@ -103,8 +103,8 @@ def read_information(
     x, y = x.detach(), y.detach()
     folds = split_folds(n, 5, generator=generator)
     fit, select, report = (rows.to(x.device) for rows in (torch.cat(folds[:3]), folds[3], folds[4]))
-    contrast = contrast.fresh(x[fit], y[fit], generator=generator)
     with seeded(generator), torch.enable_grad():
+        contrast = Contrast(x.shape[-1], y.shape[-1], settings).standardised_by(x[fit], y[fit])
         record = contrast.fit(x[fit], y[fit], select=(x[select], y[select]), generator=generator, training=training)
     contributions = contrast.pointwise(x[report], y[report])
     return CriticReading(

@@ -287,7 +287,8 @@ class MIMKD(nn.Module):
         For each term a fresh critic of the same form is trained with the Jensen-Shannon objective on three fifths of
         the images, stopped by a fifth, and reported on the last fifth, as the bound of Nguyen, Wainwright and Jordan
         and as the mean score. A student that was trained against its critics would game those. Of local and feature
-        terms it is the information at a position, averaged over the positions of the grid.
+        terms it bounds the information at a position, averaged over the positions of the grid; the critic is not told
+        the position, so it finds less where the positions differ in how they depend.
 
         Args:
             student: The student's features of many images, in evaluation mode.
@@ -305,8 +306,7 @@ class MIMKD(nn.Module):
         readings = {}
         for name, (contrast, x, y) in zip(self.names, self._read(student, teacher), strict=True):
             settings = replace(contrast.settings, objective="jsd")
-            critic = Contrast(x.shape[-1], y.shape[-1], settings)
-            readings[name] = read_information(critic, x, y, generator=generator, training=training)
+            readings[name] = read_information(settings, x, y, generator=generator, training=training)
         return MIMKDInformation(readings)
 
     def param_groups(self) -> list[dict[str, Any]]:
