@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "CKA",
     "DV",
+    "HSIC",
     "JSD",
     "KD2M",
     "KSG",
     "MIMKD",
     "MMD",
     "NWJ",
+    "PKT",
+    "QMI",
     "SMILE",
     "VID",
     "ActivationStore",
@@ -37,6 +41,7 @@ __all__ = [
     "InfoNCE",
     "InputError",
     "LabelInformation",
+    "LabelQMI",
     "Measurement",
     "NoiseSweep",
     "PlugIn",
@@ -103,6 +108,10 @@ _HOME = {
             "GaussianWasserstein",
             "GaussianKL",
             "GromovWasserstein",
+            "QMI",
+            "LabelQMI",
+            "HSIC",
+            "CKA",
         ),
         "mikit.estimators",
     ),
@@ -110,20 +119,23 @@ _HOME = {
     **dict.fromkeys(("Flow", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
     **dict.fromkeys(("RiskGap", "risk_gap"), "mikit.risk"),
-    **dict.fromkeys(("KD2M", "MIMKD", "check_optimizer"), "mikit.distillation"),
+    **dict.fromkeys(("KD2M", "MIMKD", "PKT", "check_optimizer"), "mikit.distillation"),
 }
 
 if TYPE_CHECKING:
     from mikit import critics, datasets, distillation, functional, models, plot, testing
     from mikit.activations import ActivationStore, capture, read_array, record_activations
-    from mikit.distillation import KD2M, MIMKD, check_optimizer
+    from mikit.distillation import KD2M, MIMKD, PKT, check_optimizer
     from mikit.errors import InputError
     from mikit.estimators import (
+        CKA,
         DV,
+        HSIC,
         JSD,
         KSG,
         MMD,
         NWJ,
+        QMI,
         SMILE,
         VID,
         AnchoredInfoNCE,
@@ -138,6 +150,7 @@ if TYPE_CHECKING:
         GromovWasserstein,
         InfoNCE,
         LabelInformation,
+        LabelQMI,
         PlugIn,
         ReducedKSG,
         Ross,

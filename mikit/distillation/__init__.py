@@ -7,6 +7,7 @@ from mikit.distillation.gap_diagnosis import ClassGap, GapDiagnosis
 from mikit.distillation.kd2m import KD2M
 from mikit.distillation.mimkd import MIMKD
 from mikit.distillation.optimizers import check_optimizer
+from mikit.distillation.pkt import PKT
 from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
 from mikit.distillation.recording import PhaseRecorder, example_features
 from mikit.distillation.trainer import Views, accuracy_on, train_network, train_student
@@ -14,6 +15,7 @@ from mikit.distillation.trainer import Views, accuracy_on, train_network, train_
 __all__ = [
     "KD2M",
     "MIMKD",
+    "PKT",
     "ClassGap",
     "CriticReading",
     "DistillationTerm",

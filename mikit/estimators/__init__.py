@@ -18,17 +18,21 @@ from mikit.estimators.gaussian_laws import GaussianKL, GaussianWasserstein
 from mikit.estimators.gromov import GromovWasserstein
 from mikit.estimators.labels import LabelInformation
 from mikit.estimators.neighbors import KSG, Ross, WeightedKL
+from mikit.estimators.quadratic import CKA, HSIC, QMI, LabelQMI
 from mikit.estimators.ratios import DV, JSD, NWJ, SMILE
 from mikit.estimators.reduced import ReducedKSG
 from mikit.estimators.transport import SinkhornDivergence, SlicedWasserstein, Wasserstein
 from mikit.estimators.variational import VID
 
 __all__ = [
+    "CKA",
     "DV",
+    "HSIC",
     "JSD",
     "KSG",
     "MMD",
     "NWJ",
+    "QMI",
     "REGISTRY",
     "SMILE",
     "VID",
@@ -46,6 +50,7 @@ __all__ = [
     "GromovWasserstein",
     "InfoNCE",
     "LabelInformation",
+    "LabelQMI",
     "PlugIn",
     "ReducedKSG",
     "Ross",
@@ -86,6 +91,10 @@ REGISTRY: dict[str, type[Estimator]] = {
         GaussianWasserstein,
         GaussianKL,
         GromovWasserstein,
+        QMI,
+        LabelQMI,
+        HSIC,
+        CKA,
     )
 }
 
