@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mikit.errors import InputError
-from mikit.estimators.base import Estimator
+from mikit.estimators.base import Estimator, clustered_standard_error
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.functional.nonlinear_probes import (
     HiddenLayerProbe,
@@ -22,6 +22,7 @@ from mikit.functional.nonlinear_probes import (
     neighbor_labels,
 )
 from mikit.functional.probes import CLIP, Array, LinearProbe, fit_gaussian_probe, fit_logistic_probe, label_entropy
+from mikit.measurement import Check
 
 __all__ = ["LabelInformation", "RotatedInformation", "rotated_information"]
 
@@ -34,6 +35,8 @@ _PROBES: dict[str, Callable[..., _Fitted]] = {
     "knn": fit_neighbor_probe,
 }
 _SAME = {"linear": "logistic"}
+_MORE, _MORE_SHARE = 0.05, 0.1
+_FEWEST_TO_LOOK, _MOST_TO_LOOK = 300, 3000
 
 
 @final
@@ -195,6 +198,31 @@ class LabelInformation(Estimator):
             log_q = self._log_probabilities(z)
             rows = torch.arange(y.shape[0], device=y.device)
             return log_q[rows, y] - self.log_prior.to(log_q.dtype)[y]
+
+    def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
+        """Ask whether neighbours find more than this probe, though they are shown far fewer rows."""
+        return () if self.probe == "knn" else (self._neighbours_find_more(x, y),)
+
+    def _neighbours_find_more(self, x: Tensor, y: Tensor) -> Check:
+        name = "neighbours find no more"
+        order = torch.randperm(x.shape[0], generator=torch.Generator().manual_seed(x.shape[0])).to(x.device)
+        order = order[:_MOST_TO_LOOK]
+        fit, select, report = order[: len(order) // 2], *order[len(order) // 2 :].tensor_split(2)
+        known, asked = (torch.unique(y[rows]) for rows in (fit, torch.cat([select, report])))
+        if len(order) < _FEWEST_TO_LOOK or not bool(torch.isin(asked, known).all()):
+            return Check(name, "not applicable", None, None, "There are too few rows of every class to ask neighbours.")
+        other = LabelInformation("knn")
+        chosen = (_array(x[select]), _codes(y[select]))
+        other._install(fit_neighbor_probe(_array(x[fit]), _codes(y[fit]), len(self.log_prior), select=chosen), x)
+        difference = other.pointwise(x[report], y[report]) - self.pointwise(x[report], y[report])
+        more, error = float(difference.mean()), clustered_standard_error(difference)
+        own = float(self.pointwise(x[report], y[report]).mean())
+        threshold = max(_MORE, _MORE_SHARE * abs(own), 2 * error)
+        said = f"Nearest neighbours among {len(fit)} rows find {own + more:.3f} nats where the probe finds {own:.3f}"
+        if more > threshold:
+            told = f'{said}: the features hold more than this probe can use. Look with LabelInformation("mlp") as well.'
+            return Check(name, "warn", more, threshold, told)
+        return Check(name, "pass", more, threshold, f"{said}.")
 
     def label_entropy(self, y: Tensor) -> float:
         """Return ``H(Y)`` of these labels in nats: the most the estimate can reach in expectation."""

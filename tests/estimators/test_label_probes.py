@@ -114,6 +114,29 @@ def test_every_row_is_held_out_once(probe: str) -> None:
     assert 0.1 < found.value < TRUTH + 3 * found.standard_error
 
 
+@pytest.mark.parametrize(("probe", "told"), [("logistic", "warn"), ("mlp", "pass")])
+def test_a_probe_that_misses_what_neighbours_find_is_told(probe: str, told: str) -> None:
+    x, y = _quadrants(2000, 2, seed=7)
+    instrument = LabelInformation(probe)
+    generator = torch.Generator().manual_seed(0)
+    instrument.fit(x[:800], y[:800], select=(x[800:1200], y[800:1200]), generator=generator)
+    with torch.no_grad():
+        (check,) = instrument.checks(x[1200:], y[1200:])
+    assert (check.name, check.outcome) == ("neighbours find no more", told)
+    assert check.figure is not None
+    assert check.figure > 0.2 if told == "warn" else check.figure < 0.05
+
+
+def test_neighbours_are_not_asked_of_few_rows_or_of_themselves() -> None:
+    x, y = _quadrants(600, 2, seed=8)
+    instrument = LabelInformation("lda")
+    generator = torch.Generator().manual_seed(0)
+    instrument.fit(x[:200], y[:200], select=(x[200:400], y[200:400]), generator=generator)
+    (check,) = instrument.checks(x[400:], y[400:])
+    assert check.outcome == "not applicable"
+    assert LabelInformation("knn").checks(x, y) == ()
+
+
 def test_refusals() -> None:
     x, y = _quadrants(50, 2)
     with pytest.raises(InputError, match='probe is "forest"; use one of logistic, lda, mlp, knn'):
