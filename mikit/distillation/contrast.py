@@ -33,6 +33,8 @@ OBJECTIVES = ("jsd", "infonce", "anchored")
 CRITICS = ("dot", "concat")
 NEGATIVES = ("all", "shift")
 RELATIVE_ANCHOR = 4.0
+# Scores kept for backward at most; where there are more, they are streamed, which is slower for small batches.
+_KEPT_SCORES = 2**22
 
 
 @final
@@ -104,8 +106,8 @@ class Contrast(Estimator):
         InputError: If shapes do not fit or there are too few images.
 
     Cost:
-        ``O(n p width (d_x + d_y + width))`` for the critic. All negatives: ``O(n² p width)``, streamed without labels,
-        with ``n² p`` scores kept where labels exclude some; ``width`` times that for ``"concat"``.
+        ``O(n p width (d_x + d_y + width))`` for the critic. All negatives: ``O(n² p width)``, with ``n² p`` scores
+        kept; streamed beyond four million of them, unless labels exclude some. ``width`` times that for ``"concat"``.
 
     Pitfalls:
         No information beyond the bound of the scores can be seen.
@@ -170,7 +172,7 @@ class Contrast(Estimator):
         y = y.detach()
         if not self.settings.takes_all:
             return -self._with_one_negative(x, y, labels, self._shift(n, generator))
-        if labels is None and isinstance(self.critic, EmbeddingCritic):
+        if labels is None and isinstance(self.critic, EmbeddingCritic) and n * n * x.shape[1] > _KEPT_SCORES:
             return -self._streamed(x, y)
         kept = kept_negatives(n, labels, device=x.device)
         return -self._with_kept(self._scores(x, y), kept)

@@ -72,9 +72,9 @@ class MIMKD(nn.Module):
             leave no negative, or the batch has one image (two for ``"anchored"``).
 
     Cost:
-        ``O(n P width (d_s + d_t + width))`` a term, and ``O(n² P width)`` for all negatives with ``"dot"``, streamed;
-        with ``labels`` the ``n² P`` scores are kept. ``"concat"`` costs ``O(n P width²)`` with one negative and ``n``
-        times that with all.
+        ``O(n P width (d_s + d_t + width))`` a term, and ``O(n² P width)`` for all negatives with ``"dot"``. Their
+        ``n² P`` scores are kept, and streamed beyond four million unless ``labels`` exclude some. ``"concat"`` costs
+        ``O(n P width²)`` with one negative and ``n`` times that with all.
 
     Pitfalls:
         - The value is not the information: at the best critic and for any information it stays above the floor.
@@ -350,7 +350,7 @@ class MIMKD(nn.Module):
             else:
                 assert told.vector is not None
                 y = cells(told.vector)
-            found.append((contrast, x, y.detach()))
+            found.append((contrast, x, y))
         return found
 
     def _size(self, maps: Sequence[Tensor]) -> tuple[int, int]:

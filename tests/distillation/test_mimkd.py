@@ -173,15 +173,21 @@ class TestFormulas:
         assert terms["loss"].item() == pytest.approx(wanted.item(), abs=1e-6)
         assert terms["loss"].item() == pytest.approx(kd(student, teacher).item(), abs=1e-6)
 
-    def test_streamed_gradients_are_those_of_the_whole_matrix(self) -> None:
-        for objective in ("jsd", "infonce"):
-            contrast = Contrast(4, 3, ContrastSettings(objective=objective, width=8)).double()
-            g = seeded()
-            x = torch.randn(6, 2, 4, generator=g, dtype=torch.float64, requires_grad=True)
-            y = torch.randn(6, 2, 3, generator=g, dtype=torch.float64)
-            (streamed,) = torch.autograd.grad(contrast._streamed(x, y), x)
-            (whole,) = torch.autograd.grad(contrast._with_kept(contrast._scores(x, y), kept_negatives(6)), x)
-            assert torch.allclose(streamed, whole, atol=1e-12)
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    @pytest.mark.parametrize("cells", [1, 2])
+    def test_streamed_is_whole(self, objective: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        contrast = Contrast(4, 3, ContrastSettings(objective=objective, width=8)).double()
+        g = seeded()
+        x = torch.randn(6, 2, 4, generator=g, dtype=torch.float64, requires_grad=True)
+        y = torch.randn(6, cells, 3, generator=g, dtype=torch.float64)
+        whole = contrast(x, y)
+        monkeypatch.setattr("mikit.distillation.contrast._KEPT_SCORES", 0)
+        streamed = contrast(x, y)
+        assert streamed.item() == pytest.approx(whole.item(), abs=1e-12)
+        assert streamed.grad_fn is not None
+        of_streamed, of_whole = (torch.autograd.grad(value, [x, *contrast.parameters()]) for value in (streamed, whole))
+        for one, other in zip(of_streamed, of_whole, strict=True):
+            assert torch.allclose(one, other, atol=1e-12)
 
 
 class TestNegatives:
@@ -422,12 +428,25 @@ class TestTraining:
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by the compiler's own code
     @pytest.mark.parametrize("labels", [None, LABELS], ids=["all", "labels"])
     @pytest.mark.parametrize(
-        ("critic", "objective", "negatives"),
-        [("dot", "jsd", "all"), ("dot", "jsd", "shift"), ("concat", "jsd", "shift"), ("dot", "infonce", "all")],
+        ("critic", "objective", "negatives", "kept"),
+        [
+            ("dot", "jsd", "all", 2**22),
+            ("dot", "jsd", "all", 0),
+            ("dot", "infonce", "all", 0),
+            ("dot", "jsd", "shift", 2**22),
+            ("concat", "jsd", "shift", 2**22),
+        ],
     )
     def test_the_compiler_takes_it_whole(
-        self, critic: str, objective: str, negatives: str, labels: Tensor | None
+        self,
+        critic: str,
+        objective: str,
+        negatives: str,
+        labels: Tensor | None,
+        kept: int,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr("mikit.distillation.contrast._KEPT_SCORES", kept)
         torch.compiler.reset()
         student, teacher = features()
         kd = mikit.MIMKD.between(
