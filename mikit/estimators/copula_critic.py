@@ -27,6 +27,7 @@ _CONTRASTS = (("skew", "skewed components"), ("tails", "components by their tail
 _WIDEST_FOR_WEIGHTED, _WIDEST_WHERE_LEARNED = 8, 20
 # With fewer rows, canonical pairs fit them too well to be compared with pairs drawn from a model.
 _ROWS_A_COLUMN_FOR_PAIRS = 100
+_MOST_REPEATED = 0.01
 _WIDEST_FOR_BOTH, _WIDEST_FOR_COMPONENTS = 32, 128
 _SMALLEST_GAIN = 0.002
 # Errors of the comparison by neighbours that are taken off its difference from a trained critic, and from the copula.
@@ -94,7 +95,8 @@ class CopulaCritic(Estimator):
     Pitfalls:
         Reads low where dependence is neither near-Gaussian in some coordinates nor smooth in few columns, such as
         behind networks of several layers with more than eight columns: nothing in so few rows shows it. Rows that
-        repeat one item must be named in ``groups``; neighbours are not asked then. The error counts sampling, the
+        repeat one item must be named in ``groups``; neighbours are not asked then, nor where one row in a hundred is a
+        copy of another. The error counts sampling, the
         disagreement of the readings, and 4 % of what the critic adds to the copula; it is no guarantee against bias.
 
     Source:
@@ -157,7 +159,7 @@ class CopulaCritic(Estimator):
         # Above what the scores of a block can show, a pairing drawn from them is too loose to compare the data with.
         hidden = first.value >= _most_shown(pieces)
         residual = None
-        if groups is None and not hidden:
+        if groups is None and not hidden and not _repeats(x, y):
             residual = neighbour_residual(*_for_neighbours(sides, first.learned), pieces.rows, pieces.partners)
         drawn = float(pieces.drawn.mean())
         value, error = first.value, first.error
@@ -228,6 +230,11 @@ def _chosen_sides(x: Tensor, y: Tensor) -> _Sides:
     best = max(range(len(values)), key=values.__getitem__)
     best = best if values[best] - values[0] > 2 * error else 0
     return _Sides(*candidates[best], values[best], scores_x, scores_y, values[0], error)
+
+
+def _repeats(x: Tensor, y: Tensor) -> bool:
+    """Return whether rows are each other's copies, which neighbours take for dependence."""
+    return torch.unique(torch.cat([x, y], dim=1), dim=0).shape[0] < (1 - _MOST_REPEATED) * x.shape[0]
 
 
 def _for_neighbours(sides: _Sides, learned: bool) -> tuple[Tensor, Tensor]:

@@ -164,6 +164,13 @@ def test_repeats_count_once_where_their_groups_are_named() -> None:
     assert abs(reading.value - 0.337) < 3 * reading.standard_error
 
 
+def test_copies_of_rows_are_not_put_to_neighbours() -> None:
+    x, y = _gaussian(60, 1, 0.0)
+    reading = CopulaCritic().read(x.repeat(2, 1), y.repeat(2, 1))
+    assert "with neighbours" not in reading.parts
+    assert reading.value < 1.0
+
+
 def test_every_row_reports_once_and_groups_stay_whole() -> None:
     x, y = (side.double() for side in _gaussian(120, 1, 0.7))
     groups = torch.arange(40).repeat(3)
