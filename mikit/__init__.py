@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CKA",
+    "CRD",
+    "DKD",
     "DV",
     "HSIC",
     "JSD",
@@ -26,18 +28,22 @@ __all__ = [
     "VID",
     "ActivationStore",
     "AnchoredInfoNCE",
+    "AttentionTransfer",
     "Auto",
     "BothAxes",
+    "ChannelMMD",
     "Check",
     "CopulaCritic",
     "EnergyDistance",
     "Estimator",
+    "FitNet",
     "Flow",
     "FlowMI",
     "GaussianKL",
     "GaussianMI",
     "GaussianWasserstein",
     "GromovWasserstein",
+    "HintonKD",
     "InfoNCE",
     "InputError",
     "LabelInformation",
@@ -119,13 +125,38 @@ _HOME = {
     **dict.fromkeys(("Flow", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
     **dict.fromkeys(("RiskGap", "risk_gap"), "mikit.risk"),
-    **dict.fromkeys(("KD2M", "MIMKD", "PKT", "check_optimizer"), "mikit.distillation"),
+    **dict.fromkeys(
+        (
+            "CRD",
+            "DKD",
+            "KD2M",
+            "MIMKD",
+            "PKT",
+            "AttentionTransfer",
+            "ChannelMMD",
+            "FitNet",
+            "HintonKD",
+            "check_optimizer",
+        ),
+        "mikit.distillation",
+    ),
 }
 
 if TYPE_CHECKING:
     from mikit import critics, datasets, distillation, functional, models, plot, testing
     from mikit.activations import ActivationStore, capture, read_array, record_activations
-    from mikit.distillation import KD2M, MIMKD, PKT, check_optimizer
+    from mikit.distillation import (
+        CRD,
+        DKD,
+        KD2M,
+        MIMKD,
+        PKT,
+        AttentionTransfer,
+        ChannelMMD,
+        FitNet,
+        HintonKD,
+        check_optimizer,
+    )
     from mikit.errors import InputError
     from mikit.estimators import (
         CKA,

@@ -1,5 +1,6 @@
 """What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
 
+from mikit.distillation.classics import CRD, DKD, AttentionTransfer, ChannelMMD, FitNet, HintonKD
 from mikit.distillation.critic_reading import CriticReading, MIMKDInformation
 from mikit.distillation.curve import EpochRecord, TrainingCurve
 from mikit.distillation.feature_queue import FeatureQueue
@@ -13,15 +14,21 @@ from mikit.distillation.recording import PhaseRecorder, example_features
 from mikit.distillation.trainer import Views, accuracy_on, train_network, train_student
 
 __all__ = [
+    "CRD",
+    "DKD",
     "KD2M",
     "MIMKD",
     "PKT",
+    "AttentionTransfer",
+    "ChannelMMD",
     "ClassGap",
     "CriticReading",
     "DistillationTerm",
     "EpochRecord",
     "FeatureQueue",
+    "FitNet",
     "GapDiagnosis",
+    "HintonKD",
     "MIMKDInformation",
     "PhaseRecorder",
     "TrainingCurve",

@@ -41,8 +41,8 @@ class PairedGap(Estimator):
         return self.strength * self._gap(x, y.detach())
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the gap, 0-dim, in ``unit``."""
-        return self._gap(x, y)
+        """Return the gap, 0-dim, in ``unit``, without gradient."""
+        return self._gap(x, y).detach()
 
     def require(self, x: Tensor, y: Tensor) -> None:
         """Raise :class:`~mikit.errors.InputError` unless these are two sets of paired rows."""
