@@ -36,8 +36,9 @@ class MIMKD(nn.Module):
     ``k``. For ``objective="jsd"``, :math:`J = E[-\log(1 + e^{-c(s,t)})] - E[\log(1 + e^{c(s,t')})] + 2 \log 2`, where
     ``t'`` belongs to another image, at the same position.
 
-    Features are mappings from names to tensors (a dictionary, or what :func:`mikit.capture` gives) or named tuples. The
-    one tensor ``(n, d)`` is the vector, whatever its name; tensors ``(n, c, h, w)`` are maps, paired by name.
+    Features are mappings from names to tensors (a dictionary, or what :func:`mikit.capture` gives), named tuples, or
+    one tensor. The one tensor ``(n, d)`` is the vector, whatever its name; tensors ``(n, c, h, w)`` are maps, paired by
+    name.
 
     Args:
         vectors: Widths of the student's and of the teacher's vector; None: no global and no local term.

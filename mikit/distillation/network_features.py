@@ -41,11 +41,14 @@ class NetworkFeatures:
         """Sort what was given, or say what does not fit.
 
         Args:
-            features: A mapping from names to tensors (a dictionary, what :func:`mikit.capture` gives), or a named tuple
-                of tensors.
+            features: A mapping from names to tensors (a dictionary, what :func:`mikit.capture` gives), a named tuple of
+                tensors, or one tensor.
             side: ``"student"`` or ``"teacher"``.
         """
-        named = features if isinstance(features, Mapping) else getattr(features, "_asdict", dict)()
+        if isinstance(features, Tensor):
+            named: Mapping[Any, Any] = {"features": features}
+        else:
+            named = features if isinstance(features, Mapping) else getattr(features, "_asdict", dict)()
         if not named:
             raise InputError(
                 f"The {side}'s features are a {type(features).__name__}. Pass a dictionary or a named tuple of "

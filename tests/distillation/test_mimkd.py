@@ -278,16 +278,16 @@ class TestInformation:
 
     @pytest.mark.parametrize(("critic", "rhos"), [("dot", [0.9]), ("concat", [0.6]), ("dot", [0.8, 0.0])])
     def test_the_read_out_is_the_information_of_gaussians(self, critic: str, rhos: list[float]) -> None:
-        x, y, at_positions = gaussian_cells(3000, rhos, seed=2)
+        x, y, at_positions = gaussian_cells(2500, rhos, seed=2)
         # One critic serves all positions, so the best it can know is the ratio of the laws averaged over positions.
         xs, ys, _ = gaussian_cells(100_000, rhos, seed=4)
         ratios = torch.stack([log_ratio(xs.double(), ys.double(), rho).exp() for rho in rhos]).mean(0).log()
         truth = ratios.mean().item()
         assert truth == pytest.approx(at_positions, abs=0.01) if len(rhos) == 1 else truth < at_positions - 0.1
         settings = ContrastSettings(critic=critic, width=32)
-        training = mikit.Training(steps=300, batch=256, learning_rate=5e-3, every=50)
+        training = mikit.Training(steps=150, batch=200, learning_rate=5e-3, every=50)
         reading = read_information(settings, x, y, generator=seeded(), training=training)
-        assert reading.images == 600
+        assert reading.images == 500
         assert reading.positions == len(rhos)
         assert reading.nwj == pytest.approx(truth, abs=self.BUDGET + 4 * reading.standard_error)
         assert reading.mean_score == pytest.approx(truth, abs=self.BUDGET + 4 * reading.standard_error)
@@ -488,6 +488,14 @@ class TestFeatures:
         assert kd.names == ("global", "local stage3", "feature stage2", "feature stage3")
         assert networks[0].stem[0].weight.grad is not None
 
+    def test_single_tensors(self) -> None:
+        """As the trainer passes them, one layer a term."""
+        student, teacher = features()
+        vectors = mikit.MIMKD.between(student["pool"], teacher["logits"], local_weight=0, feature_weight=0)
+        maps = mikit.MIMKD.between(student["late"], teacher["late"], global_weight=0, local_weight=0)
+        assert (vectors.names, maps.names) == (("global",), ("feature features",))
+        assert torch.isfinite(vectors(student["pool"], teacher["logits"]) + maps(student["late"], teacher["late"]))
+
     def test_terms_follow_what_there_is(self) -> None:
         student, teacher = features()
         only = mikit.MIMKD.between({"a": student["pool"]}, {"b": teacher["logits"]}, local_weight=0, feature_weight=0)
@@ -562,8 +570,10 @@ class TestSentences:
 
     def test_what_is_no_mapping(self) -> None:
         student, teacher = features()
-        with pytest.raises(InputError, match=r"student's features are a Tensor\. Pass a dictionary"):
-            mikit.MIMKD.between(student["pool"], teacher)
+        with pytest.raises(InputError, match=r"student's features are a list\. Pass a dictionary"):
+            mikit.MIMKD.between([student["pool"]], teacher)
+        with pytest.raises(InputError, match=r"teacher's features are a dict\. Pass a dictionary"):
+            mikit.MIMKD.between(student, {})
 
     def test_other_widths_than_built_for(self) -> None:
         kd, student, teacher = built()
