@@ -75,8 +75,8 @@ class DKD(PairedGap):
     r"""Decoupled distillation between logits ``(n, classes)``: the label against the rest, and among the rest, apart.
 
     Formula: :math:`T^2\, [\alpha\, \mathrm{KL}((p_y, 1 - p_y) \| (q_y, 1 - q_y)) + \beta\, \mathrm{KL}(\hat p \| \hat
-    q)]`, means over rows; see :func:`mikit.functional.logit_divergences.decoupled_kl`. ``estimate`` is without :math:`T^2`. Hinton's loss
-    is the case :math:`\alpha = 1, \beta = 1 - p_y`, row by row.
+    q)]`, means over rows; see :func:`mikit.functional.logit_divergences.decoupled_kl`. ``estimate`` is without
+    :math:`T^2`. Hinton's loss is the case :math:`\alpha = 1, \beta = 1 - p_y`, row by row.
 
     Args:
         alpha: Weight of the label against the rest.
