@@ -379,7 +379,7 @@ class TestTraining:
             assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in own.values())
 
     def test_student_and_critics_stay_calm_at_a_large_rate(self) -> None:
-        """A shared rate of 0.1 is what brought an unbounded form down; values stay bounded, and the student learns."""
+        """At a rate of 0.1 for both, where an unbounded form once collapsed, values stay low and the student learns."""
         g = seeded()
         images = torch.randn(256, 12, generator=g)
         teacher = nn.Sequential(nn.Linear(12, 16), nn.ReLU()).requires_grad_(False)
