@@ -45,6 +45,7 @@ __all__ = [
     "GromovWasserstein",
     "HintonKD",
     "InfoNCE",
+    "InformationFlow",
     "InputError",
     "LabelInformation",
     "LabelQMI",
@@ -136,6 +137,7 @@ _HOME = {
             "ChannelMMD",
             "FitNet",
             "HintonKD",
+            "InformationFlow",
             "check_optimizer",
         ),
         "mikit.distillation",
@@ -155,6 +157,7 @@ if TYPE_CHECKING:
         ChannelMMD,
         FitNet,
         HintonKD,
+        InformationFlow,
         check_optimizer,
     )
     from mikit.errors import InputError

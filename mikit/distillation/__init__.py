@@ -1,10 +1,12 @@
 """What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
 
+from mikit.distillation.auxiliary_teacher import auxiliary_teacher, train_auxiliary_teacher
 from mikit.distillation.classics import CRD, DKD, AttentionTransfer, ChannelMMD, FitNet, HintonKD
 from mikit.distillation.critic_reading import CriticReading, MIMKDInformation
 from mikit.distillation.curve import EpochRecord, TrainingCurve
 from mikit.distillation.feature_queue import FeatureQueue
 from mikit.distillation.gap_diagnosis import ClassGap, GapDiagnosis
+from mikit.distillation.information_flow import InformationFlow
 from mikit.distillation.kd2m import KD2M
 from mikit.distillation.mimkd import MIMKD
 from mikit.distillation.optimizers import check_optimizer
@@ -29,15 +31,18 @@ __all__ = [
     "FitNet",
     "GapDiagnosis",
     "HintonKD",
+    "InformationFlow",
     "MIMKDInformation",
     "PhaseRecorder",
     "TrainingCurve",
     "TrainingPlan",
     "Views",
     "accuracy_on",
+    "auxiliary_teacher",
     "check_optimizer",
     "example_features",
     "random_stream",
+    "train_auxiliary_teacher",
     "train_network",
     "train_student",
 ]
