@@ -29,6 +29,7 @@ from mikit.errors import InputError
 from mikit.plot.drawing import GREY, INK, SOFT, figure_style, finish
 
 Key = TypeVar("Key", bound=Hashable)
+_WIDEST = 7.0  # inches, at 200 dots each what a page shows
 SIZES = (1_000, 5_000, 10_000)
 PUBLISHED = {
     "Alice Base (85M parameters, trained beforehand)": (0.092, 0.063, 0.060),
@@ -214,7 +215,7 @@ def draw_coverage(report: AccuracyReport) -> Figure | None:
     names = list(dict.fromkeys(e.estimator for e in report.estimates if e.verdict))
     slot, low_end = 0.16 * max(len(names), 2), 1.0
     with figure_style():
-        figure = Figure(figsize=(1.2 + 3.4 * len(sizes), 0.9 + slot * len(suites)))
+        figure = Figure(figsize=(min(1.2 + 3.4 * len(sizes), _WIDEST), 0.9 + slot * len(suites)))
         panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
         for ax, n in zip(panels, sizes, strict=True):
             ax.axvline(0.95, color=GREY, linewidth=0.7)
@@ -234,7 +235,7 @@ def draw_coverage(report: AccuracyReport) -> Figure | None:
             ax.set_xlabel("share that hold the truth")
             ax.grid(visible=True, axis="x")
             ax.grid(visible=False, axis="y")
-        panels[0].set_xlim(max(0.0, low_end - 0.03), 1.01)
+        panels[0].set_xlim(max(0.0, low_end) - 0.03, 1.01)
         for ax in panels[1:]:
             ax.set_xlim(panels[0].get_xlim())
         panels[0].set_yticks(range(len(suites)), suites, color=INK)

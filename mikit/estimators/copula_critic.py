@@ -234,7 +234,8 @@ def _chosen_sides(x: Tensor, y: Tensor) -> _Sides:
 
 def _repeats(x: Tensor, y: Tensor) -> bool:
     """Return whether rows are each other's copies, which neighbours take for dependence."""
-    return torch.unique(torch.cat([x, y], dim=1), dim=0).shape[0] < (1 - _MOST_REPEATED) * x.shape[0]
+    distinct: Tensor = torch.unique(torch.cat([x, y], dim=1), dim=0)
+    return distinct.shape[0] < (1 - _MOST_REPEATED) * x.shape[0]
 
 
 def _for_neighbours(sides: _Sides, learned: bool) -> tuple[Tensor, Tensor]:
