@@ -150,7 +150,7 @@ class TestGradients:
 
 
 class TestUse:
-    @pytest.mark.parametrize("check", [check for check in contract_checks() if check[0] not in NOT_ASKED], ids=str)
+    @pytest.mark.parametrize("check", [check for check in contract_checks() if check[0] not in NOT_ASKED], ids=lambda check: check[0])
     def test_it_keeps_the_contract(self, check: tuple[str, object]) -> None:
         check[1](PKT)  # type: ignore[operator]
 
