@@ -49,6 +49,7 @@ __all__ = [
     "InputError",
     "LabelInformation",
     "LabelQMI",
+    "LayerPairs",
     "Measurement",
     "NoiseSweep",
     "PlugIn",
@@ -131,6 +132,7 @@ _HOME = {
             "CRD",
             "DKD",
             "KD2M",
+            "LayerPairs",
             "MIMKD",
             "PKT",
             "AttentionTransfer",
@@ -158,6 +160,7 @@ if TYPE_CHECKING:
         FitNet,
         HintonKD,
         InformationFlow,
+        LayerPairs,
         check_optimizer,
     )
     from mikit.errors import InputError

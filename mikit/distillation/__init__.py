@@ -8,6 +8,7 @@ from mikit.distillation.feature_queue import FeatureQueue
 from mikit.distillation.gap_diagnosis import ClassGap, GapDiagnosis
 from mikit.distillation.information_flow import InformationFlow
 from mikit.distillation.kd2m import KD2M
+from mikit.distillation.layer_pairs import Distilled, LayerPairs
 from mikit.distillation.mimkd import MIMKD
 from mikit.distillation.optimizers import check_optimizer
 from mikit.distillation.pkt import PKT
@@ -26,12 +27,14 @@ __all__ = [
     "ClassGap",
     "CriticReading",
     "DistillationTerm",
+    "Distilled",
     "EpochRecord",
     "FeatureQueue",
     "FitNet",
     "GapDiagnosis",
     "HintonKD",
     "InformationFlow",
+    "LayerPairs",
     "MIMKDInformation",
     "PhaseRecorder",
     "TrainingCurve",

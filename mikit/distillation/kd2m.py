@@ -469,6 +469,6 @@ class KD2M(Estimator):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         stored = state_dict.get(f"{prefix}queue.rows")
         if stored is not None and self.queue_size == stored.shape[1]:
-            self._queue_for(stored[0].to(self.label_weight.device))
+            self._queue_for(stored.new_empty(0, stored.shape[2], device=self.label_weight.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._weighed = float(self.label_weight) > 0
