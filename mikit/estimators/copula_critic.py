@@ -258,7 +258,9 @@ def _critic_reading(sides: _Sides, pieces: OutOfFold, codes: Tensor | None) -> _
     # Where the sides are not jointly Gaussian, the closed form can exceed what its ratio shows; near the ceiling of a
     # block the ratio is too low instead.
     allowed = max(_DISAGREEMENT, _DISAGREEMENT_SHARE * sides.value)
-    overstated = sides.value - max(held, fitted) > allowed and sides.value < _most_shown(pieces)
+    shown = sides.value < _most_shown(pieces)
+    overstated = sides.value - max(held, fitted) > allowed and shown
+    learned = learned and (shown or max(held, fitted) > sides.value)
     if not learned and not overstated:
         gaussian = GaussianMI(copula=True).standard_error(sides.x, sides.y, groups=None)
         error = gaussian if codes is None else max(gaussian, clustered_standard_error(pieces.anchor, codes))
