@@ -9,8 +9,7 @@ from typing import Any, final
 from mikit.errors import InputError
 from mikit.estimators import estimator_named
 from mikit.estimators.base import Estimator
-from mikit.law_checks import ABOVE_OWN
-from mikit.measurement import Measurement
+from mikit.measurement import ABOVE_OWN, Measurement
 from mikit.measuring import measure
 
 __all__ = ["BothAxes", "both_axes"]

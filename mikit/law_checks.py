@@ -19,13 +19,12 @@ from mikit.errors import InputError
 from mikit.estimators.base import Estimator
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.estimators.gaussian import GaussianMI
-from mikit.measurement import Check
+from mikit.measurement import ABOVE_OWN, Check
 from mikit.rows import split_folds
 from mikit.running import run_once
 from mikit.value_checks import copula_reading
 
 __all__ = [
-    "ABOVE_OWN",
     "BOTH_AXES",
     "Beside",
     "Halves",
@@ -36,7 +35,6 @@ __all__ = [
     "sampling_error",
 ]
 
-ABOVE_OWN = "above the teacher's own"
 BOTH_AXES = "both axes"
 _SPLITS = 8
 _CLEAR = 2.5
@@ -127,6 +125,8 @@ class Beside:
 def halves_apart(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, seed: int) -> Halves | None:
     """Measure random halves of both samples across and within, eight times; None if costly or rows are too few.
 
+    None as well for what compares each row with its partner: rows of different halves are no partners.
+
     All halves have the rows of half the smaller sample, so that what a finite sample adds is the same for all. Of an
     odd number one row stands aside, another one each time. Samples of one size are cut alike, so that no half meets the
     other network's half of the same inputs.
@@ -139,7 +139,8 @@ def halves_apart(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | Non
         seed: Seed of the splits.
     """
     n, m = x.shape[0], y.shape[0]
-    if prototype.costly or prototype.learned or x.ndim != 2 or y.ndim != 2:
+    compares_pairs = prototype.needs_pairs and not isinstance(prototype, Discrepancy)
+    if prototype.costly or prototype.learned or compares_pairs or x.ndim != 2 or y.ndim != 2:
         return None
     if min(n, m) // 2 < max(prototype.minimum_rows(x.shape[1], y.shape[1]), 4):
         return None
@@ -181,7 +182,11 @@ def above_own(halves: Halves | None) -> Check:
     """
     if halves is None:
         return Check(
-            ABOVE_OWN, "not applicable", None, None, "Halves were not measured: it is costly, or rows are too few."
+            ABOVE_OWN,
+            "not applicable",
+            None,
+            None,
+            "Halves were not measured: it is costly, compares partners, or rows are few.",
         )
     parts = halves.parts(biased=True)
     own, other, apart = (

@@ -11,7 +11,10 @@ from typing import Any, Self, final
 
 from mikit.errors import InputError
 
-__all__ = ["Check", "Measurement", "Null", "plain", "verdict_of"]
+__all__ = ["ABOVE_OWN", "Check", "Measurement", "Null", "plain", "verdict_of"]
+
+ABOVE_OWN = "above the teacher's own"
+"""Name of the check on which the finding of a discrepancy rests."""
 
 _OUTCOMES = ("pass", "warn", "fail", "not applicable")
 _VERDICTS = {"pass": "trustworthy", "not applicable": "trustworthy", "warn": "caution", "fail": "unreliable"}
@@ -153,7 +156,7 @@ class Measurement:
         """What the number shows, in one sentence that claims no more than the interval does."""
         low, _ = self.interval
         if self.kind == "discrepancy":
-            own = next((check.outcome for check in self.checks if check.name == "above the teacher's own"), "")
+            own = next((check.outcome for check in self.checks if check.name == ABOVE_OWN), "")
             if math.isnan(low) and own not in ("pass", "warn"):
                 return "The sampling error is unknown, so nothing is claimed."
             differ = own != "warn" and (low > 0 or math.isnan(low))

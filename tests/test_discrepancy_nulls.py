@@ -200,3 +200,11 @@ def test_information_has_no_such_checks() -> None:
     measured = mikit.measure(x, y, "gaussian", permutations=0)
     assert not {law_checks.ABOVE_OWN, law_checks.BOTH_AXES} & set(_outcomes(measured))
     assert not measured.parts
+
+
+def test_what_compares_partners_is_not_put_to_halves_of_other_inputs() -> None:
+    x, y = torch.randn(2, 120, 4, generator=torch.Generator().manual_seed(31))
+    measured = mikit.measure(x, x + 0.5 * y, mikit.PKT, permutations=1)
+    outcome = next(check.outcome for check in measured.checks if check.name == "above the teacher's own")
+    assert outcome == "not applicable"
+    assert "teacher against itself" not in measured.parts

@@ -207,7 +207,7 @@ class InformationFlow(nn.Module):
         Returns:
             The divergence under this object's matching.
         """
-        list(self._pairs(students, teachers))
+        self._pairs(students, teachers)  # refuses other layers than those of the examples
         found = flow_divergence(flow_vector(students, labels), flow_vector(teachers, labels), self.matching)
         if bool(self.first_divergence.isnan()):
             self.first_divergence.fill_(found.intermediate)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, Self, final
 
 import torch
@@ -186,7 +186,7 @@ class LayerPairs(nn.Module):
 
         Losses that compare laws do not change much by that, for they are blind to pairing.
         """
-        with _as_it_was(self):
+        with _left_as_it_was(self):
             self.losses.eval()
             _, own, told = self._activations(inputs)
             return {
@@ -200,7 +200,7 @@ class LayerPairs(nn.Module):
 
         Of the losses' present parameters: a bound, and looser than what :func:`mikit.measure` finds with fresh ones.
         """
-        with _as_it_was(self):
+        with _left_as_it_was(self):
             self.eval()
             _, own, told = self._activations(inputs)
             found = {}
@@ -224,7 +224,7 @@ class LayerPairs(nn.Module):
             InputError: If the task's loss has no gradient here.
         """
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        with _as_it_was(self), torch.enable_grad():
+        with _left_as_it_was(self), torch.enable_grad():
             self.losses.eval()
             logits, own, told = self._activations(inputs)
             scale = self.weights * self.factors
@@ -274,26 +274,20 @@ class LayerPairs(nn.Module):
         return self
 
 
-@final
-class _as_it_was:  # noqa: N801
-    """Restores the buffers, the modes and the random state of a module after a look at it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.stack = ExitStack()
-        self.stack.enter_context(torch.random.fork_rng())
-        self.modes = [(module, module.training) for module in self.module.modules()]
-        self.buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-        for module, mode in self.modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, before in self.buffers:
-                buffer.copy_(before)
+@contextmanager
+def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """Restore the buffers, the modes and the random state of a module after a look at it."""
+    modes = [(part, part.training) for part in module.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
 
 
 def _built(
@@ -330,7 +324,7 @@ def _built(
     loss = loss.to(own.device)
     takes_labels = _takes_labels(loss)
     if labels is not None or not takes_labels:
-        with _as_it_was(loss), torch.no_grad():
+        with _left_as_it_was(loss), torch.no_grad():
             loss.eval()
             try:
                 value = loss(own, other, labels=labels) if takes_labels else loss(own, other)

@@ -15,16 +15,19 @@ from mikit.estimators.cross_fitting import OutOfFold, cross_fit
 from mikit.estimators.gaussian import GaussianMI
 from mikit.functional.coordinates import log_radius
 from mikit.functional.gaussian import gaussian_mi, rank_gaussianise
-from mikit.functional.neighbour_residual import Residual, leading_pairs, neighbour_residual
+from mikit.functional.neighbour_residual import (
+    WIDEST_FOR_KSG,
+    WIDEST_FOR_WEIGHTED,
+    Residual,
+    leading_pairs,
+    neighbour_residual,
+)
 from mikit.measurement import Check
 from mikit.rows import recoded
 
 __all__ = ["CopulaCritic"]
 
 _CONTRASTS = (("skew", "skewed components"), ("tails", "components by their tails"))
-# Columns of both sides above which neighbours look at correlated canonical pairs alone: where a critic has learned,
-# dependence stands outside them as well.
-_WIDEST_FOR_WEIGHTED, _WIDEST_WHERE_LEARNED = 8, 20
 # With fewer rows, canonical pairs fit them too well to be compared with pairs drawn from a model.
 _ROWS_A_COLUMN_FOR_PAIRS = 100
 _MOST_REPEATED = 0.01
@@ -241,7 +244,8 @@ def _repeats(x: Tensor, y: Tensor) -> bool:
 def _for_neighbours(sides: _Sides, learned: bool) -> tuple[Tensor, Tensor]:
     """Return all columns, or the correlated canonical pairs where columns are many and these are few."""
     width = sides.x.shape[1] + sides.y.shape[1]
-    many = width > (_WIDEST_WHERE_LEARNED if learned else _WIDEST_FOR_WEIGHTED)
+    # Where a critic has learned, dependence stands outside the correlated pairs as well.
+    many = width > (WIDEST_FOR_KSG if learned else WIDEST_FOR_WEIGHTED)
     if many and sides.x.shape[0] >= _ROWS_A_COLUMN_FOR_PAIRS * width:
         found = leading_pairs(sides.x, sides.y)
         if found is not None:

@@ -56,6 +56,24 @@ class DependenceIndex(Estimator):
         return f"bandwidth_x={self.bandwidth_x}, bandwidth_y={self.bandwidth_y}"
 
 
+class _UStatisticIndex(DependenceIndex):
+    """Base of the indices that U-statistics estimate without bias, or V-statistics with it."""
+
+    def __init__(
+        self, bandwidth_x: float | None = None, bandwidth_y: float | None = None, *, unbiased: bool = True
+    ) -> None:
+        super().__init__(bandwidth_x, bandwidth_y)
+        self.unbiased = unbiased
+
+    def minimum_rows(self, d_x: int, d_y: int) -> int:
+        """Return 4 for U-statistics and 2 for the biased form."""
+        return 4 if self.unbiased else 2
+
+    def extra_repr(self) -> str:
+        """Return the hyper-parameters."""
+        return f"{super().extra_repr()}, unbiased={self.unbiased}"
+
+
 @final
 class QMI(DependenceIndex):
     r"""Quadratic mutual information of rows ``(n, d_x)`` and ``(n, d_y)``, from Gaussian density estimates.
@@ -166,7 +184,7 @@ class LabelQMI(Estimator):
 
 
 @final
-class HSIC(DependenceIndex):
+class HSIC(_UStatisticIndex):
     """Hilbert-Schmidt independence criterion of rows ``(n, d_x)`` and ``(n, d_y)``, under Gaussian kernels.
 
     Formula: ``tr(K H L H) / n²``, or its U-statistic; see :func:`mikit.functional.hsic`.
@@ -207,27 +225,13 @@ class HSIC(DependenceIndex):
 
     name = "hsic"
 
-    def __init__(
-        self, bandwidth_x: float | None = None, bandwidth_y: float | None = None, *, unbiased: bool = True
-    ) -> None:
-        super().__init__(bandwidth_x, bandwidth_y)
-        self.unbiased = unbiased
-
     def index(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the criterion."""
         return hsic(x, y, bandwidth_x=self.bandwidth_x, bandwidth_y=self.bandwidth_y, unbiased=self.unbiased)
 
-    def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return 4 for the U-statistic and 2 for the biased form."""
-        return 4 if self.unbiased else 2
-
-    def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
-        return f"{super().extra_repr()}, unbiased={self.unbiased}"
-
 
 @final
-class CKA(DependenceIndex):
+class CKA(_UStatisticIndex):
     """Centred kernel alignment of rows ``(n, d_x)`` and ``(n, d_y)``, under Gaussian kernels.
 
     Formula: ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))``; see :func:`mikit.functional.cka`.
@@ -266,20 +270,6 @@ class CKA(DependenceIndex):
 
     name = "cka"
 
-    def __init__(
-        self, bandwidth_x: float | None = None, bandwidth_y: float | None = None, *, unbiased: bool = True
-    ) -> None:
-        super().__init__(bandwidth_x, bandwidth_y)
-        self.unbiased = unbiased
-
     def index(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the alignment."""
         return cka(x, y, bandwidth_x=self.bandwidth_x, bandwidth_y=self.bandwidth_y, unbiased=self.unbiased)
-
-    def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return 4 for the U-statistics and 2 for the biased form."""
-        return 4 if self.unbiased else 2
-
-    def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
-        return f"{super().extra_repr()}, unbiased={self.unbiased}"

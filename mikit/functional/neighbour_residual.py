@@ -15,9 +15,11 @@ from mikit.functional.gaussian import bartlett_rank, canonical_form, rank_gaussi
 from mikit.functional.nearest_entropy import weighted_kl_pointwise
 from mikit.functional.neighbors import ksg_pointwise
 
-__all__ = ["Residual", "leading_pairs", "neighbour_residual"]
+__all__ = ["WIDEST_FOR_KSG", "WIDEST_FOR_WEIGHTED", "Residual", "leading_pairs", "neighbour_residual"]
 
-_WIDEST_FOR_KSG, _WIDEST_FOR_WEIGHTED = 20, 8
+WIDEST_FOR_KSG, WIDEST_FOR_WEIGHTED = 20, 8
+"""Columns of both sides up to which neighbours are asked by KSG, and by weighted Kozachenko-Leonenko entropies."""
+
 _MOST_ROWS = 20_000
 _MOST_TIED = 0.02
 
@@ -79,10 +81,10 @@ def neighbour_residual(x: Tensor, y: Tensor, rows: Tensor, partners: Tensor) -> 
         ('weighted', True)
     """
     width = x.shape[1] + y.shape[1]
-    if width > _WIDEST_FOR_KSG:
+    if width > WIDEST_FOR_KSG:
         return None
     rows, partners = rows[:_MOST_ROWS], partners[:_MOST_ROWS]
-    if width <= _WIDEST_FOR_WEIGHTED and max(_tied(x), _tied(y)) <= _MOST_TIED:
+    if width <= WIDEST_FOR_WEIGHTED and max(_tied(x), _tied(y)) <= _MOST_TIED:
         try:
             return _residual(x, y, rows, partners, weighted_kl_pointwise, "weighted")
         except InputError:  # Columns that follow from each other have no density; counting needs none.
@@ -125,7 +127,7 @@ def leading_pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     form = canonical_form(x, y)
     rank = bartlett_rank(form.correlations, x.shape[0], x.shape[1], y.shape[1])
-    if not 1 <= rank <= _WIDEST_FOR_WEIGHTED // 2:
+    if not 1 <= rank <= WIDEST_FOR_WEIGHTED // 2:
         return None
     sides = ((x, form.mean_x, form.directions_x), (y, form.mean_y, form.directions_y))
     own, other = (rank_gaussianise((side.double() - mean) @ directions[:, :rank]) for side, mean, directions in sides)
