@@ -22,6 +22,7 @@ from mikit.distillation import (
     TrainingPlan,
     accuracy_on,
     example_features,
+    logits_on,
     random_stream,
     train_network,
     train_student,
@@ -210,6 +211,7 @@ def train_once(comparison: Comparison, parts: Parts, teacher: ResNet8, method: s
         "weight": weight,
         **seen,
         "failed": failed,
+        "axes": None if failed is not None else axes_of(student, teacher, parts.test, settings),
         "seconds": None if curve is None else curve.seconds,
         "settings": asdict(settings),
         "torch": torch.__version__,
@@ -219,6 +221,19 @@ def train_once(comparison: Comparison, parts: Parts, teacher: ResNet8, method: s
     write_whole(comparison.record(method, seed, weight), json.dumps(content, indent=1))
     shown = f"failed. {failed}" if seen["test"] is None else f"{100 * seen['test']:.2f} % on test"
     tell(comparison, f"{method}, seed {seed}, weight {weight:g}: {shown}, {content['seconds'] or 0:.0f} s")
+
+
+def axes_of(student: ResNet8, teacher: ResNet8, part: ImagePart, settings: Settings) -> dict[str, Any]:
+    """Return how far the laws of student's and teacher's logits lie apart, and how much they know of each other."""
+    own, other = (logits_on(network, part.images, autocast=settings.autocast).double() for network in (student, teacher))
+    scale = other.std()  # The gap is read in standard deviations of the teacher's logits.
+    axes = mikit.both_axes(own / scale, other / scale, "energy", "gaussian", permutations=1)
+    return {
+        "gap": axes.gap.value,
+        "nats": axes.information.value,
+        "gap_trusted": axes.gap.verdict == "trustworthy",
+        "nats_trusted": axes.information.verdict == "trustworthy",
+    }
 
 
 def built(method: str, student: ResNet8, teacher: ResNet8, part: ImagePart, batch: int, seed: int) -> torch.nn.Module:

@@ -20,7 +20,7 @@ from mikit.distillation.optimizers import check_optimizer
 from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
 from mikit.errors import InputError
 
-__all__ = ["Views", "accuracy_on", "train_network", "train_student"]
+__all__ = ["Views", "accuracy_on", "logits_on", "train_network", "train_student"]
 
 _BATCH_TO_EVALUATE = 500
 
@@ -164,6 +164,23 @@ def train_student(
     return run.train(folder, on_epoch, progress)
 
 
+def logits_on(network: nn.Module, images: Tensor, *, autocast: bool = False) -> Tensor:
+    """Return what ``network`` gives for ``images`` in evaluation mode, on the CPU; its mode is left as it was.
+
+    Example:
+        >>> logits_on(nn.Dropout(), torch.ones(3, 2)).tolist()
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+    was_training = network.training
+    network.eval()
+    device = _device(network)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            return torch.cat([network(some.to(device)).cpu() for some in torch.split(images, _BATCH_TO_EVALUATE)])
+    finally:
+        network.train(was_training)
+
+
 def accuracy_on(network: nn.Module, images: Tensor, labels: Tensor, *, autocast: bool = False) -> float:
     """Return the share of ``images`` that ``network`` classifies right, in evaluation mode.
 
@@ -171,15 +188,8 @@ def accuracy_on(network: nn.Module, images: Tensor, labels: Tensor, *, autocast:
         >>> accuracy_on(nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 0]))
         0.75
     """
-    was_training = network.training
-    network.eval()
-    device = _device(network)
-    try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            guesses = [network(some.to(device)).argmax(1).cpu() for some in torch.split(images, _BATCH_TO_EVALUATE)]
-    finally:
-        network.train(was_training)
-    return float((torch.cat(guesses) == labels.cpu()).double().mean())
+    guesses = logits_on(network, images, autocast=autocast).argmax(1)
+    return float((guesses == labels.cpu()).double().mean())
 
 
 @final
