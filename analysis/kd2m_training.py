@@ -225,7 +225,9 @@ def train_once(comparison: Comparison, parts: Parts, teacher: ResNet8, method: s
 
 def axes_of(student: ResNet8, teacher: ResNet8, part: ImagePart, settings: Settings) -> dict[str, Any]:
     """Return how far the laws of student's and teacher's logits lie apart, and how much they know of each other."""
-    own, other = (logits_on(network, part.images, autocast=settings.autocast).double() for network in (student, teacher))
+    own, other = (
+        logits_on(network, part.images, autocast=settings.autocast).double() for network in (student, teacher)
+    )
     scale = other.std()  # The gap is read in standard deviations of the teacher's logits.
     axes = mikit.both_axes(own / scale, other / scale, "energy", "gaussian", permutations=1)
     return {

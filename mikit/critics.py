@@ -1,4 +1,4 @@
-"""The only learned things: critics that score pairs, and heads that predict the teacher from the student.
+"""Critics that score pairs: with the heads of :mod:`mikit.mean_heads`, the only learned things.
 
 A critic standardises its inputs with buffers taken from example features, so that a start with small weights is right
 for features of any scale. The buffers are part of ``state_dict``.
@@ -15,9 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mikit.errors import InputError
 
-__all__ = ["HEADS", "Bilinear", "Critic", "EmbeddingCritic", "Joint", "Separable", "mean_head"]
+__all__ = ["Bilinear", "Critic", "EmbeddingCritic", "Joint", "Separable"]
 
-HEADS = ("linear", "linear2", "relu3", "bn_relu3x2")
 # Hidden activations of a joint critic held at once.
 _PAIR_ENTRIES = 2**24
 
@@ -289,58 +288,6 @@ class Joint(Critic):
     def _chunk(self, h_x: Tensor, h_y: Tensor) -> Tensor:
         scores: Tensor = self.rest(h_x[:, None, :] + h_y[None, :, :])
         return scores.squeeze(-1)
-
-
-def mean_head(arch: str, d_in: int, d_out: int, *, spatial: bool) -> nn.Sequential:
-    """Return the network that predicts the teacher's mean from the student: ``(n, d_in) -> (n, d_out)``.
-
-    Args:
-        arch: ``"linear"``: one affine layer. ``"linear2"``: two linear layers without bias, nothing between them.
-            ``"relu3"``: three linear layers without bias, ReLU between them. ``"bn_relu3x2"``: three linear layers, the
-            first two of twice the teacher's width and followed by batch normalisation and ReLU.
-        d_in: The student's width or channels.
-        d_out: The teacher's width or channels; hidden layers are that wide (twice for ``"bn_relu3x2"``).
-        spatial: Whether to read maps ``(n, c, h, w)`` by 1x1 convolutions instead of rows.
-
-    Raises:
-        InputError: If there is no such head or a width is below 1.
-
-    Cost:
-        ``O(n h w d_out (d_in + d_out))`` time, times up to 4 for ``"bn_relu3x2"``.
-
-    Pitfalls:
-        Batch normalisation makes a prediction depend on the rest of its batch while training.
-
-    Source:
-        ``"linear2"`` and ``"relu3"`` are the layouts of two released VID codes (amzn/xfer, HobbitLong/RepDistiller);
-        ``"bn_relu3x2"`` follows a third (sseung0703/Variational_Information_Distillation), with a linear end.
-
-    Example:
-        >>> mean_head("relu3", 8, 4, spatial=True)(torch.zeros(2, 8, 5, 3)).shape
-        torch.Size([2, 4, 5, 3])
-    """
-    if d_in < 1 or d_out < 1:
-        raise InputError(f"A head was asked for {d_in} inputs and {d_out} outputs; both must be at least 1.")
-
-    def layer(a: int, b: int, *, bias: bool) -> nn.Module:
-        return nn.Conv2d(a, b, 1, bias=bias) if spatial else nn.Linear(a, b, bias=bias)
-
-    def normalised(a: int, b: int) -> list[nn.Module]:
-        return [layer(a, b, bias=False), nn.BatchNorm2d(b) if spatial else nn.BatchNorm1d(b), nn.ReLU()]
-
-    if arch == "linear":
-        return nn.Sequential(layer(d_in, d_out, bias=True))
-    if arch == "linear2":
-        return nn.Sequential(layer(d_in, d_out, bias=False), layer(d_out, d_out, bias=False))
-    if arch == "relu3":
-        inner = layer(d_out, d_out, bias=False)
-        return nn.Sequential(
-            layer(d_in, d_out, bias=False), nn.ReLU(), inner, nn.ReLU(), layer(d_out, d_out, bias=False)
-        )
-    if arch == "bn_relu3x2":
-        hidden = 2 * d_out
-        return nn.Sequential(*normalised(d_in, hidden), *normalised(hidden, hidden), layer(hidden, d_out, bias=True))
-    raise InputError(f'There is no head "{arch}". Use one of {", ".join(HEADS)}.')
 
 
 def _perceptron(d_in: int, width: int, depth: int, d_out: int) -> nn.Sequential:

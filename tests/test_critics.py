@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import mikit.critics
-from mikit.critics import HEADS, Bilinear, Critic, EmbeddingCritic, Joint, Separable, mean_head
+from mikit.critics import Bilinear, Critic, EmbeddingCritic, Joint, Separable
 from mikit.errors import InputError
+from mikit.mean_heads import HEADS, mean_head, transposed_head
 
 
 def critics() -> list[Critic]:
@@ -120,9 +121,21 @@ def test_heads_are_the_published_layouts() -> None:
     assert layout("bn_relu3x2") == [*hidden, *hidden, ("Conv2d", 4)]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (8, 8), (7, 5), (1, 9), (13, 32)])
+def test_transposed_heads_end_at_the_size_asked_for_and_use_all_of_every_kernel(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    head = transposed_head(6, 3, size)
+    out = head(features(20, 6))
+    assert out.shape == (20, 3, *size)
+    # Without ReLU, which may silence a channel, whatever has no gradient is a weight that no position reads.
+    nn.Sequential(*(m for m in head if not isinstance(m, nn.ReLU)))(features(20, 6)).square().sum().backward()
+    assert all(bool((p.grad != 0).all()) for p in head.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: transposed_head(2, 2, (0, 4)), "0 x 4; all must be at least 1"),
         (lambda: Bilinear(0, 2), "at least 1"),
         (lambda: Separable(2, 2, width=0), "at least 1"),
         (lambda: Joint(2, 2, depth=0), "at least 1"),

@@ -8,52 +8,68 @@ from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, softplus
 
-from mikit.critics import HEADS, mean_head
 from mikit.errors import InputError
+from mikit.estimators.alignment import RESIZES, as_samples, require_layouts
 from mikit.estimators.base import Estimator, seeded
+from mikit.estimators.counting import counted_once
+from mikit.estimators.feature_pair import FeaturePair
 from mikit.estimators.fitting import FitRecord, Training
-from mikit.functional.variational import difference_of_entropies, gaussian_nll, residual_variance, ridge_regression
+from mikit.estimators.released_vid import RELEASED
+from mikit.estimators.residual_laws import VARIANCES, ResidualLaw, residual_law
+from mikit.functional.variational import ridge_regression
 from mikit.inputs import refuse_non_finite
+from mikit.mean_heads import HEADS, TRANSPOSED, mean_head, transposed_head
 from mikit.measurement import Check
-from mikit.rows import require_paired
 
 __all__ = ["VID"]
 
 REDUCTIONS = ("mean", "nats")
 _LOG_2PI = math.log(2 * math.pi)
+_FLOOR = 1e-3
 
 
 @final
 class VID(Estimator):
     """Variational information distillation between rows ``(n, d)`` or feature maps ``(n, c, h, w)``.
 
-    Formula: ``q(t | s) = Π_c,h,w N(t_chw; μ_chw(s), σ_c²)`` with a learned mean ``μ`` and one learned variance per
-    teacher channel. ``forward`` is ``-log q`` up to constants:
+    Formula: ``q(t | s) = Π_h,w N(t_hw; μ_hw(s), Σ)`` with a learned mean ``μ`` and a covariance that is the same for
+    all samples and positions: ``diag(σ_c²)``, or full. ``forward`` is ``-log q`` up to constants:
 
     - ``reduction="mean"``: mean over samples, channels and positions of ``½ [ (t - μ)² / σ_c² + log σ_c² ]``, as the
       released codes reduce.
     - ``reduction="nats"``: nats per sample, ``½ Σ_c,h,w [ (t - μ)² / σ_c² + log σ_c² + log 2π ]``, mean over samples.
 
     ``estimate`` is the difference of entropies ``Σ_c,h,w [ h0(t_c) - h_q(t_c | s) ]``: the mean over rows of
-    ``log q(t | s) - log q0(t)``, where ``q0`` is Gaussian with the mean and variance that the teacher's channels had in
-    the fit data.
+    ``log q(t | s) - log q0(t)``, where ``q0`` is Gaussian with the mean and variance (with ``variance="full"``: the
+    covariance) that the teacher's channels had in the fit data.
 
     The head works on standardised features: ``μ_c = m_c + V_c^½ head_c((s - a) / b)`` and
     ``σ_c² = V_c (softplus(α_c) + variance_floor)``, with the teacher's mean ``m_c`` and variance ``V_c`` in buffers.
-    The start is ``σ_c² = V_c`` exactly, and a rescaled teacher trains the same way. Larger maps are average-pooled to
-    the smaller height and the smaller width.
+    The start is ``σ_c² = V_c`` exactly, and a rescaled teacher trains the same way.
 
     Args:
         d_student: The student's width or channels.
         d_teacher: The teacher's width or channels.
-        spatial: Whether features are maps ``(n, c, h, w)``.
-        arch: The mean's network: ``"linear"``, ``"linear2"``, ``"relu3"`` or ``"bn_relu3x2"``; see
-            :func:`mikit.critics.mean_head`.
+        spatial: Whether the teacher's features are maps ``(n, c, h, w)``; the student's are too, unless ``arch`` is
+            ``"transposed"``.
+        arch: The mean's network: ``"linear"``, ``"linear2"``, ``"relu3"`` or ``"bn_relu3x2"``
+            (:func:`mikit.mean_heads.mean_head`), or ``"transposed"``, which reads rows of a student and predicts maps
+            of a teacher (:func:`mikit.mean_heads.transposed_head`). None: ``"transposed"`` for rows beside maps, else
+            ``"linear"``.
         reduction: ``"mean"`` or ``"nats"``; concerns ``forward`` only.
+        variance: ``"learned"``: as in the formula. ``"closed"``: the residual variance itself, averaged over the
+            batches of training, the newest with weight 0.1, and at least ``variance_floor V_c``; there is nothing to
+            optimise but the head. ``"full"``: a learned covariance of all channels, which starts at the teacher's own.
         variance_floor: Smallest ``σ_c² / V_c``. A channel can gain about ``½ log(1 / variance_floor)`` nats at most:
             3.5 for the default.
+        resize: Where maps differ in size. ``"pool"``: both are average-pooled to the smaller height and the smaller
+            width. ``"interpolate"``: the student's is brought to the teacher's size bilinearly.
+        size: The teacher's height and width; needed by ``"transposed"`` alone.
+        compat: ``"repdistiller"`` or ``"xfer"``: the loss of that released code, to rounding. Features are not
+            standardised, the variances start at 5 and 5.0134 whatever the teacher's, with 1e-5 and 0 for a floor, and
+            ``arch`` is ``"relu3"`` and ``"linear2"``. ``"xfer"`` refuses maps of different sizes, as its code has no
+            rule for them.
 
     Unit: nats (``estimate``).
 
@@ -64,8 +80,13 @@ class VID(Estimator):
     Raises:
         InputError: If shapes, widths or options do not fit.
 
+    Warns:
+        UserWarning: If teacher channels, or with ``"full"`` combinations of them, are constant: they are left out.
+
     Cost:
-        One pass over the maps: ``O(n h w d_student d_teacher)`` time and a few temporaries of the teacher's size.
+        The head, and one pass over the maps for the residual: ``O(n h w d_student d_teacher)`` time and a few
+        temporaries of the teacher's size. ``"full"`` adds ``O(n h w d_teacher² + d_teacher³)`` and as many parameters
+        as the covariance has entries.
 
     Pitfalls:
         The loss is not an information: it lacks the teacher's entropy, and negative values are right. As a loss with
@@ -74,12 +95,13 @@ class VID(Estimator):
         information; the number then shows the variance floor. Post-ReLU channels have an atom at 0 that no Gaussian
         describes: read features before the ReLU. Build from features of a student in training mode: an untrained
         network in evaluation mode has uncalibrated batch-norm statistics, and heads built on those train badly. Teacher
-        channels that are constant in the example features are left out for good, with a warning. The student's scale is
-        taken from its example features and does not follow it.
+        channels that are constant in the example features are left out for good. The student's scale is taken from its
+        example features and does not follow it. ``"full"`` overfits where rows are few beside channels (less than some
+        five times as many). Interpolation invents no information: it predicts fine maps from coarse ones.
 
     Source:
-        Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019; loss and heads as in released codes, the start at the teacher's
-        variance and the standardisation are ours.
+        Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019; loss and heads as in released codes. The start at the teacher's
+        variance, the standardisation, the closed and full variances and the transposed head are ours.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -91,11 +113,7 @@ class VID(Estimator):
         True
     """
 
-    student_mean: Tensor
-    student_scale: Tensor
-    teacher_mean: Tensor
-    teacher_variance: Tensor
-    live: Tensor
+    head: nn.Sequential
 
     name = "vid"
     unit = "nats"
@@ -110,32 +128,67 @@ class VID(Estimator):
         d_teacher: int,
         *,
         spatial: bool = False,
-        arch: str = "linear",
+        arch: str | None = None,
         reduction: str = "mean",
-        variance_floor: float = 1e-3,
+        variance: str = "learned",
+        variance_floor: float = _FLOOR,
+        resize: str = "pool",
+        size: tuple[int, int] | None = None,
+        compat: str | None = None,
     ) -> None:
         super().__init__()
-        if arch not in HEADS:
-            raise InputError(f'There is no VID head "{arch}". Use one of {", ".join(HEADS)}.')
-        if reduction not in REDUCTIONS:
-            raise InputError(f'There is no VID reduction "{reduction}". Use "mean" or "nats".')
+        for name, value, choices in (
+            ("head", arch, (*HEADS, TRANSPOSED, None)),
+            ("reduction", reduction, REDUCTIONS),
+            ("variance", variance, VARIANCES),
+            ("resize", resize, RESIZES),
+            ("compat", compat, (*RELEASED, None)),
+        ):
+            if value not in choices:
+                raise InputError(f'There is no VID {name} "{value}". Use one of {", ".join(filter(None, choices))}.')
         if not 0 < variance_floor < 1:
             raise InputError(
                 f"variance_floor is {variance_floor}; it is a share of the teacher's variance and must lie in (0, 1)."
+            )
+        released = None if compat is None else RELEASED[compat]
+        if released is not None:
+            released.require(arch=arch, reduction=reduction, variance=variance, resize=resize)
+            if variance_floor != _FLOOR:
+                raise InputError(
+                    f"compat={compat!r} has a floor of its own; leave out variance_floor ({variance_floor})."
+                )
+        arch = arch or (released.arch if released else TRANSPOSED if size is not None else "linear")
+        if (arch == TRANSPOSED) != (size is not None) or (arch == TRANSPOSED and not spatial):
+            raise InputError(
+                f'arch is "{arch}", size is {size} and spatial is {spatial}. The head "transposed", and it alone, '
+                "needs the size (height, width) of the teacher's maps, with spatial=True."
             )
         self.d_student = d_student
         self.d_teacher = d_teacher
         self.spatial = spatial
         self.arch = arch
         self.reduction = reduction
+        self.variance_mode = variance
         self.variance_floor = variance_floor
-        self.head = mean_head(arch, d_student, d_teacher, spatial=spatial)
-        self.alpha = nn.Parameter(self._alpha_for(torch.ones(d_teacher)))
-        self.register_buffer("student_mean", torch.zeros(d_student))
-        self.register_buffer("student_scale", torch.ones(d_student))
-        self.register_buffer("teacher_mean", torch.zeros(d_teacher))
-        self.register_buffer("teacher_variance", torch.ones(d_teacher))
-        self.register_buffer("live", torch.ones(d_teacher, dtype=torch.bool))
+        self.resize = resize
+        self.size = size
+        self.compat = compat
+        self.head = (
+            transposed_head(d_student, d_teacher, size)
+            if size
+            else mean_head(arch, d_student, d_teacher, spatial=spatial)
+        )
+        self.law: ResidualLaw = (
+            released.law(d_teacher) if released else residual_law(variance, d_teacher, variance_floor)
+        )
+        self.pair = FeaturePair(
+            d_student,
+            d_teacher,
+            layouts=(4 if spatial and arch != TRANSPOSED else 2, 4 if spatial else 2),
+            resize=None if compat == "xfer" else resize,
+            size=size,
+            standardise=compat is None,
+        )
 
     @classmethod
     def between(
@@ -143,9 +196,12 @@ class VID(Estimator):
         x: Tensor,
         y: Tensor,
         *,
-        arch: str = "linear",
+        arch: str | None = None,
         reduction: str = "mean",
-        variance_floor: float = 1e-3,
+        variance: str = "learned",
+        variance_floor: float = _FLOOR,
+        resize: str = "pool",
+        compat: str | None = None,
         generator: torch.Generator | None = None,
     ) -> Self:
         """Build from example features, which set sizes, layout, the teacher's mean and variance and the start.
@@ -155,28 +211,35 @@ class VID(Estimator):
 
         Args:
             x: Student features ``(n, d)`` or ``(n, c, h, w)``. A few hundred samples or positions make good statistics.
-            y: Teacher features in the same layout; widths, heights and widths of maps may differ.
+            y: Teacher features in the same layout, or maps beside rows of a student; widths and sizes may differ.
             arch: As in the class.
             reduction: As in the class.
+            variance: As in the class.
             variance_floor: As in the class.
+            resize: As in the class.
+            compat: As in the class.
             generator: Where the head's start comes from; torch's global generator if None.
 
         Warns:
             UserWarning: If teacher channels are constant: they are left out.
         """
-        _require_layout(x, y)
+        require_layouts(x, y)
         refuse_non_finite(x, "x")
         refuse_non_finite(y, "y")
         with seeded(generator):
             estimator = cls(
                 x.shape[1],
                 y.shape[1],
-                spatial=x.ndim == 4,
+                spatial=y.ndim == 4,
                 arch=arch,
                 reduction=reduction,
+                variance=variance,
                 variance_floor=variance_floor,
+                resize=resize,
+                size=(y.shape[2], y.shape[3]) if x.ndim < y.ndim else None,
+                compat=compat,
             ).to(x.device)
-        estimator._take_statistics(*_pooled_alike(x, y), scale_per_column=False)
+        estimator._take_statistics(*estimator.pair.aligned(x, y), scale_per_column=False)
         return estimator
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
@@ -186,26 +249,30 @@ class VID(Estimator):
             y,
             arch=self.arch,
             reduction=self.reduction,
+            variance=self.variance_mode,
             variance_floor=self.variance_floor,
+            resize=self.resize,
+            compat=self.compat,
             generator=generator,
         )
 
     @property
     def variance(self) -> Tensor:
-        """The learned ``σ_c²``, ``(d_teacher,)``; 0 for channels that are left out."""
-        return self._relative_variance() * torch.where(self.live, self.teacher_variance, 0.0)
+        """``σ_c²`` in the teacher's units, ``(d_teacher,)``; 0 for channels that are left out."""
+        return self.law.relative_variance() * self.pair.teacher_unit().square() * self.pair.counted()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss; the teacher ``y`` gets no gradient."""
         with torch.autocast(x.device.type, enabled=False):
-            x, y = self._aligned(x, y.detach())
-            per_channel = gaussian_nll(self.head(self._student(x)), self._teacher(y), self._relative_variance())
+            x, y = self.pair.aligned(x, y.detach())
+            live = self.pair.counted()
             # Back from standardised units: the change of variables adds log V_c^½.
-            per_channel = per_channel + 0.5 * self._safe_variance().log().to(per_channel.dtype)
+            nats = self.law.nll(self.head(self._student(x)), self._teacher(y), live)
+            nats = nats + self.law.log_volume(live, self.pair.teacher_unit().square()).to(nats.dtype)
             if self.reduction == "nats":
-                return torch.where(self.live, per_channel, 0.0).sum() * math.prod(y.shape[2:])
-            per_channel = torch.where(self.live, per_channel - 0.5 * _LOG_2PI, 0.0)
-            return per_channel.sum() / self.live.sum().clamp(min=1)
+                return nats * math.prod(y.shape[2:])
+            elements = self.law.elements(live)
+            return (nats - 0.5 * _LOG_2PI * elements) / elements.clamp(min=1)
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the difference of entropies over all rows, in nats; negative where the head misleads."""
@@ -214,47 +281,20 @@ class VID(Estimator):
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log q(t | s) - log q0(t)`` per sample, ``(n,)``, in nats."""
-        was_training = self.head.training
-        self.head.eval()  # batch normalisation must neither read nor update this batch's statistics
-        try:
-            with torch.autocast(x.device.type, enabled=False):
-                x, y = self._aligned(x, y)
-                prediction = self.head(self._student(x))
-        finally:
-            self.head.train(was_training)
-        return difference_of_entropies(
-            prediction,
-            self._teacher(y),
-            self._relative_variance(),
-            reference_mean=torch.zeros_like(self.alpha),
-            reference_variance=torch.ones_like(self.alpha),
-            channels=self.live,
-        )
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = self.pair.aligned(x, y)
+            mean, variance = self.pair.teacher_law()
+            return self.law.gain(self._predicted(x), self._teacher(y), self.pair.live, mean=mean, variance=variance)
 
     @torch.no_grad()
     def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
-        """Return what summing channels as if independent adds: warns above a tenth of the value, fails from 30 %.
-
-        The sum exceeds the difference of joint Gaussian entropies by the total correlation of the teacher's channels
-        less that of the residuals. Positions of a map are counted as samples of one law.
-        """
-        name = "channels counted once"
+        """Return whether correlated channels of the teacher are counted more than once."""
         value = float(self.estimate(x, y))
-        x, y = self._aligned(x, y)
-        target = _as_samples(self._teacher(y))[:, self.live].double()
-        residual = target - _as_samples(self.head(self._student(x)))[:, self.live].double()
-        if target.shape[0] < 5 * target.shape[1]:
-            return (Check(name, "warn", None, None, "Too few rows to say how often correlated channels are counted."),)
-        positions = math.prod(y.shape[2:])
-        surplus = (_total_correlation(target) - _total_correlation(residual)) * positions
-        said = f"Correlated teacher channels are counted as if independent, which adds {surplus:.3f} nats"
-        threshold = max(0.05, 0.1 * abs(value))
-        if abs(surplus) > max(0.05, 0.3 * abs(value)):
-            return (Check(name, "fail", surplus, 0.3 * abs(value), f"{said} to the value {value:.3f}."),)
-        if abs(surplus) > threshold or positions > 1:
-            extra = "; positions are summed as well" if positions > 1 else ""
-            return (Check(name, "warn", surplus, threshold, f"{said}{extra}."),)
-        return (Check(name, "pass", surplus, threshold, f"{said}."),)
+        x, y = self.pair.aligned(x, y)
+        target = as_samples(self._teacher(y))[:, self.pair.live]
+        residual = target - as_samples(self._predicted(x))[:, self.pair.live]
+        positions, jointly = math.prod(y.shape[2:]), self.variance_mode == "full"
+        return (counted_once(value, target, residual, positions=positions, jointly=jointly),)
 
     def fit(
         self,
@@ -268,153 +308,92 @@ class VID(Estimator):
         """Fit head and variances, and take the statistics of both sides from the fit rows.
 
         The heads ``"linear"`` and ``"linear2"`` are fitted in closed form on all rows given (a ridge regression per
-        teacher channel, with variances for new rows by generalised cross-validation). The others are trained by
-        minibatches; their variances are the residual variances on ``select``, or on the fit rows where there is no such
-        part.
+        teacher channel, with variances for new rows by generalised cross-validation). The others, and those under
+        ``compat``, are trained by minibatches; their variances, or their covariance, are the residuals' on ``select``,
+        or on the fit rows where there is no such part.
         """
-        x, y = self._aligned(x, y)
+        x, y = self.pair.aligned(x, y)
         if select is not None:
-            select = self._aligned(*select)
-        if self.arch in ("linear", "linear2"):
-            if select is not None:
-                x, y = torch.cat([x, select[0]]), torch.cat([y, select[1]])
-            self._take_statistics(x, y, scale_per_column=True)
+            select = self.pair.aligned(*select)
+        closed = self.arch in ("linear", "linear2") and self.compat is None
+        if closed and select is not None:
+            x, y = torch.cat([x, select[0]]), torch.cat([y, select[1]])
+        self._take_statistics(x, y, scale_per_column=True)
+        if closed:
             self._fit_linear(x, y)
             return FitRecord()
-        self._take_statistics(x, y, scale_per_column=True)
         record = super().fit(x, y, select=select, generator=generator, training=training)
+        watched_x, watched_y = select if select is not None else (x, y)
         with torch.no_grad():
-            watched_x, watched_y = select if select is not None else (x, y)
-            residual = residual_variance(self.head(self._student(watched_x)), self._teacher(watched_y))
-            self.alpha.copy_(self._alpha_for(residual))
+            self.law.set_to(as_samples(self._teacher(watched_y)) - as_samples(self._predicted(watched_x)))
         return record
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the head in one group and the variances, undecayed, in another."""
-        return [{"params": list(self.head.parameters())}, {"params": [self.alpha], "weight_decay": 0.0}]
+        """Return the head in one group and the variances, undecayed, in another; what is frozen is in neither."""
+        head, law = ([p for p in part.parameters() if p.requires_grad] for part in (self.head, self.law))
+        groups = [{"params": head}] if head else []
+        return [*groups, {"params": law, "weight_decay": 0.0}] if law else groups
 
     def extra_repr(self) -> str:
         """Return the hyper-parameters."""
-        return (
+        told = (
             f"{self.d_student}, {self.d_teacher}, spatial={self.spatial}, arch={self.arch!r}, "
             f"reduction={self.reduction!r}, variance_floor={self.variance_floor:g}"
         )
-
-    def _fit_linear(self, x: Tensor, y: Tensor) -> None:
-        regression = ridge_regression(_as_samples(self._student(x)), _as_samples(self._teacher(y)))
-        with torch.no_grad():
-            first, last = self.head[0], self.head[-1]
-            assert isinstance(first, nn.Linear | nn.Conv2d)
-            assert isinstance(last, nn.Linear | nn.Conv2d)
-            if last is not first:  # two layers with nothing between them: the second passes on what the first predicts
-                last.weight.copy_(torch.eye(self.d_teacher).reshape(last.weight.shape))
-            first.weight.copy_(regression.weight.reshape(first.weight.shape))
-            if first.bias is not None:  # without one, the bias is 0 because both sides are centred on these rows
-                first.bias.copy_(regression.bias)
-            self.alpha.copy_(self._alpha_for(regression.variance))
+        for name, value, usual in (
+            ("variance", self.variance_mode, "learned"),
+            ("resize", self.resize, "pool"),
+            ("size", self.size, None),
+            ("compat", self.compat, None),
+        ):
+            told += "" if value == usual else f", {name}={value!r}"
+        return told
 
     @torch.no_grad()
+    def _fit_linear(self, x: Tensor, y: Tensor) -> None:
+        student, teacher = as_samples(self._student(x)), as_samples(self._teacher(y))
+        regression = ridge_regression(student, teacher)
+        first, last = self.head[0], self.head[-1]
+        assert isinstance(first, nn.Linear | nn.Conv2d)
+        assert isinstance(last, nn.Linear | nn.Conv2d)
+        if last is not first:  # two layers with nothing between them: the second passes on what the first predicts
+            last.weight.copy_(torch.eye(self.d_teacher).reshape(last.weight.shape))
+        first.weight.copy_(regression.weight.reshape(first.weight.shape))
+        if first.bias is not None:  # without one, the bias is 0 because both sides are centred on these rows
+            first.bias.copy_(regression.bias)
+        self.law.set_to(teacher - as_samples(self._predicted(x)), regression.variance)
+
     def _take_statistics(self, x: Tensor, y: Tensor, *, scale_per_column: bool) -> None:
-        for name, values in (("x", x), ("y", y)):
-            span = float((values.amax() - values.amin()).detach())
-            if span > 0 and not 1e-15 < span < 1e15:
-                raise InputError(
-                    f"The values of {name} span {span:.1e}, which float32 cannot square. Divide them by a constant "
-                    "first; the information does not change."
-                )
-        mean, variance = _moments(x)
-        scale = variance.sqrt()
-        if not scale_per_column:
-            scale = variance.mean().sqrt().expand_as(scale)
-        usable = scale > torch.finfo(mean.dtype).eps * mean.abs()
-        self.student_mean = mean
-        self.student_scale = torch.where(usable, scale, 1.0)
-        self.teacher_mean, self.teacher_variance = _moments(y)
-        self.live = self.teacher_variance.sqrt() > torch.finfo(mean.dtype).eps * self.teacher_mean.abs()
-        dead = (~self.live).nonzero()[:, 0].tolist()
+        pair = self.pair
+        pair.take_statistics(x, y, scale_per_column=scale_per_column)
+        dead = (~pair.live).nonzero()[:, 0].tolist()
         if dead:
             warnings.warn(
                 f"{len(dead)} of {self.d_teacher} teacher channels are constant in the example features (the first is "
                 f"channel {dead[0]}). VID leaves them out: nothing can be learned about them.",
                 stacklevel=3,
             )
+        left_out = self.law.take_statistics(as_samples(self._teacher(y)), pair.live, pair.teacher_variance)
+        if left_out:
+            warnings.warn(
+                f"{left_out} directions of the {self.d_teacher} teacher channels are constant in the example features, "
+                'because channels depend on each other or rows are fewer than channels. variance="full" leaves these '
+                "directions out.",
+                stacklevel=3,
+            )
 
-    def _aligned(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        _require_layout(x, y)
-        if (x.ndim == 4) != self.spatial:
-            raise InputError(
-                f"This VID was built for {'maps (n, c, h, w)' if self.spatial else 'rows (n, d)'}, but x has shape "
-                f"{tuple(x.shape)}. Build it with VID.between from features of that layer."
-            )
-        if x.shape[1] != self.d_student or y.shape[1] != self.d_teacher:
-            raise InputError(
-                f"x has {x.shape[1]} columns and y has {y.shape[1]}, but this VID was built for a student of "
-                f"{self.d_student} and a teacher of {self.d_teacher}. The student comes first."
-            )
-        return _pooled_alike(x, y)
+    def _predicted(self, x: Tensor) -> Tensor:
+        """Return the head's prediction in evaluation mode: this batch's statistics are neither read nor kept."""
+        was_training = self.head.training
+        self.head.eval()
+        try:
+            prediction: Tensor = self.head(self._student(x))
+        finally:
+            self.head.train(was_training)
+        return prediction
 
     def _student(self, x: Tensor) -> Tensor:
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        return ((x - self.student_mean.view(shape)) / self.student_scale.view(shape)).to(self.alpha.dtype)
+        return self.pair.student(x).to(next(self.head.parameters()).dtype)
 
     def _teacher(self, y: Tensor) -> Tensor:
-        shape = (1, -1) + (1,) * (y.ndim - 2)
-        return ((y - self.teacher_mean.view(shape)) / self._safe_variance().sqrt().view(shape)).to(self.alpha.dtype)
-
-    def _safe_variance(self) -> Tensor:
-        return torch.where(self.live, self.teacher_variance, 1.0)
-
-    def _relative_variance(self) -> Tensor:
-        return softplus(self.alpha) + self.variance_floor
-
-    def _alpha_for(self, relative_variance: Tensor) -> Tensor:
-        """Return the ``α`` that makes ``σ_c² / V_c`` this value, or just above the floor where it is below."""
-        excess = (relative_variance.double() - self.variance_floor).clamp(min=1e-3 * self.variance_floor)
-        return (excess + torch.log(-torch.expm1(-excess))).to(torch.get_default_dtype())
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance per channel, in float64 for float64 features and float32 otherwise."""
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    x64 = x.detach().double()
-    mean = x64.mean(dim=axes, keepdim=True)
-    variance = (x64 - mean).square().mean(dim=axes)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return mean.flatten().to(dtype), variance.to(dtype)
-
-
-def _total_correlation(rows: Tensor) -> float:
-    """Return the Gaussian total correlation of the columns, ``-½ log|R|``, in nats."""
-    centred = rows - rows.mean(0)
-    scaled = centred / centred.square().mean(0).sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
-    correlation = scaled.T @ scaled / rows.shape[0]
-    floor = 1e-6 * torch.eye(correlation.shape[0], dtype=rows.dtype, device=rows.device)
-    return float(-0.5 * torch.logdet(correlation + floor))
-
-
-def _as_samples(x: Tensor) -> Tensor:
-    """Return maps as one row per position, ``(n h w, c)``; rows as they are."""
-    return x if x.ndim == 2 else x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _pooled_alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool both maps to the smaller of their heights and the smaller of their widths."""
-    if x.ndim == 2 or x.shape[2:] == y.shape[2:]:
-        return x, y
-    size = (min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3]))
-    return _pooled(x, size), _pooled(y, size)
-
-
-def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
-    if x.shape[2:] == size:
-        return x
-    return adaptive_avg_pool2d(x if x.dtype == torch.float64 else x.float(), size)
-
-
-def _require_layout(x: Tensor, y: Tensor) -> None:
-    if x.ndim != y.ndim or x.ndim not in (2, 4):
-        raise InputError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}. VID reads two sets of rows (n, d) or two sets of "
-            "maps (n, c, h, w); bring both to one layout, with a readout such as pooling."
-        )
-    require_paired(x, y)
+        return self.pair.teacher(y).to(next(self.head.parameters()).dtype)

@@ -24,7 +24,8 @@ GROUND = {"errors", "inputs", "rows", "provenance", "measurement", "atomic", "ou
 ROOMS = {
     "functional": set(),
     "critics": {"functional"},
-    "estimators": {"functional", "critics"},
+    "mean_heads": set(),
+    "estimators": {"functional", "critics", "mean_heads"},
     "distillation": {"functional", "critics", "estimators", "activations"},
     "sample_checks": {"functional"},
     "value_checks": {"functional", "estimators", "sample_checks"},

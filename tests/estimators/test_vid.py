@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mikit.critics import HEADS
 from mikit.errors import InputError
 from mikit.estimators.fitting import Training
 from mikit.estimators.variational import VID
+from mikit.mean_heads import HEADS
 
 QUICK = Training(steps=100, batch=128, learning_rate=3e-3, every=25, patience=4)
 
@@ -61,7 +61,9 @@ def test_a_trained_head_ends_with_the_residual_variances(arch: str, with_select:
     training = Training(steps=200, batch=512, learning_rate=1e-2)
     vid.fit(s[:1500], t[:1500], select=select, generator=generator(), training=training)
     x, y = select if select is not None else (s[:1500], t[:1500])
-    prediction = vid.teacher_mean + vid.teacher_variance.sqrt() * vid.head((x - vid.student_mean) / vid.student_scale)
+    prediction = vid.pair.teacher_mean + vid.pair.teacher_variance.sqrt() * vid.head(
+        (x - vid.pair.student_mean) / vid.pair.student_scale
+    )
     torch.testing.assert_close(vid.variance, (prediction - y).square().mean(0), rtol=1e-4, atol=0)
 
 
@@ -162,9 +164,9 @@ def test_rescaled_features_give_the_same_number_after_a_fit() -> None:
 def naive_loss(vid: VID, s: Tensor, t: Tensor, reduction: str) -> float:
     """The formula, element by element, with the variance and the prediction in the teacher's own units."""
     with torch.no_grad():
-        centred = (s - vid.student_mean.view(1, -1, 1, 1)) / vid.student_scale.view(1, -1, 1, 1)
-        spread = vid.teacher_variance.sqrt().view(1, -1, 1, 1)
-        mu = vid.teacher_mean.view(1, -1, 1, 1) + spread * vid.head(centred)
+        centred = (s - vid.pair.student_mean.view(1, -1, 1, 1)) / vid.pair.student_scale.view(1, -1, 1, 1)
+        spread = vid.pair.teacher_variance.sqrt().view(1, -1, 1, 1)
+        mu = vid.pair.teacher_mean.view(1, -1, 1, 1) + spread * vid.head(centred)
     total, count = 0.0, 0
     for n in range(t.shape[0]):
         for c in range(t.shape[1]):
@@ -183,7 +185,7 @@ def test_the_loss_equals_the_naive_loop(reduction: str, arch: str) -> None:
     s, t = maps(n=4)
     vid = VID.between(s, t, arch=arch, reduction=reduction, generator=generator())
     with torch.no_grad():
-        vid.alpha.add_(torch.randn(5, generator=generator(1)))
+        vid.law.alpha.add_(torch.randn(5, generator=generator(1)))
     assert float(vid(s, t).detach()) == pytest.approx(naive_loss(vid, s, t, reduction), rel=1e-5)
 
 
@@ -218,13 +220,13 @@ def test_ten_plain_sgd_steps_move_every_parameter(arch: str, spatial: bool) -> N
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
-    assert {"alpha", "head.0.weight"} <= set(start)
+    assert {"law.alpha", "head.0.weight"} <= set(start)
     for name, parameter in vid.named_parameters():
         assert not torch.equal(parameter, start[name]), name
         assert name in vid.state_dict()
     grouped = [id(p) for group in vid.param_groups() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in vid.parameters())
-    assert vid.param_groups()[-1] == {"params": [vid.alpha], "weight_decay": 0.0}
+    assert vid.param_groups()[-1] == {"params": [vid.law.alpha], "weight_decay": 0.0}
 
 
 def test_the_teacher_gets_no_gradient_and_nothing_is_cached() -> None:
@@ -265,7 +267,7 @@ def test_maps_meet_at_the_smaller_height_and_the_smaller_width(
     vid = VID.between(s, t, generator=generator())
     pooled = [nn.functional.adaptive_avg_pool2d(v, met) for v in (s, t)]
     torch.testing.assert_close(vid(s, t), vid(*pooled))
-    torch.testing.assert_close(vid.teacher_variance, pooled[1].var((0, 2, 3), correction=0))
+    torch.testing.assert_close(vid.pair.teacher_variance, pooled[1].var((0, 2, 3), correction=0))
     loss_in_nats = VID.between(s, t, reduction="nats", generator=generator())(s, t)
     elements = 5 * met[0] * met[1]
     torch.testing.assert_close(loss_in_nats, elements * (vid(s, t) + 0.5 * math.log(2 * math.pi)))
@@ -277,7 +279,7 @@ def test_dead_teacher_channels_are_named_and_left_out() -> None:
     alive = [0, 2, 4]
     with pytest.warns(UserWarning, match="2 of 5 teacher channels are constant .* channel 1"):
         vid = VID.between(s, t, generator=generator())
-    assert vid.live.tolist() == [True, False, True, False, True]
+    assert vid.pair.live.tolist() == [True, False, True, False, True]
     assert vid.variance[1] == 0
     with pytest.warns(UserWarning, match="2 of 5"):
         vid.fit(s, t, generator=generator())
@@ -336,13 +338,13 @@ def test_a_variance_parameter_far_out_stays_finite() -> None:
     s, t = pair(20, 2, 0.9)
     vid = VID.between(s, t)
     with torch.no_grad():
-        vid.alpha.copy_(torch.tensor([-200.0, 200.0]))  # log(1 + exp(200)) overflows in float32
+        vid.law.alpha.copy_(torch.tensor([-200.0, 200.0]))  # log(1 + exp(200)) overflows in float32
     loss = vid(s, t)
     loss.backward()
     assert bool(torch.isfinite(loss))
-    assert vid.alpha.grad is not None
-    assert bool(torch.isfinite(vid.alpha.grad).all())
-    torch.testing.assert_close(vid.variance[0] / vid.teacher_variance[0], torch.tensor(1e-3))
+    assert vid.law.alpha.grad is not None
+    assert bool(torch.isfinite(vid.law.alpha.grad).all())
+    torch.testing.assert_close(vid.variance[0] / vid.pair.teacher_variance[0], torch.tensor(1e-3))
 
 
 # ---- building and keeping
@@ -386,7 +388,7 @@ def test_building_and_fitting_leave_no_trace() -> None:
         (lambda: VID(2, 2, reduction="sum"), "no VID reduction"),
         (lambda: VID(2, 2, variance_floor=0.0), "variance_floor is 0"),
         (lambda: VID.between(torch.ones(3, 2), torch.ones(4, 2)), "never truncates"),
-        (lambda: VID.between(torch.ones(3, 2), torch.ones(3, 2, 1, 1)), "one layout"),
+        (lambda: VID.between(torch.ones(3, 2, 1, 1), torch.ones(3, 2)), "one layout"),
         (lambda: VID.between(torch.full((3, 2), torch.inf), torch.ones(3, 2)), "x holds 6 infinite"),
         (lambda: VID(2, 3)(torch.ones(3, 3), torch.ones(3, 2)), "student comes first"),
         (lambda: VID(2, 3, spatial=True)(torch.ones(3, 2), torch.ones(3, 3)), "built for maps"),

@@ -1,0 +1,142 @@
+"""A student's and a teacher's features as VID's head sees them: of one layout and size, standardised."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from mikit.errors import InputError
+from mikit.estimators.alignment import channel_moments, require_layouts, require_squarable, resized_alike
+
+__all__ = ["FeaturePair"]
+
+_LAYOUTS = {2: "rows (n, d)", 4: "maps (n, c, h, w)"}
+
+
+@final
+class FeaturePair(nn.Module):
+    """Checks the two sides, brings maps to one size, and holds the statistics that standardise them.
+
+    Args:
+        d_student: The student's width or channels.
+        d_teacher: The teacher's width or channels.
+        layouts: Axes of the student's and of the teacher's features, 2 or 4 each.
+        resize: ``"pool"`` or ``"interpolate"``; None refuses maps of different sizes.
+        size: Height and width that the teacher's maps must have; any if None.
+        standardise: Whether features are standardised; without, every channel counts, constant or not.
+    """
+
+    student_mean: Tensor
+    student_scale: Tensor
+    teacher_mean: Tensor
+    teacher_variance: Tensor
+    live: Tensor
+
+    def __init__(
+        self,
+        d_student: int,
+        d_teacher: int,
+        *,
+        layouts: tuple[int, int],
+        resize: str | None,
+        size: tuple[int, int] | None,
+        standardise: bool,
+    ) -> None:
+        super().__init__()
+        self.d_student = d_student
+        self.d_teacher = d_teacher
+        self.layouts = layouts
+        self.resize = resize
+        self.size = size
+        self.standardise = standardise
+        self.register_buffer("student_mean", torch.zeros(d_student))
+        self.register_buffer("student_scale", torch.ones(d_student))
+        self.register_buffer("teacher_mean", torch.zeros(d_teacher))
+        self.register_buffer("teacher_variance", torch.ones(d_teacher))
+        self.register_buffer("live", torch.ones(d_teacher, dtype=torch.bool))
+
+    def aligned(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both sides with maps of one size.
+
+        Raises:
+            InputError: If layouts, widths or sizes are not those this was built for.
+        """
+        require_layouts(x, y)
+        if (x.ndim, y.ndim) != self.layouts:
+            raise InputError(
+                f"This VID was built for {_LAYOUTS[self.layouts[0]]} of a student and {_LAYOUTS[self.layouts[1]]} of a "
+                f"teacher, but x has shape {tuple(x.shape)} and y {tuple(y.shape)}. Build it with VID.between from "
+                "features of these layers."
+            )
+        if x.shape[1] != self.d_student or y.shape[1] != self.d_teacher:
+            raise InputError(
+                f"x has {x.shape[1]} columns and y has {y.shape[1]}, but this VID was built for a student of "
+                f"{self.d_student} and a teacher of {self.d_teacher}. The student comes first."
+            )
+        if self.size is not None and tuple(y.shape[2:]) != self.size:
+            raise InputError(
+                f"The teacher's maps are {y.shape[2]} x {y.shape[3]}, but this VID's head predicts maps of "
+                f"{self.size[0]} x {self.size[1]}. Build it with VID.between from maps of that size."
+            )
+        if self.resize is None and x.shape[2:] != y.shape[2:]:
+            raise InputError(
+                f"The student's maps are {x.shape[2]} x {x.shape[3]} and the teacher's {y.shape[2]} x {y.shape[3]}. "
+                "The released code that this VID reproduces has no rule for different sizes: pool one side first, or "
+                "leave out compat."
+            )
+        return (x, y) if self.resize is None else resized_alike(x, y, self.resize)
+
+    def student(self, x: Tensor) -> Tensor:
+        """Return the student's features in the head's units."""
+        if not self.standardise:
+            return x
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return (x - self.student_mean.view(shape)) / self.student_scale.view(shape)
+
+    def teacher(self, y: Tensor) -> Tensor:
+        """Return the teacher's features in the head's units."""
+        if not self.standardise:
+            return y
+        shape = (1, -1) + (1,) * (y.ndim - 2)
+        return (y - self.teacher_mean.view(shape)) / self.teacher_unit().view(shape)
+
+    def teacher_unit(self) -> Tensor:
+        """Return what one unit of the head's is in the teacher's own, per channel."""
+        if not self.standardise:
+            return torch.ones_like(self.teacher_variance)
+        return torch.where(self.live, self.teacher_variance, 1.0).sqrt()
+
+    def teacher_law(self) -> tuple[Tensor, Tensor]:
+        """Return the teacher's mean and variance per channel in the head's units."""
+        if not self.standardise:
+            return self.teacher_mean, self.teacher_variance
+        return torch.zeros_like(self.teacher_mean), torch.ones_like(self.teacher_mean)
+
+    def counted(self) -> Tensor:
+        """Return which channels count in the loss."""
+        return self.live if self.standardise else torch.ones_like(self.live)
+
+    @torch.no_grad()
+    def take_statistics(self, x: Tensor, y: Tensor, *, scale_per_column: bool) -> None:
+        """Take means and scales from example features; ``live`` says which of the teacher's channels vary.
+
+        Raises:
+            InputError: If the values span what float32 cannot square.
+        """
+        require_squarable(x, "x")
+        require_squarable(y, "y")
+        mean, variance = channel_moments(x)
+        scale = variance.sqrt()
+        if not scale_per_column:
+            scale = variance.mean().sqrt().expand_as(scale)
+        usable = scale > torch.finfo(mean.dtype).eps * mean.abs()
+        self.student_mean = mean
+        self.student_scale = torch.where(usable, scale, 1.0)
+        self.teacher_mean, self.teacher_variance = channel_moments(y)
+        self.live = self.teacher_variance.sqrt() > torch.finfo(mean.dtype).eps * self.teacher_mean.abs()
+
+    def extra_repr(self) -> str:
+        """Return the sizes."""
+        return f"{self.d_student}, {self.d_teacher}, layouts={self.layouts}, resize={self.resize!r}"
