@@ -13,7 +13,7 @@ from mikit.distillation.mimkd import MIMKD
 from mikit.distillation.optimizers import check_optimizer
 from mikit.distillation.pkt import PKT
 from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
-from mikit.distillation.recording import PhaseRecorder, example_features
+from mikit.distillation.recording import PhaseRecorder, example_features, example_layers
 from mikit.distillation.trainer import Views, accuracy_on, logits_on, train_network, train_student
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "auxiliary_teacher",
     "check_optimizer",
     "example_features",
+    "example_layers",
     "logits_on",
     "random_stream",
     "train_auxiliary_teacher",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
 import torch
@@ -23,6 +23,7 @@ from mikit.functional.flow_vectors import (
 
 __all__ = ["InformationFlow"]
 
+Layers = Sequence[Tensor] | Mapping[str, Tensor]
 MATCHINGS = ("depth", "nearest", "monotone")
 SCHEDULES = ("epoch", "measured")
 
@@ -51,7 +52,8 @@ class InformationFlow(nn.Module):
         schedule: ``"epoch"`` or ``"measured"``.
 
     Shapes:
-        One entry per layer in each sequence: rows ``(n, d)``, or maps ``(n, c, h, w)``, which are flattened.
+        One entry per layer in each sequence: rows ``(n, d)``, or maps ``(n, c, h, w)``, which are flattened. A mapping
+        from names to activations, in network order, serves as well.
 
     Unit: dimensionless.
 
@@ -119,8 +121,8 @@ class InformationFlow(nn.Module):
     @classmethod
     def between(
         cls,
-        students: Sequence[Tensor],
-        teachers: Sequence[Tensor],
+        students: Layers,
+        teachers: Layers,
         *,
         matching: str | Sequence[int] = "depth",
         labels: Tensor | None = None,
@@ -146,6 +148,7 @@ class InformationFlow(nn.Module):
             schedule: As in the class.
             generator: As in :meth:`PKT.between`.
         """
+        students, teachers = _in_order(students), _in_order(teachers)
         if not students or not teachers:
             raise InputError("InformationFlow needs one layer of the student and of the teacher at least.")
         if isinstance(matching, str):
@@ -167,7 +170,7 @@ class InformationFlow(nn.Module):
             loss.calibrate(teacher.detach(), generator=generator)
         return flow
 
-    def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    def forward(self, students: Layers, teachers: Layers) -> Tensor:
         """Return the loss of a batch, 0-dim; the teacher gets no gradient.
 
         Args:
@@ -178,7 +181,7 @@ class InformationFlow(nn.Module):
         return (self._weights().to(values) * values).sum()
 
     @torch.no_grad()
-    def terms(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> dict[str, Tensor]:
+    def terms(self, students: Layers, teachers: Layers) -> dict[str, Tensor]:
         """Return what to log: ``layer_i``, each PKT in its unit, and ``weight_i``; without gradient."""
         values = {f"layer_{i}": loss(*pair) for i, (loss, *pair) in enumerate(self._pairs(students, teachers))}
         return values | {f"weight_{i}": weight for i, weight in enumerate(self._weights())}
@@ -194,7 +197,7 @@ class InformationFlow(nn.Module):
         self.epoch.fill_(epoch)
 
     @torch.no_grad()
-    def observe(self, students: Sequence[Tensor], teachers: Sequence[Tensor], labels: Tensor) -> FlowDivergence:
+    def observe(self, students: Layers, teachers: Layers, labels: Tensor) -> FlowDivergence:
         """Measure both flows on these rows and keep the divergence, which ``schedule="measured"`` follows.
 
         Call it at phases, on the same rows each time: a thousand held-out ones, say, not a batch.
@@ -207,6 +210,7 @@ class InformationFlow(nn.Module):
         Returns:
             The divergence under this object's matching.
         """
+        students, teachers = _in_order(students), _in_order(teachers)
         self._pairs(students, teachers)  # refuses other layers than those of the examples
         found = flow_divergence(flow_vector(students, labels), flow_vector(teachers, labels), self.matching)
         if bool(self.first_divergence.isnan()):
@@ -235,7 +239,8 @@ class InformationFlow(nn.Module):
         alphas[:-1] = intermediate
         return alphas / alphas.sum()
 
-    def _pairs(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> list[tuple[PKT, Tensor, Tensor]]:
+    def _pairs(self, students: Layers, teachers: Layers) -> list[tuple[PKT, Tensor, Tensor]]:
+        students, teachers = _in_order(students), _in_order(teachers)
         if len(students) != len(self.matching) or len(teachers) <= max(self.matching):
             raise InputError(
                 f"There are {len(students)} student and {len(teachers)} teacher layers, but this InformationFlow "
@@ -247,3 +252,7 @@ class InformationFlow(nn.Module):
             assert isinstance(loss, PKT)
             pairs.append((loss, own.flatten(1), aim.flatten(1)))
         return pairs
+
+
+def _in_order(layers: Layers) -> list[Tensor]:
+    return list(layers.values() if isinstance(layers, Mapping) else layers)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mikit.activations import Readout
 from mikit.errors import InputError
@@ -84,19 +85,22 @@ class TrainingPlan:
 @final
 @dataclass(frozen=True, kw_only=True)
 class DistillationTerm:
-    """One loss between a layer of the student and a layer of the teacher.
+    """One loss between a layer of the student and a layer of the teacher, or between several of each.
 
     Attributes:
         loss: Called with the student's and the teacher's activations; an estimator of mikit, or any module that
-            returns a 0-dim tensor to minimise. Its ``param_groups()`` are trained with the student, where it has them.
-        layer: Layer of the student, a dotted module name.
-        teacher_layer: Layer of the teacher; the same name if None.
+            returns a 0-dim tensor to minimise. Its ``param_groups()`` are trained with the student, where it has them,
+            and ``set_epoch`` is called with the number of epochs done, where it has that.
+        layer: Layer of the student, a dotted module name; or a tuple of them, for a loss that reads a mapping from
+            names to activations, such as :class:`~mikit.MIMKD`.
+        teacher_layer: Layer of the teacher, or as many of them; the same names if None. In the teacher's mapping they
+            stand under the student's names.
         weight: What the loss is multiplied with; the task's loss has weight 1.
         readout: What to keep of an activation, as for :func:`mikit.capture`: ``"pool"`` for rows, ``"whole"`` for maps.
         labels: Whether the loss takes ``labels=``, the class indices of the batch.
 
     Raises:
-        InputError: If the weight is negative or not finite.
+        InputError: If the weight is negative or not finite, or there are not as many layers on both sides.
 
     Example:
         >>> import mikit
@@ -105,8 +109,8 @@ class DistillationTerm:
     """
 
     loss: nn.Module
-    layer: str
-    teacher_layer: str | None = None
+    layer: str | tuple[str, ...]
+    teacher_layer: str | tuple[str, ...] | None = None
     weight: float = 1.0
     readout: str | Readout = "pool"
     labels: bool = False
@@ -117,11 +121,45 @@ class DistillationTerm:
                 f"The weight of the loss on the layer {self.layer!r} is {self.weight}; it must be finite and cannot be "
                 "negative."
             )
+        if not self.layers or len(self.layers) != len(self.sources) or self.several != isinstance(self.source, tuple):
+            raise InputError(
+                f"A loss stands between the student's {self.layer!r} and the teacher's {self.source!r}; give one layer "
+                "of each, or tuples of equally many."
+            )
 
     @property
-    def source(self) -> str:
-        """Layer of the teacher."""
+    def source(self) -> str | tuple[str, ...]:
+        """Layer or layers of the teacher."""
         return self.layer if self.teacher_layer is None else self.teacher_layer
+
+    @property
+    def several(self) -> bool:
+        """Whether the loss reads mappings."""
+        return isinstance(self.layer, tuple)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The student's layers, one or several."""
+        return _tuple(self.layer)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The teacher's layers, in the order of the student's."""
+        return _tuple(self.source)
+
+    def value(self, own: Mapping[str, Tensor], source: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of a batch, from the activations of both networks by layer; without the weight."""
+        students = {name: own[name] for name in self.layers}
+        teachers = {name: source[told] for name, told in zip(self.layers, self.sources, strict=True)}
+        read: tuple[Any, Any] = (students, teachers)
+        if not self.several:
+            read = (students[self.layers[0]], teachers[self.layers[0]])
+        value: Tensor = self.loss(*read, labels=labels) if self.labels else self.loss(*read)
+        return value
+
+
+def _tuple(layers: str | tuple[str, ...]) -> tuple[str, ...]:
+    return layers if isinstance(layers, tuple) else (layers,)
 
 
 def random_stream(seed: int, purpose: Literal["weights", "views", "losses", "network"]) -> torch.Generator:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mikit.activations import ActivationStore, Readout, capture, record_activations
+from mikit.errors import InputError
 
-__all__ = ["PhaseRecorder", "example_features"]
+__all__ = ["PhaseRecorder", "example_features", "example_layers"]
 
 
 @final
@@ -101,14 +102,58 @@ def example_features(
         >>> f_s.shape, f_t.shape
         (torch.Size([8, 3]), torch.Size([8, 5]))
     """
-    example = copy.deepcopy(student).train()
     source = layer if teacher_layer is None else teacher_layer
+    own, told = example_layers(student, teacher, images, [layer], [source], readout=readout)
+    return own[layer], told[layer]
+
+
+def example_layers(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    layers: Sequence[str],
+    teacher_layers: Sequence[str] | None = None,
+    *,
+    readout: str | Readout = "whole",
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return features of several layers to build one loss from: ``MIMKD.between(*example_layers(...))``.
+
+    As :func:`example_features`, for losses that read mappings.
+
+    Args:
+        student: The student, usually untrained.
+        teacher: The teacher, in evaluation mode.
+        images: A batch.
+        layers: Layers of the student.
+        teacher_layers: As many of the teacher; the same names if None.
+        readout: What to keep of an activation.
+
+    Returns:
+        The student's activations by layer, and the teacher's under the names of the student's layers.
+
+    Raises:
+        InputError: If a layer does not exist or cannot be read out, or there are not as many on both sides.
+
+    Example:
+        >>> student, teacher = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 5)).eval()
+        >>> f_s, f_t = example_layers(student, teacher, torch.ones(8, 4), ["0"])
+        >>> f_s["0"].shape, f_t["0"].shape
+        (torch.Size([8, 3]), torch.Size([8, 5]))
+    """
+    sources = tuple(layers if teacher_layers is None else teacher_layers)
+    if len(sources) != len(layers):
+        raise InputError(
+            f"There are {len(layers)} layers of the student {tuple(layers)} and {len(sources)} of the teacher "
+            f"{sources}; name as many of each."
+        )
+    example = copy.deepcopy(student).train()
     with (
         torch.no_grad(),
         torch.random.fork_rng(),
-        capture(example, [layer], readout=readout) as own,
-        capture(teacher, [source], readout=readout) as told,
+        capture(example, layers, readout=readout) as own,
+        capture(teacher, sources, readout=readout) as told,
     ):
         example(images)
         teacher(images)
-        return own[layer], told[source]
+        students = {layer: own[layer] for layer in layers}
+        return students, {layer: told[source] for layer, source in zip(layers, sources, strict=True)}

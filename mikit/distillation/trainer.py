@@ -250,6 +250,10 @@ class _Run:
     def _epoch(self, epoch: int, acts: Mapping[str, tuple[CapturedActivations, CapturedActivations]]) -> EpochRecord:
         start = time.perf_counter()
         self.network.train()
+        for term in self.terms.values():
+            told: Callable[[int], None] | None = getattr(term.loss, "set_epoch", None)
+            if told is not None:
+                told(epoch - 1)
         sums = torch.zeros(3 + len(self.terms), dtype=torch.float64, device=self.device)
         order = torch.randperm(self.images.shape[0], generator=self.generator)
         for rows in torch.split(order[: self.steps * self.batch], self.batch):
@@ -267,8 +271,7 @@ class _Run:
                 loss = task = cross_entropy(logits, labels)
                 values = []
                 for name, term in self.terms.items():
-                    own, source = acts[name][0][term.layer], acts[name][1][term.source]
-                    value = term.loss(own, source, labels=labels) if term.labels else term.loss(own, source)
+                    value = term.value(*acts[name], labels)
                     loss = loss + term.weight * value
                     values.append(value)
             self.optimiser.zero_grad(set_to_none=True)
@@ -352,8 +355,8 @@ class _Run:
             acts = {}
             for name, term in self.terms.items():
                 assert self.teacher is not None
-                own = capture(self.network, [term.layer], readout=term.readout, detach=False)
-                source = capture(self.teacher, [term.source], readout=term.readout)
+                own = capture(self.network, term.layers, readout=term.readout, detach=False)
+                source = capture(self.teacher, term.sources, readout=term.readout)
                 acts[name] = (stack.enter_context(own), stack.enter_context(source))
             yield acts
 

@@ -22,6 +22,7 @@ from mikit.distillation import (
     TrainingPlan,
     accuracy_on,
     example_features,
+    example_layers,
     random_stream,
     train_network,
     train_student,
@@ -169,6 +170,47 @@ def test_all_methods_of_a_seed_see_the_same_views(data, part, teacher):
     run("drawing", lambda _: {"noise": DistillationTerm(loss=Drawing(), layer="pool")})
     assert torch.equal(seen["alone"], seen["vid"])
     assert torch.equal(seen["alone"], seen["drawing"])
+
+
+def several_terms(network, teacher, part):
+    examples = example_layers(network, teacher, part.images, ("stage2", "pool"))
+    built = {
+        "mimkd": mikit.MIMKD.between(*examples, generator=torch.Generator().manual_seed(0)),
+        "flow": mikit.InformationFlow.between(*examples, generator=torch.Generator().manual_seed(0)),
+    }
+    return {
+        name: DistillationTerm(loss=loss, layer=tuple(examples[0]), readout="whole") for name, loss in built.items()
+    }
+
+
+def test_losses_that_read_several_layers_train_know_the_epoch_and_resume(data, part, teacher, tmp_path):
+    whole, resumed = student(), student()
+    terms = several_terms(whole, teacher, part)
+    before = [parameter.clone() for parameter in terms["mimkd"].loss.parameters()]
+    curve = train_student(whole, teacher, terms, part.images, part.labels, PLAN, views=data.views)
+    assert all(not torch.equal(old, new) for old, new in zip(before, terms["mimkd"].loss.parameters(), strict=True))
+    assert int(terms["flow"].loss.epoch) == PLAN.epochs - 1
+
+    def stop(epoch, network):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    run = {"views": data.views, "folder": tmp_path}
+    again = several_terms(resumed, teacher, part)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(resumed, teacher, again, part.images, part.labels, PLAN, on_epoch=stop, **run)
+    again = several_terms(resumed, teacher, part)
+    assert numbers(train_student(resumed, teacher, again, part.images, part.labels, PLAN, **run)) == numbers(curve)
+
+
+def test_the_layers_of_teacher_and_student_pair_up(part, teacher):
+    own, other = example_layers(student(), teacher, part.images, ("stage2", "pool"), ("stage3", "pool"))
+    assert list(own) == list(other) == ["stage2", "pool"]
+    assert other["stage2"].shape[1:] == (teacher.fc.in_features, 2, 2)
+    with pytest.raises(InputError, match="name as many of each"):
+        example_layers(student(), teacher, part.images, ("stage2",), ("stage3", "pool"))
+    with pytest.raises(InputError, match="tuples of equally many"):
+        DistillationTerm(loss=mikit.MMD(), layer=("stage2",), teacher_layer="stage2")
 
 
 class Drawing(nn.Module):
