@@ -13,6 +13,7 @@ from mikit.distillation.mimkd import MIMKD
 from mikit.distillation.optimizers import check_optimizer
 from mikit.distillation.pkt import PKT
 from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
+from mikit.distillation.recipes import RECIPES, Ingredient, Recipe, distillation_terms, read_ingredients
 from mikit.distillation.recording import PhaseRecorder, example_features, example_layers
 from mikit.distillation.trainer import Views, accuracy_on, logits_on, train_network, train_student
 
@@ -22,6 +23,7 @@ __all__ = [
     "KD2M",
     "MIMKD",
     "PKT",
+    "RECIPES",
     "AttentionTransfer",
     "ChannelMMD",
     "ClassGap",
@@ -34,19 +36,23 @@ __all__ = [
     "GapDiagnosis",
     "HintonKD",
     "InformationFlow",
+    "Ingredient",
     "LayerPairs",
     "MIMKDInformation",
     "PhaseRecorder",
+    "Recipe",
     "TrainingCurve",
     "TrainingPlan",
     "Views",
     "accuracy_on",
     "auxiliary_teacher",
     "check_optimizer",
+    "distillation_terms",
     "example_features",
     "example_layers",
     "logits_on",
     "random_stream",
+    "read_ingredients",
     "train_auxiliary_teacher",
     "train_network",
     "train_student",
