@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mikit.errors import InputError
 from mikit.functional.dependence import cka
+from mikit.functional.monotone import monotone_alignment
 
 __all__ = [
     "FlowDivergence",
@@ -150,22 +152,9 @@ def monotone_matching(student: Tensor, teacher: Tensor) -> tuple[int, ...]:
         >>> monotone_matching(torch.tensor([0.5, 0.1, 0.9]), torch.tensor([0.0, 0.6, 1.0]))
         (0, 0, 2)
     """
-    costs = _costs(student, teacher).tolist()
-    depth = len(costs[0])
-    best: list[float] = [0.0] * depth
-    choices: list[list[int]] = []
-    for row in costs[:-1]:
-        sums = [total + cost for total, cost in zip(best, row, strict=True)]
-        # Of the layers up to j, the one at which this layer's path ends best.
-        ends = [0] * depth
-        for j in range(1, depth):
-            ends[j] = j if sums[j] < sums[ends[j - 1]] else ends[j - 1]
-        best = [sums[end] for end in ends]
-        choices.append(ends)
-    found = [depth - 1]
-    for ends in reversed(choices):
-        found.append(ends[found[-1]])
-    return tuple(reversed(found))
+    costs = _costs(student, teacher).numpy(force=True)
+    costs[-1, :-1] = np.inf
+    return monotone_alignment(costs)
 
 
 def depth_matching(student: int, teacher: int) -> tuple[int, ...]:
