@@ -1,11 +1,10 @@
-"""Table, figure and JSON of the KD²M comparison, from the runs that are done; drawn by ``02_kd2m.py``."""
+"""Table, figure and JSON of a comparison of methods, from the runs that are done."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib
 
@@ -16,47 +15,15 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 from scipy import stats
+from student_runs import ALONE, Comparison
 
 import mikit
 
-ALONE = "alone"
-METRIC_NAMES = {
-    "mmd": "MMD, Gaussian kernel",
-    "energy": "energy distance",
-    "exact": "exact W₂²",
-    "sinkhorn": "Sinkhorn divergence",
-    "sliced": "sliced W₂²",
-    "gaussian": "Gaussian W₂², full",
-    "diagonal": "Gaussian W₂², diagonal",
-    "kl": "Gaussian KL",
-}
-FORM_NAMES = {"class": "per class", "joint": "joint with labels", "marginal": "marginal"}
-_MARKERS = {"class": "o", "joint": "s", "marginal": "^"}
-
-
-class Comparison(Protocol):
-    """What is read of a comparison."""
-
-    out: Path
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    weights: tuple[float, ...]
-
-    def trials(self, method: str) -> list[dict[str, Any]]:
-        """Return the runs on the first seed."""
-
-    def reported(self, method: str) -> list[dict[str, Any]]:
-        """Return the runs with the chosen weight."""
-
-    def planned(self) -> int:
-        """Return the number of runs of the whole comparison."""
-
-    def finished(self) -> int:
-        """Return the number of runs that are done."""
+_MARKERS = "os^Dv"
 
 
 def write_results(comparison: Comparison) -> list[str]:
-    """Write ``trials.csv``, ``table.csv``, ``table.md``, ``results.json`` and ``kd2m.png``; return lines to print."""
+    """Write ``trials.csv``, ``table.csv``, ``table.md``, ``results.json`` and a figure; return lines to print."""
     out = comparison.out
     trials = trial_table(comparison)
     if not len(trials):
@@ -64,14 +31,13 @@ def write_results(comparison: Comparison) -> list[str]:
     table = method_table(comparison)
     heading = told_heading(comparison)
     trials.to_csv(out / "trials.csv", index=False)
-    table.drop(columns="gains").to_csv(out / "table.csv", index=False)
+    table.drop(columns=["gains"]).to_csv(out / "table.csv", index=False)
     (out / "table.md").write_text("\n\n".join((heading, markdown(table), trials_markdown(comparison))) + "\n")
     content = {
         "schema_version": 1,
         "runs": {"finished": comparison.finished(), "planned": comparison.planned()},
         "teacher": teacher_accuracy(comparison),
         "seeds": comparison.seeds,
-        "weights": comparison.weights,
         "table": json.loads(table.to_json(orient="records")),
         "trials": json.loads(trials.to_json(orient="records")),
         "settings": comparison.trials(ALONE)[0]["settings"] if comparison.trials(ALONE) else None,
@@ -80,7 +46,7 @@ def write_results(comparison: Comparison) -> list[str]:
     (out / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if (table["method"] != ALONE).any():
         with matplotlib.rc_context({"font.size": 8}):
-            mikit.plot.save_figure(drawn(table, heading), out, "kd2m")
+            mikit.plot.save_figure(drawn(table, heading), out, comparison.name)
     return [heading, "", markdown(table), "", f"Written to {out}."]
 
 
@@ -106,12 +72,12 @@ def method_table(comparison: Comparison) -> pd.DataFrame:
         accuracies = np.array([points(run) for run in runs])
         gains = np.array([points(run) - alone[run["seed"]] for run in runs if run["seed"] in alone])
         low, high = interval(gains)
-        metric, _, form = method.partition("-")
+        axes = pd.DataFrame([run["axes"] for run in runs if run.get("axes")])
         rows.append(
             {
                 "method": method,
-                "metric": METRIC_NAMES.get(metric, metric),
-                "form": FORM_NAMES.get(form, ""),
+                "title": comparison.methods[method].title,
+                "group": comparison.methods[method].group,
                 "weight": runs[0]["weight"],
                 "seeds": len(runs),
                 "accuracy": accuracies.mean(),
@@ -120,6 +86,8 @@ def method_table(comparison: Comparison) -> pd.DataFrame:
                 "low": low,
                 "high": high,
                 "gains": [round(float(gain), 2) for gain in gains],
+                "gap": axes["gap"].mean() if len(axes) else float("nan"),
+                "nats": axes["nats"].mean() if len(axes) else float("nan"),
                 "failed": sum(run["failed"] is not None for run in runs),
                 "seconds": float(np.median([run["seconds"] or 0.0 for run in runs])),
                 "verdict": "" if method == ALONE else verdict(gains, low, high),
@@ -173,83 +141,81 @@ def told_heading(comparison: Comparison) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Return the table in Markdown."""
-    lines = [
-        "| metric | form | weight | test accuracy, % | gain, points | by seed | 95 % interval | s a run | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    grouped, looked = bool(table["group"].any()), bool(table["gap"].notna().any())
+    columns = ["method", *(["form"] if grouped else []), "weight", "test accuracy, %", "gain, points", "by seed"]
+    columns += ["95 % interval", *(["gap of logits", "nats of logits"] if looked else []), "s a run", "verdict"]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in table.itertuples():
         spread = "" if np.isnan(row.sd) else f" ± {row.sd:.2f}"
-        if row.method == ALONE:
-            lines.append(f"| student alone | | | {row.accuracy:.2f}{spread} | | | | {row.seconds:.0f} | |")
-            continue
+        alone = row.method == ALONE
         by_seed = ", ".join("failed" if np.isnan(gain) else f"{gain:+.2f}" for gain in row.gains)
         band = "" if np.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
-        told = (f"{row.weight:g}", f"{row.accuracy:.2f}{spread}", f"{row.gain:+.2f}", by_seed, band)
-        lines.append(f"| {' | '.join((row.metric, row.form, *told, f'{row.seconds:.0f}', row.verdict))} |")
+        cells = [row.title, *([row.group] if grouped else []), "" if alone else f"{row.weight:.3g}"]
+        cells += [f"{row.accuracy:.2f}{spread}", *(["", "", ""] if alone else [f"{row.gain:+.2f}", by_seed, band])]
+        if looked:
+            cells += ["", ""] if np.isnan(row.gap) else [f"{row.gap:.3f}", f"{row.nats:.2f}"]
+        lines.append(f"| {' | '.join([*cells, f'{row.seconds:.0f}', row.verdict])} |")
     return "\n".join(lines)
 
 
 def trials_markdown(comparison: Comparison) -> str:
     """Return validation accuracies of all trials on the first seed in Markdown, the losing ones too."""
     lines = [
-        f"Validation accuracy on seed {comparison.seeds[0]}, %, by weight:",
+        f"Validation accuracy on seed {comparison.seeds[0]}, %, of every weight tried:",
         "",
-        "| method | " + " | ".join(f"{weight:g}" for weight in comparison.weights) + " |",
-        "|---|" + "---|" * len(comparison.weights),
+        "| method | weight: accuracy |",
+        "|---|---|",
     ]
-    for method in comparison.methods:
-        found = {run["weight"]: run for run in comparison.trials(method)}
-        if method != ALONE and found:
-            cells = (told_trial(found.get(weight)) for weight in comparison.weights)
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    for name, method in comparison.methods.items():
+        found = sorted(comparison.trials(name), key=lambda run: run["weight"])
+        if name != ALONE and len(found) > 1:
+            title = f"{method.title}, {method.group}" if method.group else method.title
+            told = (f"{run['weight']:.3g}: {told_trial(run)}" for run in found)
+            lines.append(f"| {title} | {', '.join(told)} |")
     return "\n".join(lines)
 
 
-def told_trial(run: dict[str, Any] | None) -> str:
+def told_trial(run: dict[str, Any]) -> str:
     """Return the validation accuracy of a trial as text."""
-    if run is None:
-        return ""
     return "failed" if run["validation"] is None else f"{100 * run['validation']:.1f}"
 
 
 def drawn(table: pd.DataFrame, heading: str) -> Figure:
-    """Return the paired gains: a row a metric, a colour and a marker a form, a dot a seed."""
+    """Return the paired gains: a row a method, a colour and a marker a form, a dot a seed."""
     rows = table[table["method"] != ALONE]
-    metrics = [name for name in METRIC_NAMES.values() if name in set(rows["metric"])]
-    forms = [form for form, name in FORM_NAMES.items() if name in set(rows["form"])]
-    colors = dict(zip(FORM_NAMES, seaborn.color_palette("colorblind", len(FORM_NAMES)), strict=True))
-    figure = Figure(figsize=(6.5, 1.5 + 0.45 * len(metrics)), layout="constrained")
+    titles = list(dict.fromkeys(rows["title"]))
+    groups = list(dict.fromkeys(rows["group"]))
+    figure = Figure(figsize=(6.5, 1.5 + (0.45 if len(groups) > 1 else 0.25) * len(titles)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#444444", linewidth=1)
-    for form in forms:
-        chosen = rows[rows["form"] == FORM_NAMES[form]]
-        shift = 0.24 * (forms.index(form) - (len(forms) - 1) / 2)
-        heights = np.array([metrics.index(name) + shift for name in chosen["metric"]])
+    for group, color, marker in zip(groups, seaborn.color_palette("colorblind", len(groups)), _MARKERS, strict=False):
+        chosen = rows[rows["group"] == group]
+        shift = 0.24 * (groups.index(group) - (len(groups) - 1) / 2)
+        heights = np.array([titles.index(title) + shift for title in chosen["title"]])
         for height, gains in zip(heights, chosen["gains"], strict=True):
-            axes.scatter(
-                gains, [height] * len(gains), s=9, color=colors[form], edgecolor="white", linewidth=0.4, zorder=4
-            )
+            axes.scatter(gains, [height] * len(gains), s=9, color=color, edgecolor="white", linewidth=0.4, zorder=4)
         axes.errorbar(
             chosen["gain"],
             heights,
             xerr=error_bars(chosen),
-            fmt=_MARKERS[form],
-            color=colors[form],
+            fmt=marker,
+            color=color,
             markersize=6,
             markerfacecolor="white",
             linewidth=1.2,
             capsize=2,
-            label=FORM_NAMES[form],
+            label=group,
         )
-    axes.set_yticks(range(len(metrics)), metrics)
-    axes.set_ylim(len(metrics) - 0.45, -0.55)
+    axes.set_yticks(range(len(titles)), titles)
+    axes.set_ylim(len(titles) - 0.45, -0.55)
     axes.set_xlabel("gain over the student alone of the same seed, points of test accuracy")
     axes.grid(axis="x", color="#e7e7e7")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     lines = (*heading.split("; "), "Mean and 95 % interval by Student's t; every small dot is a seed.")
     figure.suptitle("\n".join(lines), fontsize=8, x=0.01, ha="left")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    if len(groups) > 1:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -1,19 +1,21 @@
-"""The runs of the KD²M comparison: what decides one, how it trains, where its record stands; led by ``02_kd2m.py``."""
+"""Runs of a comparison of methods: what decides one, how it trains, how its weight is chosen, where it is kept."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import typer
+from torch import nn
 
 import mikit
 from mikit.datasets import ImageData, ImagePart
@@ -21,7 +23,6 @@ from mikit.distillation import (
     DistillationTerm,
     TrainingPlan,
     accuracy_on,
-    example_features,
     logits_on,
     random_stream,
     train_network,
@@ -30,23 +31,39 @@ from mikit.distillation import (
 from mikit.models import ResNet8
 
 ALONE = "alone"
-LAYER = "pool"
-METRICS: dict[str, Callable[[], Any]] = {
-    "mmd": lambda: mikit.MMD(),
-    "energy": lambda: mikit.EnergyDistance(),
-    "exact": lambda: mikit.Wasserstein(),
-    "sinkhorn": lambda: mikit.SinkhornDivergence(),
-    "sliced": lambda: mikit.SlicedWasserstein(),
-    "gaussian": lambda: mikit.GaussianWasserstein(),
-    "diagonal": lambda: mikit.GaussianWasserstein(diagonal=True),
-    "kl": lambda: mikit.GaussianKL(),
-}
-# What is expected to work first; marginal laws were seen to hurt elsewhere.
-METHODS = (
-    *(f"{metric}-{form}" for metric in METRICS for form in ("class", "joint")),
-    *(f"{metric}-marginal" for metric in METRICS),
-)
+TRIALS = 4  # of every method whose weight is searched
 _SPLIT_SEED = 2025
+
+
+class Pairing(NamedTuple):
+    """What a method builds its losses from: both networks, a batch of the student's images, a seeded generator."""
+
+    student: nn.Module
+    teacher: nn.Module
+    some: ImagePart
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to learn from a teacher, and how its weight is found.
+
+    Attributes:
+        title: As tables and figures name it.
+        group: What it is drawn beside; empty for methods of their own.
+        build: Gives the losses at weight 1; None for the student alone.
+        weights: The multiples of the losses' own weights to try on the first seed. One: nothing is tried. None: 1 and
+            3, then three times beyond the better end, or between the two best, until there are :data:`TRIALS`.
+        teacher: ``"trained"``, or ``"untrained"`` for a control.
+        look: Told the networks, views of the training images and the losses at the end; what it returns is stored.
+    """
+
+    title: str
+    group: str = ""
+    build: Callable[[Pairing], dict[str, DistillationTerm]] | None = None
+    weights: tuple[float, ...] | None = None
+    teacher: str = "trained"
+    look: Callable[[Pairing, dict[str, DistillationTerm]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +82,12 @@ class Settings:
     rate: float = 0.1
     autocast: bool = False
     channels_last: bool = False
+    student: str = "resnet8"
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that tell runs apart; options that came later only where they are used."""
+        later = {"student": "resnet8"}
+        return {key: value for key, value in asdict(self).items() if key not in later or later[key] != value}
 
     def teacher_plan(self) -> TrainingPlan:
         """Return how the teacher trains."""
@@ -97,20 +120,30 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one call compares, and where it is kept."""
+    """What one call compares, and where it is kept.
 
+    Attributes:
+        name: Name of the figure.
+        out: Folder of the runs and of everything drawn from them.
+        file: The images; None for digits.
+        data_key: What tells the images apart.
+        settings: What all runs share.
+        methods: What is compared, by short names.
+        seeds: Weights are chosen on the first; all are reported.
+    """
+
+    name: str
     out: Path
     file: Path | None
     data_key: str
     settings: Settings
-    methods: tuple[str, ...]
+    methods: Mapping[str, Method]
     seeds: tuple[int, ...]
-    weights: tuple[float, ...]
 
     def record(self, method: str, seed: int, weight: float) -> Path:
         """Return the file of one run, named by what decides it."""
         decides = {
-            "settings": asdict(self.settings),
+            "settings": self.settings.deciding(),
             "data": self.data_key,
             "method": method,
             "seed": seed,
@@ -125,22 +158,30 @@ class Comparison:
         return json.loads(file.read_text()) if file.exists() else None
 
     def trials(self, method: str) -> list[dict[str, Any]]:
-        """Return the finished runs on the first seed, one for every weight tried."""
-        found = (self.known(method, self.seeds[0], weight) for weight in self.grid(method))
-        return [run for run in found if run is not None]
-
-    def grid(self, method: str) -> tuple[float, ...]:
-        """Return the weights to try."""
-        return (0.0,) if method == ALONE else self.weights
+        """Return the finished runs on the first seed, one for every weight tried, in the order of trying."""
+        return self._tried(method)[0]
 
     def chosen(self, method: str) -> float | None:
         """Return the weight with the best validation accuracy on the first seed; None while a trial is missing."""
-        trials = self.trials(method)
-        if len(trials) < len(self.grid(method)):
+        trials, missing = self._tried(method)
+        if missing is not None:
             return None
-        # Of equals the smaller weight; a run that failed is the last resort.
-        best = max(trials, key=lambda run: (run["failed"] is None, run["validation"] or 0.0, -run["weight"]))
-        return float(best["weight"])
+        return float(best_trial(trials)["weight"])
+
+    def next_weight(self, method: str) -> float | None:
+        """Return the weight to try next on the first seed; None when all trials are done."""
+        return self._tried(method)[1]
+
+    def _tried(self, method: str) -> tuple[list[dict[str, Any]], float | None]:
+        weights = self.methods[method].weights
+        found: list[dict[str, Any]] = []
+        for trial in range(TRIALS if weights is None else len(weights)):
+            weight = searched_weight(found) if weights is None else weights[trial]
+            run = self.known(method, self.seeds[0], weight)
+            if run is None:
+                return found, weight
+            found.append(run)
+        return found, None
 
     def reported(self, method: str) -> list[dict[str, Any]]:
         """Return the finished runs with the chosen weight, in the order of the seeds."""
@@ -152,11 +193,32 @@ class Comparison:
 
     def planned(self) -> int:
         """Return the number of runs of the whole comparison."""
-        return sum(len(self.grid(method)) + len(self.seeds) - 1 for method in self.methods)
+        tried = (TRIALS if method.weights is None else len(method.weights) for method in self.methods.values())
+        return sum(trials + len(self.seeds) - 1 for trials in tried)
 
     def finished(self) -> int:
         """Return the number of runs that are done."""
         return sum(len(self.trials(method)) + max(0, len(self.reported(method)) - 1) for method in self.methods)
+
+
+def best_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run with the best validation accuracy: of equals the smallest weight; one that failed is last."""
+    return max(trials, key=lambda run: (run["failed"] is None, run["validation"] or 0.0, -run["weight"]))
+
+
+def searched_weight(trials: Sequence[dict[str, Any]]) -> float:
+    """Return the weight to try after these: 1, 3, then beyond the better end by 3, or between the two best."""
+    tried = sorted(run["weight"] for run in trials)
+    if len(tried) < 2:
+        return (1.0, 3.0)[len(tried)]
+    best = float(best_trial(trials)["weight"])
+    if best == tried[-1]:
+        return float(f"{3 * best:.3g}")
+    if best == tried[0]:
+        return float(f"{best / 3:.3g}")
+    index = tried.index(best)
+    beside = [run for run in trials if run["weight"] in (tried[index - 1], tried[index + 1])]
+    return float(f"{math.sqrt(best * best_trial(beside)['weight']):.3g}")
 
 
 def parts_of(comparison: Comparison) -> Parts:
@@ -174,7 +236,7 @@ def train_method(comparison: Comparison, method: str) -> None:
     parts = parts_of(comparison)
     teacher = trained_teacher(comparison, parts)
     first, *others = comparison.seeds
-    for weight in comparison.grid(method):
+    while (weight := comparison.next_weight(method)) is not None:
         train_once(comparison, parts, teacher, method, first, weight)
     weight = comparison.chosen(method)
     assert weight is not None
@@ -182,21 +244,25 @@ def train_method(comparison: Comparison, method: str) -> None:
         train_once(comparison, parts, teacher, method, seed, weight)
 
 
-def train_once(comparison: Comparison, parts: Parts, teacher: ResNet8, method: str, seed: int, weight: float) -> None:
+def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method: str, seed: int, weight: float) -> None:
     """Train one student and write its record, unless it is there."""
     if comparison.known(method, seed, weight) is not None:
         return
-    settings = comparison.settings
+    settings, way = comparison.settings, comparison.methods[method]
     part = parts.train.per_class(settings.per_class, seed=seed)
-    student = fresh(parts, settings.student_width, seed)
+    student = fresh_student(parts, settings, seed)
     images, labels, plan = part.images, part.labels, settings.student_plan(seed)
+    source = teacher if way.teacher == "trained" else fresh(parts, settings.teacher_width, seed=1000 + seed).eval()
+    terms: dict[str, DistillationTerm] = {}
     try:
-        if method == ALONE:
+        if way.build is None:
             curve = train_network(student, images, labels, plan, views=parts.data.views)
         else:
-            loss = built(method, student, teacher, part, settings.batch, seed)
-            terms = {"kd2m": DistillationTerm(loss=loss, layer=LAYER, weight=weight, labels=True)}
-            curve = train_student(student, teacher, terms, images, labels, plan, views=parts.data.views)
+            generator = random_stream(seed, "losses")
+            some = part.rows(torch.randperm(len(part), generator=generator)[: settings.batch])
+            built = way.build(Pairing(student, source, some, generator))
+            terms = {name: replace(term, weight=weight * term.weight) for name, term in built.items()}
+            curve = train_student(student, source, terms, images, labels, plan, views=parts.data.views)
         failed = curve.diverged
     except mikit.InputError as refusal:  # A form that the metric cannot take, in its own words.
         curve, failed = None, str(refusal)
@@ -205,6 +271,12 @@ def train_once(comparison: Comparison, parts: Parts, teacher: ResNet8, method: s
         for name in seen:
             looked = getattr(parts, name)
             seen[name] = accuracy_on(student, looked.images, looked.labels, autocast=settings.autocast)
+    looks = None
+    if failed is None and way.look is not None:
+        views = parts.data.views(part.images, generator=random_stream(seed, "views"))
+        looks = way.look(
+            Pairing(student, source, ImagePart(views, part.labels, part.ids), random_stream(seed, "losses")), terms
+        )
     content = {
         "method": method,
         "seed": seed,
@@ -212,8 +284,9 @@ def train_once(comparison: Comparison, parts: Parts, teacher: ResNet8, method: s
         **seen,
         "failed": failed,
         "axes": None if failed is not None else axes_of(student, teacher, parts.test, settings),
+        "looks": looks,
         "seconds": None if curve is None else curve.seconds,
-        "settings": asdict(settings),
+        "settings": settings.deciding(),
         "torch": torch.__version__,
         "mikit": mikit.__version__,
         "curve": [] if curve is None else [record.to_dict() for record in curve.records],
@@ -223,7 +296,7 @@ def train_once(comparison: Comparison, parts: Parts, teacher: ResNet8, method: s
     tell(comparison, f"{method}, seed {seed}, weight {weight:g}: {shown}, {content['seconds'] or 0:.0f} s")
 
 
-def axes_of(student: ResNet8, teacher: ResNet8, part: ImagePart, settings: Settings) -> dict[str, Any]:
+def axes_of(student: nn.Module, teacher: nn.Module, part: ImagePart, settings: Settings) -> dict[str, Any]:
     """Return how far the laws of student's and teacher's logits lie apart, and how much they know of each other."""
     own, other = (
         logits_on(network, part.images, autocast=settings.autocast).double() for network in (student, teacher)
@@ -238,25 +311,7 @@ def axes_of(student: ResNet8, teacher: ResNet8, part: ImagePart, settings: Setti
     }
 
 
-def built(method: str, student: ResNet8, teacher: ResNet8, part: ImagePart, batch: int, seed: int) -> torch.nn.Module:
-    """Return the loss, on the scale on which a student unrelated to the teacher costs about 1."""
-    metric, form = method.split("-")
-    generator = random_stream(seed, "losses")
-    some = part.rows(torch.randperm(len(part), generator=generator)[:batch])
-    f_s, f_t = example_features(student, teacher, some.images, LAYER)
-    loss: torch.nn.Module = mikit.KD2M.between(
-        f_s,
-        f_t,
-        metric=METRICS[metric](),
-        conditional=None if form == "marginal" else form,
-        labels=some.labels,
-        classes=student.fc.out_features,
-        generator=generator,
-    )
-    return loss
-
-
-def trained_teacher(comparison: Comparison, parts: Parts) -> ResNet8:
+def trained_teacher(comparison: Comparison, parts: Parts) -> nn.Module:
     """Return the teacher, trained once and kept in the folder; it never sees the images that choose or report."""
     settings = comparison.settings
     teacher = fresh(parts, settings.teacher_width, seed=0)
@@ -278,6 +333,11 @@ def fresh(parts: Parts, width: float, seed: int) -> ResNet8:
     """Return an untrained network; the same for all methods of a seed."""
     generator = random_stream(seed, "weights")
     return ResNet8(channels=parts.data.channels, classes=parts.data.classes, width=width, generator=generator)
+
+
+def fresh_student(parts: Parts, settings: Settings, seed: int) -> nn.Module:
+    """Return an untrained student; the same for all methods of a seed."""
+    return fresh(parts, settings.student_width, seed)
 
 
 def write_whole(path: Path, text: str) -> None:
