@@ -6,6 +6,7 @@ from mikit.distillation.critic_reading import CriticReading, MIMKDInformation
 from mikit.distillation.curve import EpochRecord, TrainingCurve
 from mikit.distillation.feature_queue import FeatureQueue
 from mikit.distillation.gap_diagnosis import ClassGap, GapDiagnosis
+from mikit.distillation.gather import AcrossRanks, gathered_rows
 from mikit.distillation.information_flow import InformationFlow
 from mikit.distillation.kd2m import KD2M
 from mikit.distillation.layer_pairs import Distilled, LayerPairs
@@ -49,6 +50,7 @@ __all__ = [
     "check_optimizer",
     "distillation_terms",
     "example_features",
+    "gathered_rows",
     "example_layers",
     "logits_on",
     "random_stream",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mikit.activations import CapturedActivations, Readout, capture
+from mikit.distillation.gather import gathered_rows
 from mikit.distillation.recording import example_features
 from mikit.errors import InputError
 
@@ -55,6 +56,8 @@ class LayerPairs(nn.Module):
         schedules: Factors by epoch, for pairs whose weight is to change; :meth:`set_epoch` reads them.
         readouts: What to keep of an activation, by pair or for all, as for :func:`mikit.capture`. None: ``"whole"``
             for feature maps and losses that read them, ``"pool"`` otherwise.
+        across_ranks: Whether losses see the rows of all ranks of data-parallel training (:class:`AcrossRanks`), so that
+            their gradient is that of one process with the whole batch.
         generator: Where losses draw their parameters from; torch's global generator if None.
 
     Raises:
@@ -68,8 +71,8 @@ class LayerPairs(nn.Module):
     Pitfalls:
         - Train what :meth:`param_groups` gives: the student and the losses' own parameters. ``check_optimizer`` tells.
         - The teacher sees the same inputs, views included, so its features cannot be stored beforehand.
-        - Under data-parallel training wrap this module, not the student; losses over a batch then see a process's own
-          rows.
+        - Under data-parallel training wrap this module, not the student, and pass ``across_ranks=True``: without it,
+          losses over a batch see a process's own rows. :meth:`information` and :meth:`gradient_ratios` always do.
         - Compile parts of the student, not the student: hooks do not reach into a compiled graph.
 
     Source:
@@ -103,6 +106,7 @@ class LayerPairs(nn.Module):
         weights: float | Mapping[Pair, float] = 1.0,
         schedules: Mapping[Pair, Schedule] | None = None,
         readouts: str | Readout | Mapping[Pair, str | Readout] | None = None,
+        across_ranks: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -111,6 +115,7 @@ class LayerPairs(nn.Module):
         self.student = student
         self._teacher = (teacher,)  # a tuple, so that its parameters are not this module's
         self.pairs = tuple(pairs)
+        self.across_ranks = across_ranks
         for given, what in ((weights, "weights"), (schedules, "schedules"), (readouts, "readouts")):
             if isinstance(given, Mapping):
                 _require_known(given, self.pairs, what)
@@ -149,6 +154,7 @@ class LayerPairs(nn.Module):
             labels: Class indices, for the losses that read them.
         """
         logits, own, told = self._activations(inputs)
+        own, told, labels = self._from_all_ranks(own, told, labels)
         loss, terms = None, {}
         scale = self.weights * self.factors
         for index, name in enumerate(self.names):
@@ -189,6 +195,7 @@ class LayerPairs(nn.Module):
         with _left_as_it_was(self):
             self.losses.eval()
             _, own, told = self._activations(inputs)
+            own, told, labels = self._from_all_ranks(own, told, labels)
             return {
                 name: self._value(index, own, {index: told[index].roll(1, 0)}, labels)
                 for index, name in enumerate(self.names)
@@ -248,6 +255,15 @@ class LayerPairs(nn.Module):
         except InputError as cause:
             raise InputError(f"The loss {self.names[index]} refused the batch. {cause}") from cause
         return value
+
+    def _from_all_ranks(
+        self, own: dict[int, Tensor], told: dict[int, Tensor], labels: Tensor | None
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor | None]:
+        """Return activations and labels of all ranks where losses are to see them."""
+        if not self.across_ranks:
+            return own, told, labels
+        held = gathered_rows((own, told) if labels is None else (own, told, labels))
+        return held if labels is not None else (*held, None)
 
     def _activations(self, inputs: Tensor) -> tuple[Any, dict[int, Tensor], dict[int, Tensor]]:
         """Return the student's output, and by pair the activations of student and teacher."""
