@@ -1,6 +1,7 @@
 """What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
 
 from mikit.distillation.auxiliary_teacher import auxiliary_teacher, train_auxiliary_teacher
+from mikit.distillation.chunking import chunked_backward
 from mikit.distillation.classics import CRD, DKD, AttentionTransfer, ChannelMMD, FitNet, HintonKD
 from mikit.distillation.critic_reading import CriticReading, MIMKDInformation
 from mikit.distillation.curve import EpochRecord, TrainingCurve
@@ -25,6 +26,7 @@ __all__ = [
     "MIMKD",
     "PKT",
     "RECIPES",
+    "AcrossRanks",
     "AttentionTransfer",
     "ChannelMMD",
     "ClassGap",
@@ -48,10 +50,11 @@ __all__ = [
     "accuracy_on",
     "auxiliary_teacher",
     "check_optimizer",
+    "chunked_backward",
     "distillation_terms",
     "example_features",
-    "gathered_rows",
     "example_layers",
+    "gathered_rows",
     "logits_on",
     "random_stream",
     "read_ingredients",
