@@ -68,6 +68,7 @@ __all__ = [
     "datasets",
     "distillation",
     "functional",
+    "match_layers",
     "measure",
     "models",
     "noise_sweep",
@@ -76,6 +77,7 @@ __all__ = [
     "record_activations",
     "report",
     "risk_gap",
+    "suggest_pairs",
     "testing",
     "trace",
 ]
@@ -124,7 +126,7 @@ _HOME = {
         "mikit.estimators",
     ),
     **dict.fromkeys(("capture", "record_activations", "ActivationStore", "read_array"), "mikit.activations"),
-    **dict.fromkeys(("Flow", "trace"), "mikit.flow"),
+    **dict.fromkeys(("Flow", "match_layers", "suggest_pairs", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
     **dict.fromkeys(("RiskGap", "risk_gap"), "mikit.risk"),
     **dict.fromkeys(
@@ -197,7 +199,7 @@ if TYPE_CHECKING:
         Wasserstein,
         WeightedKL,
     )
-    from mikit.flow import Flow, trace
+    from mikit.flow import Flow, match_layers, suggest_pairs, trace
     from mikit.gap_and_information import BothAxes, both_axes
     from mikit.measurement import Check, Measurement
     from mikit.measuring import measure
