@@ -13,6 +13,7 @@ import typer
 
 import mikit
 from mikit.bench_commands import bench
+from mikit.distill_command import distill
 from mikit.errors import InputError
 from mikit.options import Jobs, Json, Overwrite, Seed, require_free_json
 from mikit.outputs import DEMO, REPORT, TRACE, new_folder, require_free, write_text
@@ -224,6 +225,9 @@ def demo(
     if quick:
         say("These are the numbers of a quick run, which shows that everything works; leave out --quick for results.")
     say(f"Open {result.folder / 'report' / 'index.html'} ({result.wall_time:.0f} s)")
+
+
+app.command()(distill)
 
 
 @app.command()
