@@ -223,25 +223,26 @@ def over(found: dict[str, dict[str, float | None]]) -> list[str]:
 def table(found: dict[str, dict[str, float | None]], ranks: Sequence[int], names: Sequence[str]) -> str:
     """Return the results as a Markdown page part."""
     dealt = ", ".join(" + ".join(map(str, SIZES[count])) for count in ranks if count > 1)
+    heads = [f"{dtype}, {count} rank{'s' * (count > 1)}" for dtype in BARS for count in ranks]
     lines = [
-        f"{SIZES[1][0]} rows, dealt as {dealt}; "
-        "largest difference from one process, relative to the largest number compared. Gradient: of the student's "
-        "weights, of the loss's own parameters, and the buffers after the step, whichever is worst.",
+        f"{SIZES[1][0]} rows, dealt as {dealt}. Value, and worst of the gradients of the student's weights and of "
+        "the loss's own parameters, and of the buffers after the step: largest difference from one process, relative "
+        "to the largest number compared, or to 1 for values below 1. Last: that of the student's gradient where each "
+        f"of {max(ranks)} ranks forms the loss of its own rows.",
         "",
-        "| loss | ranks | value, float64 | gradient, float64 | value, float32 | gradient, float32 "
-        "| gradient without the gather |",
-        "|---|---|---|---|---|---|---|",
+        f"| loss | {' | '.join(heads)} | without the gather |",
+        f"|---|{'---|' * (len(heads) + 1)}",
     ]
     for name in names:
-        for count in ranks:
-            double, single = (found[f"{name} | {dtype} | {count}"] for dtype in BARS)
-            cells = []
-            for one in (double, single):
+        cells = []
+        for dtype in BARS:
+            for count in ranks:
+                one = found[f"{name} | {dtype} | {count}"]
                 worst = max(float(one[what] or 0) for what in ("student", "parameters", "state"))
-                cells += [f"{one['value']:.0e}", f"{worst:.0e}"]
-            without = double["without"]
-            said = "" if name == THROUGH else "refuses" if without is None else f"{without:.0%}"
-            lines.append(f"| {name} | {count} | {' | '.join(cells)} | {said} |")
+                cells.append(f"{float(one['value'] or 0):.0e}, {worst:.0e}".replace("0e+00", "0"))
+        without = found[f"{name} | float64 | {max(ranks)}"]["without"]
+        said = "" if name == THROUGH else "refuses" if without is None else f"{without:.0%}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {said} |")
     return "\n".join(lines) + "\n"
 
 

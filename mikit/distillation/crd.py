@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mikit.distillation.paired_gap import require_positive, split_decay
 from mikit.errors import InputError
 from mikit.estimators.base import Estimator, require_pair, seeded
+from mikit.functional.refusing import passed_if
 from mikit.functional.scored import infonce_from_scores
 
 __all__ = ["CRD"]
@@ -171,10 +172,11 @@ def _without_own_class(scores: Tensor, labels: Tensor) -> Tensor:
             "index a row."
         )
     same = labels[:, None] == labels
-    if bool(same.all()):
-        raise InputError(
-            "All labels of this batch are one class, so that no negative is left. Shuffle the batches, or leave labels "
-            "out."
-        )
+    same = passed_if(
+        same,
+        ~same.all(),
+        "All labels of this batch are one class, so that no negative is left. Shuffle the batches, or leave labels "
+        "out.",
+    )
     itself = torch.eye(n, dtype=torch.bool, device=scores.device)
     return scores.masked_fill(same & ~itself, -math.inf)

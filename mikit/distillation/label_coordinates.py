@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mikit.errors import InputError
+from mikit.functional.refusing import passed_if
 
 __all__ = ["GivenLabels", "Labels", "label_coordinates", "mean_cost"]
 
@@ -45,6 +46,11 @@ class Labels(NamedTuple):
 
     def counted(self, classes: int | None) -> Tensor:
         """Return class indices, after a look whether they lie among the classes."""
+        if torch.compiler.is_compiling():  # the values are known only when the graph runs
+            known = self.values >= 0 if classes is None else (self.values >= 0) & (self.values < classes)
+            most = "" if classes is None else f", and there are {classes}"
+            said = f"A label does not lie among the classes, which are counted from 0{most}. Leave unlabelled rows out."
+            return passed_if(self.values.long(), known.all(), said)
         lowest, highest = (int(end) for end in torch.stack(torch.aminmax(self.values)).tolist())
         if lowest < 0:
             raise InputError(f"A label is {lowest}; classes are counted from 0. Leave unlabelled rows out.")

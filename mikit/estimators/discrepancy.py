@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
@@ -70,11 +71,23 @@ class Discrepancy(Estimator):
             InputError: If the samples do not fit this measure, carry weights that it does not take, or are fewer than
                 four rows to debias with.
         """
+        return self.compared(self.between_laws, x, y, weights_x=weights_x, weights_y=weights_y)
+
+    def compared(
+        self,
+        between: Callable[..., Tensor],
+        x: Tensor,
+        y: Tensor,
+        *,
+        weights_x: Tensor | None = None,
+        weights_y: Tensor | None = None,
+    ) -> Tensor:
+        """Return what :meth:`estimate` does, with ``between`` in the place of :meth:`between_laws`."""
         self.require_samples(x, y)
         if (weights_x is not None or weights_y is not None) and not self.weighted:
             raise InputError(f"{type(self).__name__} takes no weights; every row counts the same.")
         if not self.debias:
-            return self.between_laws(x, y, weights_x=weights_x, weights_y=weights_y)
+            return between(x, y, weights_x=weights_x, weights_y=weights_y)
         if weights_x is not None or weights_y is not None:
             raise InputError("Debiasing halves the samples, and halves of weighted rows differ; leave out the weights.")
         if min(x.shape[0], y.shape[0]) < _FEWEST_TO_SPLIT:
@@ -82,8 +95,7 @@ class Discrepancy(Estimator):
                 f"There are {x.shape[0]} and {y.shape[0]} rows; debiasing halves both, so it needs {_FEWEST_TO_SPLIT}."
             )
         (x1, x2), (y1, y2) = (x[::2], x[1::2]), (y[::2], y[1::2])
-        apart = self.between_laws(x1, y2) + self.between_laws(x2, y1)
-        return (apart - self.between_laws(x1, x2) - self.between_laws(y1, y2)) / 2
+        return (between(x1, y2) + between(x2, y1) - between(x1, x2) - between(y1, y2)) / 2
 
     def settled(self, x: Tensor, y: Tensor) -> Discrepancy:
         """Return this measure with what it would take from the data, such as a bandwidth, taken from these for good.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import final
 
 import torch
@@ -16,7 +17,12 @@ from mikit.functional.couplings import sample_weights, transport_potentials
 from mikit.functional.entropic import sinkhorn_divergence
 from mikit.functional.exact_transport import identity_fraction, wasserstein, wasserstein2
 from mikit.functional.sliced_maximum import max_sliced_wasserstein2
-from mikit.functional.transport import sliced_wasserstein, sliced_wasserstein2
+from mikit.functional.transport import (
+    directions_of_draw,
+    generator_of_draw,
+    sliced_wasserstein,
+    sliced_wasserstein2,
+)
 from mikit.measurement import Check
 
 __all__ = ["SinkhornDivergence", "SlicedWasserstein", "Wasserstein"]
@@ -359,28 +365,36 @@ class SlicedWasserstein(Discrepancy):
         self, x: Tensor, y: Tensor, *, weights_x: Tensor | None = None, weights_y: Tensor | None = None
     ) -> Tensor:
         """Return the distance along new directions in training mode, along those of the seed otherwise."""
-        instrument = self
-        if self.training:
-            self.draws += 1
-            seed = (self.seed * 1_000_003 + int(self.draws)) % 2**63
-            instrument = SlicedWasserstein(
-                self.projections, maximum=self.maximum, squared=self.squared, seed=seed, debias=self.debias
-            )
-        return instrument.estimate(x, y.detach(), weights_x=weights_x, weights_y=weights_y)
+        if not self.training:
+            return super().forward(x, y, weights_x=weights_x, weights_y=weights_y)
+        self.draws += 1
+        along = partial(self._along, self.draws)
+        return self.compared(along, x, y.detach(), weights_x=weights_x, weights_y=weights_y)
 
     def between_laws(
         self, x: Tensor, y: Tensor, *, weights_x: Tensor | None = None, weights_y: Tensor | None = None
     ) -> Tensor:
         """Return the distance of the two samples along the directions of the seed, or its square."""
-        generator = torch.Generator().manual_seed(self.seed)
+        return self._along(torch.zeros_like(self.draws), x, y)
+
+    def _along(
+        self,
+        draw: Tensor,
+        x: Tensor,
+        y: Tensor,
+        *,
+        weights_x: Tensor | None = None,
+        weights_y: Tensor | None = None,
+    ) -> Tensor:
         if self.maximum:
+            generator = generator_of_draw(draw, self.seed)
             furthest = max_sliced_wasserstein2(x, y, starts=self.projections, generator=generator)
             if self.squared:
                 return furthest
             at_zero = furthest == 0  # where the gradient is 0, the smallest subgradient of the root
             return torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, furthest).sqrt())
         sliced = sliced_wasserstein2 if self.squared else sliced_wasserstein
-        return sliced(x, y, projections=self.projections, generator=generator)
+        return sliced(x, y, directions=directions_of_draw(draw, self.seed, self.projections, x.shape[1]))
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
         """Return the standard error along these directions, from estimates without a twentieth of the rows each."""

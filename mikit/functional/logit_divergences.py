@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mikit.errors import InputError
+from mikit.functional.refusing import passed_if
 from mikit.functional.samples import require_one_device, require_paired, require_rows, require_same_width, working_dtype
 
 __all__ = ["decoupled_kl", "softened_kl"]
@@ -95,24 +96,25 @@ def decoupled_kl(
             f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, but there are {student.shape[0]} rows "
             "of logits; pass one class index a row."
         )
-    if bool((labels < 0).any()) or bool((labels >= student.shape[1]).any()):
-        raise InputError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but the logits have {student.shape[1]} "
-            "classes, from 0. Check which classes the networks were built for."
-        )
+    labels = passed_if(
+        labels.long(),
+        ((labels >= 0) & (labels < student.shape[1])).all(),
+        f"A label does not lie among the {student.shape[1]} classes of the logits, which are counted from 0. Check "
+        "which classes the networks were built for.",
+    )
     with torch.autocast(student.device.type, enabled=False):
-        target = torch.zeros_like(student, dtype=torch.bool).scatter_(1, labels.long()[:, None], True)
-        own, others = (_parted(logits, target) for logits in (teacher, student))
+        target = torch.zeros_like(student, dtype=torch.bool).scatter_(1, labels[:, None], True)
+        own, others = (_parted(logits, labels, target) for logits in (teacher, student))
         binary = _kl(own[0], others[0]).mean()
         among = _kl(own[1], others[1], without=target).mean()
     return binary, among
 
 
-def _parted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _parted(logits: Tensor, labels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return log probabilities of target and rest ``(n, 2)``, and of the classes among the rest."""
     rest = logits.masked_fill(target, -math.inf)
     among = torch.logsumexp(rest, dim=1, keepdim=True)
-    own = logits[target][:, None]
+    own = logits.gather(1, labels[:, None])
     return torch.log_softmax(torch.cat([own, among], dim=1), dim=1), (rest - among)
 
 

@@ -15,7 +15,7 @@ from mikit.errors import InputError
 from mikit.functional.closed import closed_form, unwanted
 from mikit.functional.samples import centred, require_one_device, require_rows, require_same_width
 
-__all__ = ["sliced_wasserstein", "sliced_wasserstein2"]
+__all__ = ["directions_of_draw", "generator_of_draw", "sliced_wasserstein", "sliced_wasserstein2"]
 
 _Array = npt.NDArray[Any]
 
@@ -216,12 +216,47 @@ def _prepared(
             drawn = torch.randn(projections, d, dtype=torch.float32)
         else:
             drawn = torch.randn(projections, d, generator=generator, device=generator.device, dtype=torch.float32)
-        rows = torch.nn.functional.normalize(drawn.double(), dim=1)
+        rows = _unit_vectors(drawn)
     else:
         rows = directions.detach()
         if rows.ndim != 2 or rows.shape[1] != d or rows.shape[0] == 0:
             raise InputError(f"directions has shape {tuple(rows.shape)}; pass one unit vector a row, (L, {d}).")
     return a, b, rows.to(device=a.device, dtype=a.dtype)
+
+
+def _unit_vectors(drawn: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(drawn.double(), dim=1)
+
+
+def generator_of_draw(draw: Tensor, seed: int) -> torch.Generator:
+    """Return the generator of a draw, counted from 1; that of the seed itself for 0."""
+    count = int(draw)
+    return torch.Generator().manual_seed((seed * 1_000_003 + count) % 2**63 if count else seed)
+
+
+def directions_of_draw(draw: Tensor, seed: int, projections: int, d: int) -> Tensor:
+    """Return the unit vectors ``(projections, d)`` of a draw; for the compiler, which knows no generator, an operator.
+
+    Example:
+        >>> one, two = (directions_of_draw(torch.tensor(draw), 0, 4, 3) for draw in (1, 2))
+        >>> bool(torch.equal(one, two)), one.norm(dim=1).round(decimals=6).tolist()
+        (False, [1.0, 1.0, 1.0, 1.0])
+    """
+    if torch.compiler.is_compiling():
+        drawn: Tensor = _directions_of_draw(draw, seed, projections, d)
+        return drawn
+    return _unit_vectors(torch.randn(projections, d, generator=generator_of_draw(draw, seed), dtype=torch.float32))
+
+
+@torch.library.custom_op("mikit::directions_of_draw", mutates_args=())
+def _directions_of_draw(draw: Tensor, seed: int, projections: int, d: int) -> Tensor:
+    rows = torch.randn(projections, d, generator=generator_of_draw(draw, seed), dtype=torch.float32)
+    return _unit_vectors(rows).to(draw.device)
+
+
+@_directions_of_draw.register_fake
+def _(draw: Tensor, seed: int, projections: int, d: int) -> Tensor:
+    return draw.new_empty((projections, d), dtype=torch.float64)
 
 
 def _by_rows(sort: Callable[..., _Array], array: _Array, threads: int) -> _Array:
