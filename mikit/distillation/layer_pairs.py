@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from mikit.activations import CapturedActivations, Readout, capture
 from mikit.distillation.gather import gathered_rows
-from mikit.distillation.recording import example_features
+from mikit.distillation.recording import example_features, output_of
 from mikit.errors import InputError
 
 __all__ = ["Distilled", "LayerPairs"]
 
 Pair = tuple[str, str]
 Schedule = Callable[[int], float]
+Inputs = Tensor | Mapping[str, Any]
 
 
 @final
@@ -50,7 +51,8 @@ class LayerPairs(nn.Module):
         pairs: By layer of the student and layer of the teacher: a loss class, whose ``between`` is called with the
             example's activations; a function of both activations that returns a loss, such as
             ``partial(mikit.KD2M.between, conditional="class")``; or a loss that is built already.
-        example: One batch of inputs, large enough for the statistics that losses take from it.
+        example: One batch of inputs, large enough for the statistics that losses take from it. The entries of a mapping
+            are passed to both networks by keyword.
         labels: The batch's class indices, for losses that need them to be tried out.
         weights: One for each pair, or one for all. A weight of 1 is meant to be a loss's usual strength.
         schedules: Factors by epoch, for pairs whose weight is to change; :meth:`set_epoch` reads them.
@@ -101,7 +103,7 @@ class LayerPairs(nn.Module):
         teacher: nn.Module,
         pairs: Mapping[Pair, type[nn.Module] | nn.Module | Callable[[Tensor, Tensor], nn.Module]],
         *,
-        example: Tensor,
+        example: Tensor | Mapping[str, Any],
         labels: Tensor | None = None,
         weights: float | Mapping[Pair, float] = 1.0,
         schedules: Mapping[Pair, Schedule] | None = None,
@@ -146,14 +148,25 @@ class LayerPairs(nn.Module):
         """The teacher."""
         return self._teacher[0]
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Distilled:
+    def forward(self, inputs: Inputs, labels: Tensor | None = None) -> Distilled:
         """Run both networks on ``inputs`` and return the student's output, the loss, and its terms.
 
         Args:
-            inputs: One batch, as both networks take it.
+            inputs: One batch, as both networks take it; a mapping is passed by keyword.
             labels: Class indices, for the losses that read them.
         """
-        logits, own, told = self._activations(inputs)
+        return self.beside(lambda: output_of(self.student, inputs), inputs, labels)
+
+    def beside(self, run: Callable[[], Any], inputs: Inputs, labels: Tensor | None = None) -> Distilled:
+        """Do as ``forward`` does where somebody else runs the student, such as the step of a framework's trainer.
+
+        Args:
+            run: Runs the student once, on the inputs that the teacher gets; also when it is wrapped for distributed
+                training. What it returns stands in ``logits``.
+            inputs: One batch for the teacher.
+            labels: As in ``forward``.
+        """
+        logits, own, told = self._activations(inputs, run)
         own, told, labels = self._from_all_ranks(own, told, labels)
         loss, terms = None, {}
         scale = self.weights * self.factors
@@ -187,7 +200,7 @@ class LayerPairs(nn.Module):
         return groups
 
     @torch.no_grad()
-    def chance(self, inputs: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def chance(self, inputs: Inputs, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return every loss with the teacher's rows moved on by one: what it costs to know nothing of the partner.
 
         Losses that compare laws do not change much by that, for they are blind to pairing.
@@ -202,7 +215,7 @@ class LayerPairs(nn.Module):
             }
 
     @torch.no_grad()
-    def information(self, inputs: Tensor) -> dict[str, Tensor]:
+    def information(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the estimate, in nats, of the losses that measure information, on inputs that were not trained on.
 
         Of the losses' present parameters: a bound, and looser than what :func:`mikit.measure` finds with fresh ones.
@@ -218,7 +231,7 @@ class LayerPairs(nn.Module):
             return found
 
     def gradient_ratios(
-        self, inputs: Tensor, labels: Tensor, task: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
+        self, inputs: Inputs, labels: Tensor, task: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy
     ) -> dict[str, Tensor]:
         """Return how long each weighted loss's gradient in the student is, relative to that of the task's loss.
 
@@ -265,7 +278,9 @@ class LayerPairs(nn.Module):
         held = gathered_rows((own, told) if labels is None else (own, told, labels))
         return held if labels is not None else (*held, None)
 
-    def _activations(self, inputs: Tensor) -> tuple[Any, dict[int, Tensor], dict[int, Tensor]]:
+    def _activations(
+        self, inputs: Inputs, run: Callable[[], Any] | None = None
+    ) -> tuple[Any, dict[int, Tensor], dict[int, Tensor]]:
         """Return the student's output, and by pair the activations of student and teacher."""
         if self.teacher.training:
             raise InputError(
@@ -277,8 +292,8 @@ class LayerPairs(nn.Module):
                 own = stack.enter_context(capture(self.student, [layer], readout=readout, detach=False))
                 sides.append((own, stack.enter_context(capture(self.teacher, [source], readout=readout))))
             with torch.no_grad():
-                self.teacher(inputs)
-            logits = self.student(inputs)
+                output_of(self.teacher, inputs)
+            logits = output_of(self.student, inputs) if run is None else run()
             students = {index: side[0][self.pairs[index][0]] for index, side in enumerate(sides)}
             teachers = {index: side[1][self.pairs[index][1]] for index, side in enumerate(sides)}
         return logits, students, teachers
@@ -311,7 +326,7 @@ def _built(
     teacher: nn.Module,
     pair: Pair,
     wanted: type[nn.Module] | nn.Module | Callable[[Tensor, Tensor], nn.Module],
-    example: Tensor,
+    example: Inputs,
     told: str | Readout | None,
     labels: Tensor | None,
     generator: torch.Generator | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mikit.activations import ActivationStore, Readout, capture, record_activations
 from mikit.errors import InputError
 
-__all__ = ["PhaseRecorder", "example_features", "example_layers"]
+__all__ = ["PhaseRecorder", "example_features", "example_layers", "output_of"]
 
 
 @final
@@ -68,7 +68,7 @@ class PhaseRecorder:
 def example_features(
     student: nn.Module,
     teacher: nn.Module,
-    images: Tensor,
+    images: Tensor | Mapping[str, Any],
     layer: str,
     teacher_layer: str | None = None,
     *,
@@ -82,7 +82,7 @@ def example_features(
     Args:
         student: The student, usually untrained.
         teacher: The teacher, in evaluation mode.
-        images: A batch large enough for the statistics that the loss takes from it.
+        images: A batch large enough for the statistics that the loss takes from it; a mapping is passed by keyword.
         layer: Layer of the student.
         teacher_layer: Layer of the teacher; the same name if None.
         readout: What to keep of an activation.
@@ -110,7 +110,7 @@ def example_features(
 def example_layers(
     student: nn.Module,
     teacher: nn.Module,
-    images: Tensor,
+    images: Tensor | Mapping[str, Any],
     layers: Sequence[str],
     teacher_layers: Sequence[str] | None = None,
     *,
@@ -123,7 +123,7 @@ def example_layers(
     Args:
         student: The student, usually untrained.
         teacher: The teacher, in evaluation mode.
-        images: A batch.
+        images: A batch; a mapping is passed by keyword.
         layers: Layers of the student.
         teacher_layers: As many of the teacher; the same names if None.
         readout: What to keep of an activation.
@@ -153,7 +153,17 @@ def example_layers(
         capture(example, layers, readout=readout) as own,
         capture(teacher, sources, readout=readout) as told,
     ):
-        example(images)
-        teacher(images)
+        output_of(example, images)
+        output_of(teacher, images)
         students = {layer: own[layer] for layer in layers}
         return students, {layer: told[source] for layer, source in zip(layers, sources, strict=True)}
+
+
+def output_of(network: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Any:
+    """Return what ``network`` gives for ``inputs``; the entries of a mapping are passed by keyword.
+
+    Example:
+        >>> output_of(nn.Linear(2, 3), {"input": torch.ones(4, 2)}).shape
+        torch.Size([4, 3])
+    """
+    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)

@@ -207,3 +207,46 @@ def test_a_plain_module_is_a_loss_as_well() -> None:
     pairs = LayerPairs(*_networks(), {("pool", "pool"): Gap()}, example=_batch()[0])
     assert list(pairs(_batch()[0]).terms) == ["pool -> pool: Gap"]
     assert len(pairs.param_groups()) == 1
+
+
+class _Named(nn.Module):
+    """Takes its images by keyword, as language models take their tokens."""
+
+    def __init__(self, network: ResNet8) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(images)}
+
+
+def test_the_entries_of_a_mapping_are_passed_by_keyword() -> None:
+    student, teacher = _networks()
+    images, labels = _batch()
+    wanted = {("network.stage2", "network.stage2"): mikit.VID, ("network.fc", "network.fc"): mikit.HintonKD}
+    settings = {"labels": labels, "generator": torch.Generator().manual_seed(3)}
+    named = LayerPairs(_Named(student), _Named(teacher).eval(), wanted, example={"images": images}, **settings)
+    plain = LayerPairs(
+        student,
+        teacher,
+        {("stage2", "stage2"): mikit.VID, ("fc", "fc"): mikit.HintonKD},
+        example=images,
+        labels=labels,
+        generator=torch.Generator().manual_seed(3),
+    )
+    found = named({"images": images}, labels)
+    assert torch.equal(found.loss, plain(images, labels).loss)
+    assert torch.equal(found.logits["logits"], plain(images, labels).logits)
+    assert all(not value.requires_grad for value in named.chance({"images": images}, labels).values())
+
+
+def test_losses_beside_a_student_that_somebody_else_runs() -> None:
+    pairs = _pairs().eval()
+    images, labels = _batch(seed=4)
+    wrapped = nn.Sequential(pairs.student)
+    found = pairs.beside(lambda: ("mine", wrapped(images)), images, labels)
+    assert found.logits[0] == "mine"
+    assert torch.equal(found.loss, pairs(images, labels).loss)
+    assert list(found.terms) == NAMES
+    with pytest.raises(InputError, match="did not run"):
+        pairs.beside(lambda: None, images, labels)
