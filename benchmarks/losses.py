@@ -48,18 +48,20 @@ class Case:
         form: What it reads. ``"rows"``: two widths; ``"alike"``: rows of the teacher's width from both; ``"classes"``:
             rows and class indices; ``"logits"``; ``"maps"``: those of the last stage; ``"network"``: maps and a vector
             by name; ``"layers"``: a list, a vector last.
-        labels: Whether it is called with labels.
+        labels: Whether it is called with labels: ``"taken"`` or ``"needed"``; empty if not.
         draws: Whether it draws at random when called and takes a generator.
         breaks: Why the compiler does not keep one graph; empty where it does.
         fewest: Rows below which it refuses a batch.
+        pairs: Whether row ``i`` of both sides must be the same input.
     """
 
     build: Callable[..., nn.Module]
     form: str = "rows"
-    labels: bool = False
+    labels: str = ""
     draws: bool = False
     breaks: str = ""
     fewest: int = 2
+    pairs: bool = True
 
     def built(self, examples: Batch) -> nn.Module:
         """Return the loss, its parameters drawn from a seed of their own."""
@@ -123,16 +125,18 @@ def plain(cls: Any, **options: Any) -> Callable[..., nn.Module]:
 
 
 _BY_CLASS = "class sizes are read on the host"
+_GROMOV = "each step of its descent is decided on the host"
+_FLOW = "which columns its flows leave straight is read on the host"
 _SINKHORN = "epsilon is taken from the batch on the host, unless it is given"
 
 LOSSES: Mapping[str, Case] = {
-    "VID, learned variance": Case(between(mikit.VID)),
-    "VID, closed variance": Case(between(mikit.VID, variance="closed")),
-    "VID, full covariance": Case(between(mikit.VID, variance="full")),
-    "VID, batch-normalised head": Case(between(mikit.VID, arch="bn_relu3x2"), "maps"),
-    "VID, maps": Case(between(mikit.VID), "maps"),
+    "VID, learned variance": Case(between(mikit.VID), fewest=1),
+    "VID, closed variance": Case(between(mikit.VID, variance="closed"), fewest=1),
+    "VID, full covariance": Case(between(mikit.VID, variance="full"), fewest=1),
+    "VID, batch-normalised head": Case(between(mikit.VID, arch="bn_relu3x2"), "maps", fewest=1),
+    "VID, maps": Case(between(mikit.VID), "maps", fewest=1),
     "MIMKD": Case(between(mikit.MIMKD), "network"),
-    "MIMKD, labels": Case(between(mikit.MIMKD), "network", labels=True),
+    "MIMKD, labels": Case(between(mikit.MIMKD), "network", labels="taken"),
     "MIMKD, concat, one negative": Case(between(mikit.MIMKD, critic="concat"), "network", draws=True),
     "MIMKD, InfoNCE": Case(between(mikit.MIMKD, objective="infonce"), "network"),
     "PKT": Case(between(mikit.PKT), fewest=3),
@@ -142,39 +146,53 @@ LOSSES: Mapping[str, Case] = {
     "LabelQMI": Case(plain(mikit.LabelQMI), "classes"),
     "HSIC": Case(plain(mikit.HSIC), fewest=4),
     "CKA": Case(plain(mikit.CKA), fewest=4),
-    "KD2M, MMD": Case(between(mikit.KD2M)),
-    "KD2M, MMD by class": Case(between(mikit.KD2M, conditional="class", classes=4), labels=True, breaks=_BY_CLASS),
+    "KD2M, MMD": Case(between(mikit.KD2M), pairs=False),
+    "KD2M, MMD by class": Case(
+        between(mikit.KD2M, conditional="class", classes=4), labels="needed", breaks=_BY_CLASS, fewest=5
+    ),
     "KD2M, energy with labels": Case(
-        between(mikit.KD2M, metric="energy", conditional="joint", classes=4, with_labels=True), labels=True
+        between(mikit.KD2M, metric="energy", conditional="joint", classes=4, with_labels=True), labels="needed"
     ),
     "KD2M, Sinkhorn with labels": Case(
         between(mikit.KD2M, metric="sinkhorn_divergence", conditional="joint", classes=4, with_labels=True),
-        labels=True,
+        labels="needed",
         breaks=_SINKHORN,
+        fewest=1,
     ),
     "KD2M, Wasserstein by class": Case(
-        between(mikit.KD2M, metric="wasserstein", conditional="class", classes=4), labels=True, breaks=_BY_CLASS
+        between(mikit.KD2M, metric="wasserstein", conditional="class", classes=4),
+        labels="needed",
+        breaks=_BY_CLASS,
+        fewest=1,
     ),
-    "KD2M, Gaussian Wasserstein": Case(between(mikit.KD2M, metric="gaussian_wasserstein")),
-    "KD2M, sliced Wasserstein": Case(between(mikit.KD2M, metric="sliced_wasserstein")),
-    "MMD": Case(plain(mikit.MMD), "alike"),
-    "EnergyDistance": Case(plain(mikit.EnergyDistance), "alike"),
-    "SinkhornDivergence": Case(plain(mikit.SinkhornDivergence), "alike", breaks=_SINKHORN),
-    "SinkhornDivergence, epsilon given": Case(plain(mikit.SinkhornDivergence, epsilon=0.5), "alike"),
-    "SlicedWasserstein": Case(plain(mikit.SlicedWasserstein), "alike"),
-    "Wasserstein": Case(plain(mikit.Wasserstein), "alike"),
-    "GaussianWasserstein": Case(plain(mikit.GaussianWasserstein), "alike"),
-    "GaussianKL": Case(plain(mikit.GaussianKL), "alike"),
+    "KD2M, Gaussian Wasserstein": Case(between(mikit.KD2M, metric="gaussian_wasserstein"), fewest=1, pairs=False),
+    "KD2M, sliced Wasserstein": Case(between(mikit.KD2M, metric="sliced_wasserstein"), fewest=1, pairs=False),
+    "MMD": Case(plain(mikit.MMD), "alike", pairs=False),
+    "EnergyDistance": Case(plain(mikit.EnergyDistance), "alike", pairs=False),
+    "SinkhornDivergence": Case(plain(mikit.SinkhornDivergence), "alike", breaks=_SINKHORN, fewest=1, pairs=False),
+    "SinkhornDivergence, epsilon given": Case(
+        plain(mikit.SinkhornDivergence, epsilon=0.5), "alike", fewest=1, pairs=False
+    ),
+    "SlicedWasserstein": Case(plain(mikit.SlicedWasserstein), "alike", fewest=1, pairs=False),
+    "Wasserstein": Case(plain(mikit.Wasserstein), "alike", fewest=1, pairs=False),
+    "GaussianWasserstein": Case(plain(mikit.GaussianWasserstein), "alike", fewest=1, pairs=False),
+    "GaussianKL": Case(plain(mikit.GaussianKL), "alike", fewest=3, pairs=False),
+    "GromovWasserstein": Case(plain(mikit.GromovWasserstein), breaks=_GROMOV, fewest=1, pairs=False),
     "InfoNCE": Case(between(mikit.InfoNCE)),
-    "AnchoredInfoNCE": Case(between(mikit.AnchoredInfoNCE)),
+    "AnchoredInfoNCE": Case(between(mikit.AnchoredInfoNCE), fewest=3),
     "JSD": Case(between(mikit.JSD)),
     "NWJ": Case(between(mikit.NWJ)),
+    "DV": Case(between(mikit.DV)),
+    "SMILE": Case(between(mikit.SMILE)),
+    "GaussianMI": Case(plain(mikit.GaussianMI)),
+    "LabelInformation": Case(between(mikit.LabelInformation), "classes", fewest=1),
+    "FlowMI": Case(between(mikit.FlowMI), breaks=_FLOW),
     "CRD": Case(between(mikit.CRD)),
-    "CRD, labels": Case(between(mikit.CRD), labels=True),
+    "CRD, labels": Case(between(mikit.CRD), labels="taken"),
     "HintonKD": Case(plain(mikit.HintonKD), "logits"),
-    "DKD": Case(plain(mikit.DKD), "logits", labels=True),
+    "DKD": Case(plain(mikit.DKD), "logits", labels="needed", fewest=1),
     "FitNet": Case(between(mikit.FitNet)),
-    "FitNet, maps": Case(between(mikit.FitNet), "maps"),
-    "AttentionTransfer": Case(plain(mikit.AttentionTransfer), "maps"),
-    "ChannelMMD": Case(plain(mikit.ChannelMMD), "maps"),
+    "FitNet, maps": Case(between(mikit.FitNet), "maps", fewest=1),
+    "AttentionTransfer": Case(plain(mikit.AttentionTransfer), "maps", fewest=1),
+    "ChannelMMD": Case(plain(mikit.ChannelMMD), "maps", fewest=1),
 }

@@ -22,6 +22,7 @@ from mikit.functional.nonlinear_probes import (
     neighbor_labels,
 )
 from mikit.functional.probes import CLIP, Array, LinearProbe, fit_gaussian_probe, fit_logistic_probe, label_entropy
+from mikit.functional.refusing import passed_if
 from mikit.measurement import Check
 
 __all__ = ["LabelInformation", "RotatedInformation", "rotated_information"]
@@ -191,8 +192,12 @@ class LabelInformation(Estimator):
                 f"The labels have shape {tuple(y.shape)} and dtype {y.dtype} for {x.shape[0]} rows. Pass one class "
                 "index per row."
             )
-        if bool((y < 0).any()) or bool((y >= self.log_prior.shape[0]).any()):
-            _known(_codes(y), self.log_prior.shape[0])
+        classes = self.log_prior.shape[0]
+        known = ((y >= 0) & (y < classes)).all()
+        if torch.compiler.is_compiling():  # the values are known only when the graph runs
+            y = passed_if(y, known, f"A label does not lie among the {classes} classes that the probe was built for.")
+        elif not bool(known):
+            _known(_codes(y), classes)
         with torch.autocast(x.device.type, enabled=False):
             z = ((x.to(self.mean.dtype) - self.mean) / self.scale).clamp(-CLIP, CLIP)
             log_q = self._log_probabilities(z)
