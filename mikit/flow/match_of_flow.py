@@ -34,8 +34,9 @@ def match_flow(
     """For every student layer, find the teacher layer that each rule picks from a measured flow.
 
     Formula: as :func:`mikit.match_layers`, and ``share``: the teacher layer of which the student layer recovers the
-    largest share. ``directional`` needs a flow traced with ``student_noise=0.3`` and a teacher noise of 0.01:
-    its held-out values, in nats, are those of the rule. The others are read from any flow.
+    largest share. ``directional`` needs a flow traced with ``student_noise=0.3`` and a teacher noise of 0.01; a flow
+    holds the bracket of every value and not the correction, so the held-out end is compared, and the error of a
+    difference is widened until the middle of the bracket has to agree. The others are read from any flow.
 
     Args:
         flow: What :func:`mikit.trace` returned.
@@ -89,6 +90,8 @@ def match_flow(
     for rule in asked:
         if rule not in RULES:
             raise InputError(f'There is no rule "{rule}"; the rules are {", ".join(RULES)}.')
+        if rule == "held_out":
+            raise InputError('The rule "held_out" needs activations; pass the stores to mikit.match_layers.')
         if rule not in tables:
             raise InputError(f'This flow does not have what the rule "{rule}" compares. {_LACKS[rule]}')
     students = flow.frame[flow.frame["role"].eq("student")]
@@ -142,7 +145,9 @@ def _tables(flow: Flow, noise: float | None) -> dict[str, pd.DataFrame]:
     if len(direct) and student_noise is not None and math.isclose(student_noise, _STUDENT_NOISE):
         # The value of the rule is in nats; a share's own ceiling is that of the teacher's layer.
         tables["directional"] = direct.assign(
-            value=direct["held_out"] * direct["ceiling"], standard_error=direct["standard_error"] * direct["ceiling"]
+            value=direct["held_out"] * direct["ceiling"],
+            standard_error=direct["standard_error"] * direct["ceiling"],
+            bracket=(direct["in_sample"] - direct["held_out"]) * direct["ceiling"],
         )
     alike = frame[frame["quantity"].eq("cka")]
     if len(alike):
@@ -167,20 +172,23 @@ def _by_value(rule: str, cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
         ordered = own.sort_values("teacher_layer_index")
         names = [str(name) for name in ordered["teacher_layer"]]
         values, errors = (ordered[name].to_numpy(dtype=float) for name in ("value", "standard_error"))
+        bracket = ordered["bracket"].to_numpy(dtype=float) if rule == "directional" else np.zeros(len(names))
         _require_known(values, str(ordered["layer"].iloc[0]), rule)
 
-        def error(first: int, second: int, errors: Array = errors) -> float:
-            return float(np.hypot(errors[first], errors[second]))
+        def error(first: int, second: int, errors: Array = errors, bracket: Array = bracket) -> float:
+            # Half the difference of the brackets is how far the middles stand from the held-out ends; a quarter of it
+            # on an error of which two are asked for makes the middle agree too.
+            return float(np.hypot(errors[first], errors[second]) + max(bracket[second] - bracket[first], 0.0) / 4)
 
         where = {
             "rule": rule,
             "unit": "nats" if rule == "directional" else str(ordered["unit"].iloc[0]),
             "layer": str(ordered["layer"].iloc[0]),
             "layer_index": int(str(index)),
+            "basis": _UNPAIRED,
+            "ceiling": 1.0 if rule == "share" else math.nan,
         }
-        yield from cells_by_value(
-            names, values, error, where, basis=_UNPAIRED, ceiling=1.0 if rule == "share" else math.nan
-        )
+        yield from cells_by_value(names, values, error, where)
 
 
 def _by_labels(rule: str, cells: pd.DataFrame, table: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from mikit.errors import InputError
 from mikit.measurement import plain
 
-__all__ = ["NOT_A_FINDING", "RULES", "LayerMatch", "Pooled", "match_frame"]
+__all__ = ["ERRORS_APART", "NOT_A_FINDING", "RULES", "LayerMatch", "Pooled", "match_frame", "tie_broken"]
 
 Array = NDArray[Any]
 
 RULES: Mapping[str, str] = {
     "directional": "the teacher layer from which the student layer is most linearly recoverable",
+    "held_out": "the same by the held-out score alone, which favours narrow layers where rows are few",
     "cka": "the teacher layer of the largest linear CKA",
     "share": "the teacher layer of which the student layer recovers the largest share",
     "nearest": "the teacher layer whose label information is nearest",
@@ -40,6 +41,7 @@ _COLUMNS: Mapping[str, str] = {
     "value": "float64",
     "unit": "str",
     "share": "float64",
+    "held_out": "float64",
     "behind": "float64",
     "standard_error": "float64",
     "basis": "str",
@@ -64,6 +66,7 @@ class Pooled:
         measured: Values, in ``unit``.
         unit: Their unit.
         shares: Shares; NaN for rules that have none.
+        held_out: Held-out scores, by which ties are broken; NaN for rules that have none.
         behind: How far each cell is behind the chosen one, in ``unit``; NaN in rows whose partner is declared.
         errors: Standard errors of ``behind``.
         chosen: The chosen teacher layer of every student layer.
@@ -79,6 +82,7 @@ class Pooled:
     measured: Array
     unit: str
     shares: Array
+    held_out: Array
     behind: Array
     errors: Array
     chosen: Array
@@ -108,8 +112,9 @@ class LayerMatch:
         frame: One row for every network, seed, phase, rule, student layer and teacher layer. ``value`` is what the rule
             compares, in ``unit``: nats recovered (directional), an index (CKA), a share, or a squared gap in nats²
             (nearest and monotone, where less is better). ``share`` is the value over the most there could be, where the
-            rule has such a thing. ``behind`` is how much the cell falls short of the chosen one, ``standard_error`` the
-            error of that difference and ``basis`` what the error is made from; ``chosen`` marks the choice, ``tied``
+            rule has such a thing, and ``held_out`` the held-out score that breaks its ties. ``behind`` is how much the
+            cell falls short of the chosen one, below 0 where a tie was broken against it; ``standard_error`` is the
+            error of that difference and ``basis`` what the error is made from. ``chosen`` marks the choice, ``tied``
             the cells less than two standard errors behind it, and ``declared`` the rows whose partner is a convention.
         settings: How it was measured.
 
@@ -251,22 +256,21 @@ def _pool(frame: pd.DataFrame) -> Pooled:
             f"The seeds of {frame['network'].iloc[0]!r} do not have the same layers, so they cannot be averaged. Match "
             "each seed by itself."
         )
-    values, shares, behind, errors = (
-        ordered[name].to_numpy(dtype=float).reshape(shape) for name in ("value", "share", "behind", "standard_error")
+    values, shares, held_out, behind, errors = (
+        ordered[name].to_numpy(dtype=float).reshape(shape)
+        for name in ("value", "share", "held_out", "behind", "standard_error")
     )
     declared = np.asarray(ordered["declared"].to_numpy(dtype=bool).reshape(shape).any(axis=(1, 2)))
+    chosen = ordered["chosen"].to_numpy(dtype=bool).reshape(shape)[:, :, 0].argmax(axis=1)
     unit, basis = str(ordered["unit"].iloc[0]), str(ordered["basis"].iloc[0])
-    picked = ordered["chosen"].to_numpy(dtype=bool).reshape(shape)
-    total = behind.mean(axis=2)
-    # In declared rows nothing was compared; the choice is the one that was marked.
-    chosen = np.where(declared, picked[:, :, 0].argmax(axis=1), np.where(np.isnan(total), np.inf, total).argmin(axis=1))
-    at = chosen[:, None, None]
-    apart = behind - np.take_along_axis(behind, at, axis=1)
-    own = errors**2 + np.where(apart == 0, 0.0, np.take_along_axis(errors, at, axis=1) ** 2)
-    error = np.sqrt(own.sum(axis=2)) / seeds
+    apart, error = behind[:, :, 0], errors[:, :, 0]
     if seeds > 1:
-        error = np.maximum(error, apart.std(axis=2, ddof=1) / np.sqrt(seeds))
         basis = f"{seeds} seeds, or {basis} where that is larger"
+        apart, error = np.full(shape[:2], np.nan), np.full(shape[:2], np.nan)
+        for row in np.flatnonzero(~declared):
+            best = int(behind[row].mean(axis=1).argmin())
+            chosen[row] = tie_broken(*_over_seeds(behind[row], errors[row], best), best, held_out[row].mean(axis=1))
+            apart[row], error[row] = _over_seeds(behind[row], errors[row], chosen[row])
     return Pooled(
         str(frame["network"].iloc[0]),
         int(frame["phase"].iloc[0]),
@@ -275,10 +279,26 @@ def _pool(frame: pd.DataFrame) -> Pooled:
         values.mean(axis=2),
         unit,
         shares.mean(axis=2),
-        apart.mean(axis=2),
+        held_out.mean(axis=2),
+        apart,
         error,
         chosen,
         declared,
         seeds,
         basis,
     )
+
+
+def _over_seeds(behind: Array, errors: Array, at: int) -> tuple[Array, Array]:
+    """Return how far each cell ``(cells, seeds)`` is behind the one ``at``, and the error of that, over the seeds."""
+    apart, seeds = behind - behind[at], behind.shape[1]
+    own = np.sqrt((errors**2 + errors[at] ** 2).sum(axis=1)) / seeds
+    return apart.mean(axis=1), np.maximum(own, apart.std(axis=1, ddof=1) / np.sqrt(seeds))
+
+
+def tie_broken(behind: Array, errors: Array, best: int, held_out: Array) -> int:
+    """Return the cell of the largest held-out score among those tied with the best; the best where there is none."""
+    if np.isnan(held_out).any():
+        return best
+    tied = (behind < ERRORS_APART * errors) | (np.arange(behind.shape[0]) == best)
+    return int(np.where(tied, held_out, -np.inf).argmax())

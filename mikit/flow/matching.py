@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_limits
 from mikit.activations import ActivationStore
 from mikit.errors import InputError
 from mikit.estimators.labels import rotated_information
-from mikit.flow.match_result import ERRORS_APART, RULES, LayerMatch, match_frame
+from mikit.flow.match_result import ERRORS_APART, RULES, LayerMatch, match_frame, tie_broken
 from mikit.flow.sides import Side, Sides, sides_of
 from mikit.functional.moments import LayerFactor, cross_products, factor_layer, principal_axes
 from mikit.functional.monotone import monotone_alignment
-from mikit.functional.recovery import require_rows
+from mikit.functional.recovery import recover, require_rows
 from mikit.functional.row_contributions import cka_influence, recovery_scores, whitened_rows
 from mikit.provenance import library_versions
 
@@ -70,12 +70,14 @@ def match_layers(
 ) -> LayerMatch:
     """For every student layer, find the teacher layer that each of several rules picks, and by how much.
 
-    Formula: ``directional``: ``argmax_j E_held-out[log q(s_i' | t_j') - log q(s_i')]``, Gaussian, with
-    ``s' = s + 0.3 z`` and ``t' = t + 0.01 z`` in RMS SDs, so the layer from which ``s_i`` is most linearly
-    recoverable; the most there could be, ``½ Σ log(1 + λ(s_i) / 0.3²)``, is the same for all ``j``. ``cka``: the
-    largest linear CKA. ``nearest``: ``argmin_j (ω(s_i) - ω(t_j))²`` with the layers' label information ``ω``;
-    ``monotone``: the least sum of those along a matching that never goes back. By both the last layer goes with the
-    last, by convention.
+    Formula: ``directional``: ``argmax_j I(s_i'; t_j')``, Gaussian, with ``s' = s + 0.3 z`` and ``t' = t + 0.01 z`` in
+    RMS SDs, so the layer from which ``s_i`` is most linearly recoverable; the most there could be,
+    ``½ Σ log(1 + λ(s_i) / 0.3²)``, is the same for all ``j``. The information is that of all rows less
+    ``d_eff(s') d_eff(t') / 2n``, and of layers that tie the one with the largest held-out score
+    ``E[log q(s' | t') - log q(s')]`` is taken. ``held_out``: the largest held-out score, with no correction.
+    ``cka``: the largest linear CKA. ``nearest``: ``argmin_j (ω(s_i) - ω(t_j))²`` with the layers' label information
+    ``ω``; ``monotone``: the least sum of those along a matching that never goes back. By both the last layer goes with
+    the last, by convention.
 
     A difference between two teacher layers is taken row by row, and its standard error from those differences. Below
     two standard errors the choice is called a tie.
@@ -86,8 +88,8 @@ def match_layers(
         students: One store for each network and seed; or one dictionary of arrays, rows paired with the teacher's.
         labels: One label per row, in the order of the teacher's last phase. Without them the stores' own are used;
             where there are none, ``nearest`` and ``monotone`` are left out, unless they are asked for.
-        rules: Which of ``"directional"``, ``"cka"``, ``"nearest"`` and ``"monotone"`` to ask; by default all that the
-            data allow.
+        rules: Which of ``"directional"``, ``"held_out"``, ``"cka"``, ``"nearest"`` and ``"monotone"`` to ask; by
+            default all but ``"held_out"`` that the data allow.
         phases: Phases of the students; by default the last of each.
         layers: Names of the layers to match; all by default.
         noise: Noise on the student's layer, in RMS SDs.
@@ -117,7 +119,9 @@ def match_layers(
         - Planted pairs flatter the rule. Between two networks trained apart, the early layers of the teacher contain
           what its later layers hold, and draw the choice towards the input.
         - A layer and a linear map of it hold the same: teacher layers such as a pooled layer and its logits differ by
-          little.
+          little, and tie.
+        - ``held_out`` pays for every column of the teacher's layer: with few rows it picks narrow layers, and its
+          margin does not show it.
         - ``nearest`` and ``monotone`` compare amounts and not contents.
         - Standard errors hold the sampling of the rows that are scored, not that of the fits, nor the training seed.
 
@@ -169,7 +173,7 @@ def match_layers(
 def _asked(rules: Sequence[str] | None, labelled: bool) -> tuple[str, ...]:
     known = tuple(rule for rule in RULES if rule != "share")
     if rules is None:
-        return known if labelled else known[:2]
+        return ("directional", "cka", *(("nearest", "monotone") if labelled else ()))
     if isinstance(rules, str) or not rules:
         raise InputError(f"rules is {rules!r}. Pass a list of rules: {', '.join(known)}.")
     for rule in rules:
@@ -221,17 +225,25 @@ def _cells(
         informations.append(own.information)
         crosses = [cross_products(other.rows, own.rows, parts) for other in theirs]
         where = {"layer": name, "layer_index": index}
-        if "directional" in cells:
+        if {"directional", "held_out"} & set(cells):
+            levels = {"source_noise": how.teacher_noise, "target_noise": how.noise}
             scores = [
-                recovery_scores(other.factor, own.factor, cross, other.white, own.white, parts,
-                                source_noise=how.teacher_noise, target_noise=how.noise)
+                recovery_scores(other.factor, own.factor, cross, other.white, own.white, parts, **levels)
                 for other, cross in zip(theirs, crosses, strict=True)
-            ]  # fmt: skip
-            values = np.array([one.mean() for one in scores])
-            found = {"rule": "directional", "unit": "nats", **where}
-            cells["directional"] += cells_by_value(
-                names, values, _paired(scores), found, basis=_PAIRED, ceiling=own.factor.ceiling(how.noise)
-            )
+            ]
+            held_out = np.array([one.mean() for one in scores])
+            found = {"unit": "nats", "basis": _PAIRED, "ceiling": own.factor.ceiling(how.noise), **where}
+            if "directional" in cells:
+                recovered = [
+                    recover(other.factor, own.factor, cross, noise=[how.noise], student_noise=how.teacher_noise)[0]
+                    for other, cross in zip(theirs, crosses, strict=True)
+                ]
+                corrected = np.array([one.corrected for one in recovered])
+                found["rule"] = "directional"
+                cells["directional"] += cells_by_value(names, corrected, _paired(scores), found, held_out=held_out)
+            if "held_out" in cells:
+                found["rule"] = "held_out"
+                cells["held_out"] += cells_by_value(names, held_out, _paired(scores), found)
         if "cka" in cells:
             alike = [
                 cka_influence(other.factor, own.factor, cross, other.rows, own.rows)
@@ -239,8 +251,8 @@ def _cells(
             ]
             values = np.array([value for value, _ in alike])
             errors = _paired([influence for _, influence in alike])
-            found = {"rule": "cka", "unit": "dimensionless", **where}
-            cells["cka"] += cells_by_value(names, values, errors, found, basis=_PAIRED)
+            found = {"rule": "cka", "unit": "dimensionless", "basis": _PAIRED, **where}
+            cells["cka"] += cells_by_value(names, values, errors, found)
     wanted = [rule for rule in ("nearest", "monotone") if rule in cells]
     if wanted:
         known = [layer.information for layer in theirs]
@@ -272,8 +284,7 @@ def cells_by_value(
     error: Callable[[int, int], float],
     where: Mapping[str, Any],
     *,
-    basis: str,
-    ceiling: float = math.nan,
+    held_out: Array | None = None,
 ) -> Cells:
     """Yield the cells of one student layer by a rule that takes the largest value, the first of equals.
 
@@ -281,22 +292,28 @@ def cells_by_value(
         names: Teacher layers.
         values: One value for each.
         error: Standard error of the difference of two of them.
-        where: What all cells of the layer share.
-        basis: What the errors are made from.
-        ceiling: The most a value could be.
+        where: What all cells of the layer share; its ``ceiling``, if any, is the most a value could be.
+        held_out: Scores by which a tie with the largest value is broken.
     """
+    shared = dict(where)
+    ceiling = shared.pop("ceiling", math.nan)
+    cells = range(len(names))
+    second = np.full(len(names), math.nan) if held_out is None else held_out
     best = int(values.argmax())
+    if held_out is not None:
+        errors = np.array([error(best, index) if index != best else 0.0 for index in cells])
+        best = tie_broken(values[best] - values, errors, best, held_out)
     for index, name in enumerate(names):
         behind, apart = float(values[best] - values[index]), error(best, index) if index != best else 0.0
         yield {
-            **where,
+            **shared,
             "teacher_layer": name,
             "teacher_layer_index": index,
             "value": float(values[index]),
             "share": float(values[index]) / ceiling,
+            "held_out": float(second[index]),
             "behind": behind,
             "standard_error": apart,
-            "basis": basis,
             "chosen": index == best,
             "tied": index != best and behind < ERRORS_APART * apart,
             "declared": False,
@@ -360,6 +377,7 @@ def label_cells(
                 "teacher_layer_index": column,
                 "value": float(gaps[index, column] ** 2),
                 "share": math.nan,
+                "held_out": math.nan,
                 "behind": behind,
                 "standard_error": apart,
                 "basis": basis,

@@ -19,7 +19,7 @@ from mikit.measurement import plain
 
 __all__ = ["SuggestedPairs", "suggest_pairs"]
 
-_PREFERRED = ("directional", "cka", "share", "monotone", "nearest")
+_PREFERRED = ("directional", "cka", "share", "held_out", "monotone", "nearest")
 
 
 @final

@@ -11,7 +11,7 @@ import torch
 
 import mikit
 from mikit import ActivationStore, InputError, match_layers, suggest_pairs, trace
-from mikit.flow import match_flow
+from mikit.flow import Flow, match_flow
 from mikit.flow.match_result import LayerMatch, match_frame
 from mikit.flow.matching import label_cells
 from mikit.functional.flow_vectors import monotone_matching, nearest_matching
@@ -70,14 +70,17 @@ def test_planted_pairs_are_found_and_clear(noise):
 
 def test_the_directional_value_is_what_the_student_layer_gives_from_the_teacher_layer():
     teacher, student, _ = planted(0.5)
-    match = match_layers(teacher, student, rules=["directional"])
-    frame = match.frame.set_index(["layer", "teacher_layer"])
+    match = match_layers(teacher, student, rules=["directional", "held_out"])
+    frame = match.frame.set_index(["rule", "layer", "teacher_layer"])
     for (own, rows), (name, told) in product(student.items(), teacher.items()):
         # The student's layer is the one to be recovered: it has the 0.3, and the ceiling is its own.
         whole = recovered_share(told, rows, noise=[0.3], student_noise=0.01)[0]
-        cell = frame.loc[(own, name)]
+        cell = frame.loc[("held_out", own, name)]
         assert cell["value"] == pytest.approx(whole.held_out, abs=1e-9)
         assert cell["share"] == pytest.approx(whole.held_out / whole.ceiling, abs=1e-9)
+        cell = frame.loc[("directional", own, name)]
+        assert cell["value"] == pytest.approx(whole.corrected, abs=1e-9)
+        assert cell["held_out"] == pytest.approx(whole.held_out, abs=1e-9)
 
 
 def test_exchangeable_layers_tie_and_the_error_is_that_of_new_draws():
@@ -154,9 +157,9 @@ def test_a_flow_with_the_noise_of_the_rule_gives_its_values(tmp_path):
     flow = trace(teacher, students, labels=y, noise=[0.01, 0.3], student_noise=0.3, probe="lda")
     match = match_flow(flow)
     assert match.rules == ("directional", "cka", "share", "nearest", "monotone")
-    rows = match_layers(teacher, students, labels=y)
+    rows = match_layers(teacher, students, labels=y, rules=["held_out", "cka", "nearest", "monotone"])
     for rule in ("directional", "cka", "nearest", "monotone"):
-        both = [one.pooled(rule) for one in (match, rows)]
+        both = [match.pooled(rule), rows.pooled("held_out" if rule == "directional" else rule)]
         assert np.allclose(both[0].measured, both[1].measured, atol=1e-6)
         assert both[0].chosen.tolist() == both[1].chosen.tolist()
     assert match.phases == (3,)
@@ -169,6 +172,29 @@ def test_a_flow_with_the_noise_of_the_rule_gives_its_values(tmp_path):
         match_flow(plain, noise=7.0)
     with pytest.raises(InputError, match="has no phase 4"):
         match_flow(plain, phases=[4])
+    with pytest.raises(InputError, match="needs activations"):
+        match_flow(plain, rules=["held_out"])
+    # Where the middle of the bracket does not agree, the held-out end decides nothing.
+    direct = flow.frame["quantity"].eq("recovered_share") & flow.frame["noise"].eq(0.01)
+    wide = flow.frame["teacher_layer"].eq("high") & flow.frame["layer"].eq("own low")
+    frame = flow.frame.copy()
+    frame.loc[direct & wide, "in_sample"] += 50.0
+    found = match_flow(Flow(frame, flow.settings), rules=["directional"]).chosen
+    assert found["decision"].tolist()[0] == "tie"
+
+
+def test_with_few_rows_the_held_out_score_picks_a_narrow_layer_and_the_corrected_one_does_not():
+    found = dict.fromkeys(("directional", "held_out"), 0)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        wide = rng.standard_normal((500, 40))
+        narrow = wide[:, :8] @ rng.standard_normal((8, 8))
+        student = {"s": wide + 3 * rng.standard_normal((500, 40))}
+        chosen = match_layers({"wide": wide, "narrow": narrow}, student, rules=list(found)).chosen
+        for rule, pick in zip(chosen["rule"], chosen["teacher_layer"], strict=True):
+            found[rule] += pick == "wide"
+    assert found["directional"] == 10
+    assert found["held_out"] < 5
 
 
 def made_match(behind, errors, rule="cka", networks=("student",), declared=()):
@@ -178,6 +204,7 @@ def made_match(behind, errors, rule="cka", networks=("student",), declared=()):
         for (i, j), gap in np.ndenumerate(behind):
             where = {"network": network, "seed": 0, "phase": 4, "rule": rule, "layer": f"s{i}", "layer_index": i}
             cell = {"teacher_layer": f"t{j}", "teacher_layer_index": j, "value": 1 - gap, "unit": "dimensionless"}
+            cell |= {"held_out": np.nan}
             tied = {"chosen": gap == 0, "tied": 0 < gap < 2 * errors[i, j], "declared": i in declared}
             rows.append(
                 where | cell | tied | {"share": np.nan, "behind": gap, "standard_error": errors[i, j], "basis": ""}
