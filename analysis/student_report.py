@@ -22,9 +22,15 @@ import mikit
 _MARKERS = "os^Dv"
 
 
+def colors(count: int) -> list[tuple[float, float, float]]:
+    """Return that many colours that colour-blind readers tell apart; the first is the grey of the student alone."""
+    return ["#666666", *seaborn.color_palette("colorblind", count - 1)]
+
+
 def write_results(comparison: Comparison) -> list[str]:
     """Write ``trials.csv``, ``table.csv``, ``table.md``, ``results.json`` and a figure; return lines to print."""
-    out = comparison.out
+    out = comparison.results
+    out.mkdir(parents=True, exist_ok=True)
     trials = trial_table(comparison)
     if not len(trials):
         return ["No run is done yet."]

@@ -124,12 +124,13 @@ class Comparison:
 
     Attributes:
         name: Name of the figure.
-        out: Folder of the runs and of everything drawn from them.
+        out: Folder of the runs and the teacher.
         file: The images; None for digits.
         data_key: What tells the images apart.
         settings: What all runs share.
         methods: What is compared, by short names.
         seeds: Weights are chosen on the first; all are reported.
+        part: Folder in ``out`` of what is drawn from the runs, where several comparisons share them.
     """
 
     name: str
@@ -139,6 +140,12 @@ class Comparison:
     settings: Settings
     methods: Mapping[str, Method]
     seeds: tuple[int, ...]
+    part: str = ""
+
+    @property
+    def results(self) -> Path:
+        """Where tables and figures go."""
+        return self.out / self.part
 
     def record(self, method: str, seed: int, weight: float) -> Path:
         """Return the file of one run, named by what decides it."""

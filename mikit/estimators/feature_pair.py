@@ -92,15 +92,13 @@ class FeaturePair(nn.Module):
         """Return the student's features in the head's units."""
         if not self.standardise:
             return x
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        return (x - self.student_mean.view(shape)) / self.student_scale.view(shape)
+        return _standardised(x, self.student_mean, self.student_scale)
 
     def teacher(self, y: Tensor) -> Tensor:
         """Return the teacher's features in the head's units."""
         if not self.standardise:
             return y
-        shape = (1, -1) + (1,) * (y.ndim - 2)
-        return (y - self.teacher_mean.view(shape)) / self.teacher_unit().view(shape)
+        return _standardised(y, self.teacher_mean, self.teacher_unit())
 
     def teacher_unit(self) -> Tensor:
         """Return what one unit of the head's is in the teacher's own, per channel."""
@@ -140,3 +138,13 @@ class FeaturePair(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes."""
         return f"{self.d_student}, {self.d_teacher}, layouts={self.layouts}, resize={self.resize!r}"
+
+
+def _standardised(x: Tensor, centre: Tensor, unit: Tensor) -> Tensor:
+    """Return ``(x - centre) / unit`` per channel.
+
+    A channel that hardly varies beside its mean loses what rounding takes from the mean, as in ``x`` itself. It is the
+    difference that is divided: scaled first, a mean of thousands of units would leave a tenth of that precision.
+    """
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    return (x - centre.view(shape)) * unit.reciprocal().view(shape)
