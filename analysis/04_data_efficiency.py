@@ -110,8 +110,8 @@ def markdown(table: pd.DataFrame, comparisons: dict[int, Comparison]) -> list[st
     counts = list(comparisons)
     teacher = teacher_accuracy(next(iter(comparisons.values())))
     lines = [
-        f"Teacher {teacher:.2f} %. Accuracy on test images, %, mean and sd over {seeds} seeds, and the "
-        "mean gain over the student alone in points with its 95 % interval.",
+        f"Teacher {teacher:.2f} %. Accuracy on test images, %: mean and sd over {table['seed'].nunique()} seeds. In "
+        "brackets the mean gain over the student alone, points, and its 95 % interval.",
         "",
         "| images of every class | " + " | ".join(map(str, counts)) + " |",
         "|---|" + "---|" * len(counts),
