@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +191,17 @@ def test_images_of_ones_own(tmp_path):
     assert result.exit_code == 0, result.output
     assert "One seed: no spread is known." in result.stdout
     assert json.loads((tmp_path / "own.json").read_text())["students"][1]["gain_sd"] is None
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "distill_command.md").read_text()
+    space = {}
+    for part in page.split("```python\n")[1:]:
+        exec(compile(part.split("```", 1)[0], "docs/distill_command.md", "exec"), space)
+    assert [one.label for one in space["result"].students] == ["alone", "vid", "hinton"]
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert list(space["curve"].records[-1].terms)[-1] == "hinton"
 
 
 def test_training_that_diverges_is_told_and_never_averaged(tmp_path):

@@ -65,11 +65,22 @@ def registry_names() -> str:
     return ", ".join(f"`{name}`" for name in REGISTRY)
 
 
+def recipes() -> str:
+    """Return the losses of ``mikit distill``, where they stand and how much they weigh."""
+    from mikit.distillation import RECIPES
+
+    lines = ["| name | what it is | between the layers | weight |", "|---|---|---|---|"]
+    for one in RECIPES.values():
+        lines.append(f"| `{one.name}` | {one.about} | {', '.join(one.layers)} | {one.weight:g} |")
+    return "\n".join(lines)
+
+
 _WRITERS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "instruments": instruments,
     "costs": costs,
     "registry names": registry_names,
+    "recipes": recipes,
 }
 
 
