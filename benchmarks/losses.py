@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 import mikit
 
-FORMS = ("rows", "alike", "classes", "logits", "maps", "network", "layers")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
@@ -47,7 +45,7 @@ class Case:
         build: From student, teacher and labels of example features to the loss.
         form: What it reads. ``"rows"``: two widths; ``"alike"``: rows of the teacher's width from both; ``"classes"``:
             rows and class indices; ``"logits"``; ``"maps"``: those of the last stage; ``"network"``: maps and a vector
-            by name; ``"layers"``: a list, a vector last.
+            by name; ``"layers"``: a list of these, ``"pooled"``: with the maps averaged over places.
         labels: Whether it is called with labels: ``"taken"`` or ``"needed"``; empty if not.
         draws: Whether it draws at random when called and takes a generator.
         breaks: Why the compiler does not keep one graph; empty where it does.
@@ -105,6 +103,10 @@ def features(form: str, shapes: Shapes, seed: int, *, mean: float = 0.0, dtype: 
     sides = [{name: both[side] for name, both in (maps | pooled).items()} for side in (0, 1)]
     if form == "network":
         return Batch(*sides, labels)
+    if form == "pooled":
+        sides = [
+            {name: one.flatten(2).mean(2) if one.ndim > 2 else one for name, one in side.items()} for side in sides
+        ]
     return Batch(*(list(side.values()) for side in sides), labels)
 
 
@@ -141,7 +143,8 @@ LOSSES: Mapping[str, Case] = {
     "MIMKD, InfoNCE": Case(between(mikit.MIMKD, objective="infonce"), "network"),
     "PKT": Case(between(mikit.PKT), fewest=3),
     "PKT, combined, Jeffreys": Case(between(mikit.PKT, kernel="combined", divergence="jeffreys"), fewest=3),
-    "InformationFlow": Case(between(mikit.InformationFlow), "layers", fewest=3),
+    "InformationFlow": Case(between(mikit.InformationFlow), "pooled", fewest=3),
+    "InformationFlow, whole maps": Case(between(mikit.InformationFlow), "layers", fewest=3),
     "QMI": Case(plain(mikit.QMI)),
     "LabelQMI": Case(plain(mikit.LabelQMI), "classes"),
     "HSIC": Case(plain(mikit.HSIC), fewest=4),

@@ -95,7 +95,8 @@ def test_ten_steps_move_every_parameter_and_the_state_holds_them(name: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by the compiler's own code
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # both raised by the compiler's own code
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", [name for name, case in LOSSES.items() if not case.breaks])
 def test_the_compiler_keeps_one_graph(name: str) -> None:
     torch.compiler.reset()
