@@ -132,6 +132,11 @@ def test_labels_are_looked_at_in_a_compiled_graph(name: str) -> None:
         case.called(loss, batch._replace(labels=wrong, teacher=wrong_teacher))
 
 
+def test_the_page_says_why_the_others_break() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "everywhere.md").read_text()
+    assert all(case.breaks in page for case in LOSSES.values())
+
+
 @ALL
 def test_a_batch_too_small_is_refused(name: str) -> None:
     case = LOSSES[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -37,6 +38,25 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
             figures = found[f"{name} | {dtype} | 2"]
             assert max(figures[what] for what in ("value", "student", "parameters", "state")) <= bar
             assert figures["without"] > 0.01  # without the gather, the comparison would fail
+
+
+@pytest.mark.slow
+def test_the_example_on_the_page_runs(tmp_path: Path) -> None:
+    page = (SCRIPT.parents[1] / "docs" / "everywhere.md").read_text()
+    (script,) = (
+        block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "init_process_group" in block
+    )
+    (tmp_path / "train.py").write_text(script)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "train.py")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    first, second = (line.split() for line in sorted(run.stdout.splitlines()))
+    assert (first[0], second[0]) == ("0", "1")
+    assert float(first[1]) == float(second[1])  # student and losses are the same on both ranks
 
 
 @pytest.mark.slow
