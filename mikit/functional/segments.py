@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import comb, logsumexp
+from scipy.special import comb
 from scipy.stats import chi2
 
 from mikit.errors import InputError
@@ -268,7 +268,8 @@ def _places(logs: Array, changes: int) -> Array:
 
 
 def _summed(logs: Array) -> float:
-    return float(logsumexp(logs)) if logs.size and np.isfinite(logs).any() else -math.inf
+    peak = float(logs.max(initial=-math.inf))
+    return peak + math.log(float(np.exp(logs - peak).sum())) if math.isfinite(peak) else -math.inf
 
 
 def _interval(weights: Array, at: int) -> tuple[int, int]:
