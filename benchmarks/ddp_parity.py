@@ -3,7 +3,8 @@
 Every loss is formed over unevenly dealt rows with ``AcrossRanks``; student weights, the loss's own parameters and its
 buffers are compared after averaging over ranks, as data-parallel training does. The last column shows what the plain
 mean of each rank's own loss would give instead. Then a student with three losses is trained for three steps through
-``DistributedDataParallel``, the last batch uneven, beside the same in one process. Gloo, on this machine.
+``DistributedDataParallel``, the last batch uneven, beside the same in one process; and a batch passes it in chunks.
+Gloo, on this machine.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mikit.distillation.nested import tensors_in, with_tensors
 SIZES = {1: (45,), 2: (27, 18), 4: (14, 13, 11, 7)}
 BARS = {"float64": 1e-10, "float32": 1e-5}
 THROUGH = "three steps through DistributedDataParallel"
+CHUNKED = "CRD, chunks of five rows through DistributedDataParallel"
 
 
 def own_rows(nest: Any, rank: int, sizes: Sequence[int]) -> Any:
@@ -183,6 +185,33 @@ def trained_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float |
     }
 
 
+def chunked_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float | None]:
+    """Return the distances of a batch in chunks, of the student and its loss, from that batch in one process."""
+    rank = distributed.get_rank()
+    student, teacher = networks(dtype)
+    inputs = torch.randn(sum(sizes), 8, generator=torch.Generator().manual_seed(6), dtype=torch.float64).to(dtype)
+    aims = teacher(inputs).detach()
+    kd = mikit.CRD.between(student(inputs).detach(), aims, generator=torch.Generator().manual_seed(8)).to(dtype)
+    other, other_kd = copy.deepcopy(student), copy.deepcopy(kd)
+    own, own_aims = own_rows((inputs, aims), rank, sizes)
+    across = mikit.distillation.AcrossRanks(kd)
+    network = DistributedDataParallel(student)
+    value = mikit.distillation.chunked_backward(network, own, lambda out: across(out, own_aims), rows=5)
+    wanted = other_kd(other(inputs), aims)
+    wanted.backward()
+    found = [[one.grad for one in module.parameters()] for module in (student, kd, other, other_kd)]
+    return {
+        "value": distance([value], [wanted.detach()], least=1.0),
+        "student": distance(found[0], found[2]),
+        "parameters": distance(found[1], found[3]),
+        "state": 0.0,
+        "without": None,
+    }
+
+
+WHOLE = {THROUGH: trained_apart, CHUNKED: chunked_apart}
+
+
 def worker(rank: int, ranks: int, names: Sequence[str], folder: str) -> None:
     """Do all of one rank's work; rank 0 writes it down."""
     torch.set_num_threads(1)
@@ -191,7 +220,8 @@ def worker(rank: int, ranks: int, names: Sequence[str], folder: str) -> None:
     found = {}
     for name in names:
         for dtype in (torch.float64, torch.float32):
-            done = trained_apart(dtype, SIZES[ranks]) if name == THROUGH else parity(LOSSES[name], dtype, SIZES[ranks])
+            compare = WHOLE[name] if name in WHOLE else partial(parity, LOSSES[name])
+            done = compare(dtype, SIZES[ranks])
             found[f"{name} | {str(dtype).removeprefix('torch.')} | {ranks}"] = done
     if rank == 0:
         Path(folder, f"{ranks}.json").write_text(json.dumps(found))
@@ -241,7 +271,7 @@ def table(found: dict[str, dict[str, float | None]], ranks: Sequence[int], names
                 worst = max(float(one[what] or 0) for what in ("student", "parameters", "state"))
                 cells.append(f"{float(one['value'] or 0):.0e}, {worst:.0e}".replace("0e+00", "0"))
         without = found[f"{name} | float64 | {max(ranks)}"]["without"]
-        said = "" if name == THROUGH else "refuses" if without is None else f"{without:.0%}"
+        said = "" if name in WHOLE else "refuses" if without is None else f"{without:.0%}"
         lines.append(f"| {name} | {' | '.join(cells)} | {said} |")
     return "\n".join(lines) + "\n"
 
@@ -250,7 +280,7 @@ def main() -> None:
     """Compare, print the table and what is above its bar, and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", choices=sorted(SIZES), default=sorted(SIZES))
-    parser.add_argument("--losses", nargs="+", choices=[*LOSSES, THROUGH], default=[*LOSSES, THROUGH], metavar="LOSS")
+    parser.add_argument("--losses", nargs="+", choices=[*LOSSES, *WHOLE], default=[*LOSSES, *WHOLE], metavar="LOSS")
     parser.add_argument("--out", type=Path, help="Write OUT.json and OUT.md as well.")
     given = parser.parse_args()
     torch.set_num_threads(1)
