@@ -54,7 +54,7 @@ def main(
         file=data,
         data_key=key_of(data),
         settings=settings,
-        methods=chosen_methods(methods, METHODS),
+        methods=chosen_methods(methods, METHODS, quick=quick),
         seeds=tuple(range(seeds)),
     )
     compare(comparison, jobs=jobs, report_only=report_only)

@@ -55,9 +55,7 @@ def main(
     """Train students on several numbers of images; write table, figure and JSON."""
     base = settings_for(data, quick=quick and data is not None, bf16=bf16)
     counts = [int(count) for count in per_class.split(",")] if per_class else counts_for(data is not None, quick)
-    chosen = chosen_methods(methods, METHODS)
-    if quick:
-        chosen = {name: replace(method, weights=method.weights or (1.0,)) for name, method in chosen.items()}
+    chosen = chosen_methods(methods, METHODS, quick=quick)
     comparisons = {}
     for count in counts:
         comparison = Comparison(

@@ -56,7 +56,7 @@ def settings_for(file: Path | None, *, quick: bool, bf16: bool | None) -> Settin
     large = file is not None
     reduced = large if bf16 is None else bf16
     if not large:
-        settings = Settings(epochs=30, teacher_epochs=8) if quick else Settings()
+        settings = Settings()
     else:
         settings = Settings(
             per_class=20 if quick else 100,
@@ -71,12 +71,15 @@ def settings_for(file: Path | None, *, quick: bool, bf16: bool | None) -> Settin
     return replace(settings, autocast=reduced, channels_last=reduced)
 
 
-def chosen_methods(told: str, known: Mapping[str, Method]) -> dict[str, Method]:
-    """Return the student alone and the methods asked for: by name, or by a part of several names between hyphens."""
-    if told == "all":
-        return dict(known)
+def chosen_methods(told: str, known: Mapping[str, Method], *, quick: bool) -> dict[str, Method]:
+    """Return the student alone and the methods asked for: by name, or by a part of several names between hyphens.
+
+    With ``quick`` no weight is searched: all stand at 1.
+    """
+    if quick:
+        known = {name: replace(method, weights=method.weights or (1.0,)) for name, method in known.items()}
     names = [ALONE]
-    for name in told.split(","):
+    for name in known if told == "all" else told.split(","):
         found = [name] if name in known else [method for method in known if name in method.split("-")]
         if not found:
             typer.echo(f'Error: There is no method "{name}". The methods are {", ".join(known)}.', err=True)

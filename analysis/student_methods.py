@@ -14,6 +14,7 @@ import mikit
 from mikit.distillation import DistillationTerm, example_features, example_layers
 
 STAGES = ("stage1", "stage2", "stage3")
+FLOW_LAYERS = (*STAGES, "pool")
 _RELEASED_START = 5.0
 
 Terms = dict[str, DistillationTerm]
@@ -190,8 +191,7 @@ student_alone = Method(title="student alone", weights=(0.0,))
 vid = on_stages(mikit.VID.between, weight=10.0)
 hinton = on_layer(without_parts(mikit.HintonKD), "fc")
 attention = on_stages(without_parts(mikit.AttentionTransfer))
-mimkd = on_several(mikit.MIMKD.between, (*STAGES, "pool"), readout="whole")
-flow_layers = (*STAGES, "pool")
+mimkd = on_several(mikit.MIMKD.between, FLOW_LAYERS, readout="whole")
 
 METHODS: dict[str, Method] = {
     ALONE: student_alone,
@@ -207,8 +207,8 @@ METHODS: dict[str, Method] = {
     ),
     "vid-untrained": Method(title="VID, untrained teacher", build=vid, teacher="untrained", weights=(1.0,)),
     "mimkd": Method(title="MIMKD", build=mimkd),
-    "flow": Method(title="information flow", build=on_several(information_flow, flow_layers, readout="pool")),
-    "flow-kept": Method(title="information flow, kept", build=on_several(flow_kept, flow_layers, readout="pool")),
+    "flow": Method(title="information flow", build=on_several(information_flow, FLOW_LAYERS, readout="pool")),
+    "flow-kept": Method(title="information flow, kept", build=on_several(flow_kept, FLOW_LAYERS, readout="pool")),
     "pkt": Method(title="PKT", build=on_layer(mikit.PKT.between, "pool")),
     "crd": Method(title="CRD", build=on_layer(mikit.CRD.between, "pool")),
     "dkd": Method(title="DKD", build=on_layer(without_parts(mikit.DKD), "fc", labels=True)),

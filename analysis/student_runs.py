@@ -28,11 +28,21 @@ from mikit.distillation import (
     train_network,
     train_student,
 )
-from mikit.models import ResNet8
+from mikit.models import MLP, ResNet8
 
 ALONE = "alone"
+PHASES = (0, 1, 2, 4, 8, 16, 32)  # epochs after which a run is watched, and its last
 TRIALS = 4  # of every method whose weight is searched
 _SPLIT_SEED = 2025
+
+
+class Parts(NamedTuple):
+    """The images: to train on, to choose weights by, to report on."""
+
+    data: ImageData
+    train: ImagePart
+    validation: ImagePart
+    test: ImagePart
 
 
 class Pairing(NamedTuple):
@@ -42,6 +52,7 @@ class Pairing(NamedTuple):
     teacher: nn.Module
     some: ImagePart
     generator: torch.Generator
+    parts: Parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,7 @@ class Method:
             3, then three times beyond the better end, or between the two best, until there are :data:`TRIALS`.
         teacher: ``"trained"``, or ``"untrained"`` for a control.
         look: Told the networks, views of the training images and the losses at the end; what it returns is stored.
+        watch: Told the networks and the epoch at :data:`PHASES` and the end; what it returns is stored.
     """
 
     title: str
@@ -64,6 +76,7 @@ class Method:
     weights: tuple[float, ...] | None = None
     teacher: str = "trained"
     look: Callable[[Pairing, dict[str, DistillationTerm]], dict[str, Any]] | None = None
+    watch: Callable[[Pairing, int], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +120,6 @@ class Settings:
             evaluate_every=epochs,
             seed=seed,
         )
-
-
-class Parts(NamedTuple):
-    """The images: to train on, to choose weights by, to report on."""
-
-    data: ImageData
-    train: ImagePart
-    validation: ImagePart
-    test: ImagePart
 
 
 @dataclass(frozen=True)
@@ -261,15 +265,23 @@ def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method:
     images, labels, plan = part.images, part.labels, settings.student_plan(seed)
     source = teacher if way.teacher == "trained" else fresh(parts, settings.teacher_width, seed=1000 + seed).eval()
     terms: dict[str, DistillationTerm] = {}
+    phases: list[dict[str, Any]] = []
+
+    def watched(epoch: int, network: nn.Module) -> None:
+        if way.watch is not None and (epoch in PHASES or epoch == plan.epochs):
+            phases.append(way.watch(Pairing(network, teacher, part, random_stream(seed, "losses"), parts), epoch))
+
     try:
         if way.build is None:
-            curve = train_network(student, images, labels, plan, views=parts.data.views)
+            curve = train_network(student, images, labels, plan, views=parts.data.views, on_epoch=watched)
         else:
             generator = random_stream(seed, "losses")
             some = part.rows(torch.randperm(len(part), generator=generator)[: settings.batch])
-            built = way.build(Pairing(student, source, some, generator))
+            built = way.build(Pairing(student, source, some, generator, parts))
             terms = {name: replace(term, weight=weight * term.weight) for name, term in built.items()}
-            curve = train_student(student, source, terms, images, labels, plan, views=parts.data.views)
+            curve = train_student(
+                student, source, terms, images, labels, plan, views=parts.data.views, on_epoch=watched
+            )
         failed = curve.diverged
     except mikit.InputError as refusal:  # A form that the metric cannot take, in its own words.
         curve, failed = None, str(refusal)
@@ -281,9 +293,8 @@ def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method:
     looks = None
     if failed is None and way.look is not None:
         views = parts.data.views(part.images, generator=random_stream(seed, "views"))
-        looks = way.look(
-            Pairing(student, source, ImagePart(views, part.labels, part.ids), random_stream(seed, "losses")), terms
-        )
+        looked_at = ImagePart(views, part.labels, part.ids)
+        looks = way.look(Pairing(student, source, looked_at, random_stream(seed, "losses"), parts), terms)
     content = {
         "method": method,
         "seed": seed,
@@ -292,6 +303,7 @@ def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method:
         "failed": failed,
         "axes": None if failed is not None else axes_of(student, teacher, parts.test, settings),
         "looks": looks,
+        "phases": phases,
         "seconds": None if curve is None else curve.seconds,
         "settings": settings.deciding(),
         "torch": torch.__version__,
@@ -344,7 +356,12 @@ def fresh(parts: Parts, width: float, seed: int) -> ResNet8:
 
 def fresh_student(parts: Parts, settings: Settings, seed: int) -> nn.Module:
     """Return an untrained student; the same for all methods of a seed."""
-    return fresh(parts, settings.student_width, seed)
+    kind, _, width = settings.student.partition("-")
+    if kind == "resnet8":
+        return fresh(parts, settings.student_width, seed)
+    inputs = parts.train.images[0].numel()
+    generator = random_stream(seed, "weights")
+    return MLP(inputs, width=int(width), classes=parts.data.classes, generator=generator)
 
 
 def write_whole(path: Path, text: str) -> None:

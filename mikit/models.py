@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mikit.errors import InputError
 
-__all__ = ["ResNet8"]
+__all__ = ["MLP", "ResNet8"]
 
 _M = TypeVar("_M", bound=nn.Module)
 _BASE_WIDTHS = (16, 32, 64)
@@ -93,6 +93,74 @@ class ResNet8(nn.Module):
         maps = torch.relu(self.stage3(torch.relu(self.stage2(maps))))
         logits: Tensor = self.fc(self.pool(maps))
         return logits
+
+
+@final
+class MLP(nn.Module):
+    """Two hidden layers with ReLU on flattened images: a student without convolutions.
+
+    Formula: ``hidden1`` and ``hidden2`` are linear layers with batch normalisation, read before their ReLU; ``fc``
+    gives the logits.
+
+    Args:
+        inputs: Numbers in one image.
+        width: Width of both hidden layers.
+        classes: Number of classes.
+        generator: Source of the initial weights; torch's global generator if None.
+
+    Attributes:
+        layers: Names of the submodules in network order, as :func:`mikit.capture` takes them.
+
+    Raises:
+        InputError: If a size is not positive, or images do not have ``inputs`` numbers.
+
+    Cost:
+        ``width (inputs + width + classes)`` multiply-adds an image and as many parameters.
+
+    Pitfalls:
+        As for :class:`ResNet8`: call ``eval()`` before recording activations.
+
+    Source:
+        Elementary.
+
+    Example:
+        >>> MLP(64, width=32)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    layers: ClassVar[tuple[str, ...]] = ("hidden1", "hidden2", "fc")
+
+    def __init__(
+        self, inputs: int, *, width: int = 256, classes: int = 10, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        if inputs < 1 or width < 1 or classes < 2:
+            raise InputError(
+                f"MLP was asked for {inputs} inputs, width {width} and {classes} classes; it needs at least 1 input, "
+                "width 1 and 2 classes."
+            )
+        self.inputs = inputs
+        self.hidden1 = _hidden(inputs, width)
+        self.hidden2 = _hidden(width, width)
+        self.fc = _without_weights(nn.Linear(width, classes, device="meta"))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                reach = 1 / math.sqrt(module.in_features)
+                nn.init.uniform_(module.weight, -reach, reach, generator=generator)
+                if module.bias is not None:
+                    nn.init.uniform_(module.bias, -reach, reach, generator=generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(n, classes)`` of ``images`` ``(n, ...)``."""
+        rows = images.flatten(1)
+        if rows.shape[1] != self.inputs:
+            raise InputError(f"This MLP reads images of {self.inputs} numbers, not {tuple(images.shape)}.")
+        logits: Tensor = self.fc(torch.relu(self.hidden2(torch.relu(self.hidden1(rows)))))
+        return logits
+
+
+def _hidden(d_in: int, d_out: int) -> nn.Sequential:
+    return nn.Sequential(_without_weights(nn.Linear(d_in, d_out, bias=False, device="meta")), nn.BatchNorm1d(d_out))
 
 
 @final

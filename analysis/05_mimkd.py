@@ -1,0 +1,86 @@
+"""Which part of MIMKD helps: its terms alone and together, its objectives, critics and negatives.
+
+Beside the student alone, on the same initial weights, images, order and views, seed by seed; weights searched on seed 0
+with as many trials for every variant, by images that neither train nor report.
+
+    python analysis/05_mimkd.py --out results/mimkd --quick
+    python analysis/05_mimkd.py --out results/mimkd --data images.npz --seeds 3
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import typer
+from student_comparing import (
+    Bf16,
+    Data,
+    Jobs,
+    Methods,
+    Out,
+    Quick,
+    ReportOnly,
+    Seeds,
+    chosen_methods,
+    compare,
+    key_of,
+    settings_for,
+)
+from student_methods import FLOW_LAYERS, STAGES, on_several, student_alone
+from student_runs import ALONE, Comparison, Method
+
+import mikit
+
+TERMS = {"global": ("pool",), "local": ("stage3", "pool"), "feature": STAGES}
+
+
+def variant(title: str, *terms: str, **options: str) -> Method:
+    """Return MIMKD with these terms, all if none is named, on the layers that they read."""
+    kept = terms or tuple(TERMS)
+    weights = {f"{term}_weight": float(term in kept) for term in TERMS}
+    layers = tuple(layer for layer in FLOW_LAYERS if any(layer in TERMS[term] for term in kept))
+    return Method(
+        title=title, build=on_several(partial(mikit.MIMKD.between, **weights, **options), layers, readout="whole")
+    )
+
+
+VARIANTS = {
+    ALONE: student_alone,
+    "all": variant("all three terms"),
+    "global": variant("global term", "global"),
+    "local": variant("local term", "local"),
+    "feature": variant("feature term", "feature"),
+    "global-local": variant("global and local", "global", "local"),
+    "global-feature": variant("global and feature", "global", "feature"),
+    "local-feature": variant("local and feature", "local", "feature"),
+    "infonce": variant("all, InfoNCE", objective="infonce"),
+    "shift": variant("all, one shifted negative", negatives="shift"),
+    "concat": variant("all, concatenating critics", critic="concat"),
+}
+
+
+def main(
+    out: Out,
+    data: Data = None,
+    methods: Methods = "all",
+    seeds: Seeds = 3,
+    jobs: Jobs = 2,
+    quick: Quick = False,
+    bf16: Bf16 = None,
+    report_only: ReportOnly = False,
+) -> None:
+    """Compare, and write table, figure and JSON."""
+    comparison = Comparison(
+        name="mimkd",
+        out=out,
+        file=data,
+        data_key=key_of(data),
+        settings=settings_for(data, quick=quick, bf16=bf16),
+        methods=chosen_methods(methods, VARIANTS, quick=quick),
+        seeds=tuple(range(seeds)),
+    )
+    compare(comparison, jobs=jobs, report_only=report_only)
+
+
+if __name__ == "__main__":
+    typer.run(main)
