@@ -54,7 +54,7 @@ class LayerPairs(nn.Module):
         example: One batch of inputs, large enough for the statistics that losses take from it. The entries of a mapping
             are passed to both networks by keyword.
         labels: The batch's class indices, for losses that need them to be tried out.
-        weights: One for each pair, or one for all. A weight of 1 is meant to be a loss's usual strength.
+        weights: One for each pair, or one for all, in units of a loss's ``recommended_weight``.
         schedules: Factors by epoch, for pairs whose weight is to change; :meth:`set_epoch` reads them.
         readouts: What to keep of an activation, by pair or for all, as for :func:`mikit.capture`. None: ``"whole"``
             for feature maps and losses that read them, ``"pool"`` otherwise.
@@ -95,6 +95,7 @@ class LayerPairs(nn.Module):
 
     weights: Tensor
     factors: Tensor
+    units: Tensor
     epoch: Tensor
 
     def __init__(
@@ -136,6 +137,8 @@ class LayerPairs(nn.Module):
             losses.append(loss)
             self._readouts.append(readout)
         self.losses = nn.ModuleList(losses)
+        units = torch.tensor([float(getattr(loss, "recommended_weight", 1.0)) for loss in losses])
+        self.register_buffer("units", units, persistent=False)
         self.names = tuple(
             f"{layer} -> {source}: {type(loss).__name__}"
             for (layer, source), loss in zip(self.pairs, losses, strict=True)
@@ -169,7 +172,7 @@ class LayerPairs(nn.Module):
         logits, own, told = self._activations(inputs, run)
         own, told, labels = self._from_all_ranks(own, told, labels)
         loss, terms = None, {}
-        scale = self.weights * self.factors
+        scale = self.weights * self.factors * self.units
         for index, name in enumerate(self.names):
             value = self._value(index, own, told, labels)
             terms[name] = value.detach()
@@ -247,7 +250,7 @@ class LayerPairs(nn.Module):
         with _left_as_it_was(self), torch.enable_grad():
             self.losses.eval()
             logits, own, told = self._activations(inputs)
-            scale = self.weights * self.factors
+            scale = self.weights * self.factors * self.units
             values = [scale[index] * self._value(index, own, told, labels) for index in range(len(self.names))]
             lengths = [_length(value, parameters) for value in (task(logits, labels), *values)]
         if not float(lengths[0]) > 0:

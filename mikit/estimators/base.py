@@ -69,6 +69,8 @@ class Estimator(nn.Module, abc.ABC):
         costly: Whether one estimate takes seconds, so that controls which repeat it are left out.
         zero_when_independent: Whether the number is 0 for independent ``x`` and ``y``. Discrepancies compare two
             laws and are 0 for equal ones instead.
+        recommended_weight: What the loss is multiplied with beside a cross-entropy, to start from. Recipes and
+            :class:`~mikit.LayerPairs` count weights in this unit.
         recipe: How ``fit`` trains, unless told otherwise.
     """
 
@@ -79,6 +81,7 @@ class Estimator(nn.Module, abc.ABC):
     learned: bool = False
     symmetric: bool = False
     orderless: bool = True
+    recommended_weight: float = 1.0
     explains: ClassVar[str] = "vectors"
     reads: ClassVar[str] = "numbers"
     shapes: ClassVar[tuple[str, ...]] = ("nd",)

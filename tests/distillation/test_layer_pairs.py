@@ -52,6 +52,8 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_on_both_activations() -> Non
     assert list(terms) == NAMES
     assert torch.equal(logits, pairs.student(images))
     weights = dict(zip(NAMES, (1.0, 1.0, 0.0, 0.25), strict=True))
+    assert NAMES[0].endswith("VID")
+    weights[NAMES[0]] *= 10  # its recommended weight
     assert loss.item() == pytest.approx(sum(weights[name] * terms[name].item() for name in NAMES), rel=1e-6)
     with torch.no_grad(), mikit.capture(pairs.student, ["stage2"], readout="whole") as own:
         pairs.student(images)
