@@ -193,6 +193,19 @@ def test_images_of_ones_own(tmp_path):
     assert json.loads((tmp_path / "own.json").read_text())["students"][1]["gain_sd"] is None
 
 
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path):
+    run = ("--loss", "vid,mimkd,kd2m,flow,pkt,crd", "--seeds", "1", "--record", "--out", tmp_path / "run", *SHORT)
+    result = mikit_run(*run, "--device", "cuda")
+    assert result.exit_code == 0, result.output
+    assert all(one["accuracy"] is not None for one in told(tmp_path / "run")["students"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_told(tmp_path):
+    refused(mikit_run("--device", "cuda", "--out", tmp_path / "run"), "torch sees no CUDA device here")
+
+
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "distill_command.md").read_text()

@@ -103,7 +103,7 @@ def run_distill(
     Pitfalls:
         All students of a seed share images, initial weights, order and views, so gains are paired; the spread over
         seeds holds none of the teacher's own. With three seeds a comparison is a screen, not a test. Weights that you
-        choose by this accuracy are chosen on the test images.
+        choose by this accuracy are chosen on the test images. Training on a GPU was not tried for this release.
     """
     start = time.perf_counter()
     stages = stages or _Silent()

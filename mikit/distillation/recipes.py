@@ -254,16 +254,16 @@ def distillation_terms(
             said = f"{_said(layer)}:{_said(source)}"
             try:
                 own_example, example = _examples(recipe, student, teacher, images, layer, source)
-                loss = recipe.build(own_example, example, labels, batch, generator)
+                loss = recipe.build(own_example, example, labels.cpu(), batch, generator)
+                _try_out(loss, own_example, example)
                 term = DistillationTerm(
-                    loss=loss,
+                    loss=loss.to(images.device),
                     layer=layer,
                     teacher_layer=source,
                     weight=one.weight,
                     readout=recipe.readout,
                     labels=recipe.labels,
                 )
-                _try_out(loss, own_example, example)
             except InputError as cause:
                 raise InputError(f'The loss "{recipe.name}" cannot stand between the layers {said}. {cause}') from cause
             terms[recipe.name if len(groups) == 1 else f"{recipe.name} {said}"] = term
@@ -273,10 +273,13 @@ def distillation_terms(
 def _examples(
     recipe: Recipe, student: nn.Module, teacher: nn.Module, images: Tensor, layer: Any, source: Any
 ) -> tuple[Any, Any]:
-    """Return activations of one layer each, or of several by name."""
+    """Return activations of one layer each, or of several by name; on the CPU, where generators draw."""
     if recipe.reads == "several":
-        return example_layers(student, teacher, images, layer, source, readout=recipe.readout)
-    return example_features(student, teacher, images, layer, source, readout=recipe.readout)
+        sides = example_layers(student, teacher, images, layer, source, readout=recipe.readout)
+        own, other = ({name: value.cpu() for name, value in side.items()} for side in sides)
+        return own, other
+    x, y = example_features(student, teacher, images, layer, source, readout=recipe.readout)
+    return x.cpu(), y.cpu()
 
 
 def _try_out(loss: nn.Module, own: Any, example: Any) -> None:
