@@ -83,6 +83,9 @@ def main(
         for run in found
         if run["looks"]
     )
+    if table.empty:
+        print("No run with the chosen weight is done yet.")
+        return
     table.to_csv(out / "retrieval.csv", index=False)
     (out / "retrieval.json").write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n")
     text = "\n".join(markdown(table))
