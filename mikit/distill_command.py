@@ -22,7 +22,7 @@ def distill(
         str,
         typer.Option(
             metavar="NAMES",
-            help="What students learn from: names with commas between, each a student of its own; vid:5 sets a weight, "
+            help="What students learn from: names with commas between, each a student of its own; vid:2 sets a weight, "
             "vid+hinton lets losses act together.",
         ),
     ] = "vid,hinton",

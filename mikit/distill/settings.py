@@ -156,7 +156,7 @@ def distill_settings(
 
 
 def label_of(losses: tuple[Ingredient, ...]) -> str:
-    """Return what a kind of student is called: ``"alone"``, ``"vid"``, ``"vid:5+hinton"``."""
+    """Return what a kind of student is called: ``"alone"``, ``"vid"``, ``"vid:2+hinton"``."""
     return "+".join(one.label for one in losses) or ALONE
 
 

@@ -29,10 +29,11 @@ __all__ = ["RECIPES", "Ingredient", "Recipe", "distillation_terms", "read_ingred
 Pair = tuple[str, str]
 Build = Callable[[Any, Any, Tensor, int, torch.Generator], nn.Module]
 
-# The one place where weights stand. Each is in the unit of its class: FitNet, AttentionTransfer and PKT come scaled, so
-# that their 1, 1 and 10 are about 10, 1000 and 1000 of the plain means that released codes weigh.
+# The one place where weights stand, in units of each loss's own recommended_weight (10 for VID). FitNet,
+# AttentionTransfer and PKT come scaled: their 1, 1 and 10 are about 10, 1000 and 1000 of the plain means that released
+# codes weigh.
 _WEIGHTS = {
-    "vid": 10.0,
+    "vid": 1.0,
     "hinton": 1.0,
     "dkd": 1.0,
     "fitnet": 1.0,
@@ -54,8 +55,8 @@ class Recipe:
     Attributes:
         name: What the command line and :func:`distillation_terms` call it.
         about: What it is, in a few words.
-        weight: Recommended weight beside a cross-entropy of weight 1. Where the loss stands between several pairs of
-            layers, each pair has it.
+        weight: Recommended weight beside a cross-entropy of weight 1, in units of the loss's ``recommended_weight``.
+            Where the loss stands between several pairs of layers, each pair has it.
         layers: Layers of :class:`~mikit.models.ResNet8` it stands at by default, on both sides.
         reads: ``"features"``, ``"logits"``, or ``"several"`` for one loss that reads all layers at once.
         readout: What is kept of an activation: ``"whole"`` where it reads maps, else ``"pool"``.
@@ -80,7 +81,7 @@ class Ingredient:
 
     Attributes:
         recipe: The loss.
-        weight: Its weight; the recommended one unless told otherwise.
+        weight: Its weight, in the same unit; the recommended one unless told otherwise.
     """
 
     recipe: Recipe
@@ -166,7 +167,7 @@ RECIPES: Mapping[str, Recipe] = _recipes()
 
 
 def read_ingredients(text: str) -> tuple[Ingredient, ...]:
-    """Return the losses that ``"vid"``, ``"vid:5"`` or ``"vid:5+hinton"`` names.
+    """Return the losses that ``"vid"``, ``"vid:2"`` or ``"vid:2+hinton"`` names.
 
     Args:
         text: Names of :data:`RECIPES`, joined by ``+`` for losses that act together; each may have a weight behind a
@@ -177,8 +178,8 @@ def read_ingredients(text: str) -> tuple[Ingredient, ...]:
             number.
 
     Example:
-        >>> [(one.recipe.name, one.weight) for one in read_ingredients("vid:5+hinton")]
-        [('vid', 5.0), ('hinton', 1.0)]
+        >>> [(one.recipe.name, one.weight) for one in read_ingredients("vid:2+hinton")]
+        [('vid', 2.0), ('hinton', 1.0)]
         >>> read_ingredients("hinto")
         Traceback (most recent call last):
         mikit.errors.InputError: There is no loss "hinto". Did you mean hinton? The losses are vid, hinton, dkd, ...
@@ -260,7 +261,7 @@ def distillation_terms(
                     loss=loss.to(images.device),
                     layer=layer,
                     teacher_layer=source,
-                    weight=one.weight,
+                    weight=one.weight * float(getattr(loss, "recommended_weight", 1.0)),
                     readout=recipe.readout,
                     labels=recipe.labels,
                 )
@@ -299,5 +300,5 @@ def _weight(text: str, whole: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise InputError(f'The weight "{text}" in "{whole}" is no positive number. Write the loss as "vid:10".')
+        raise InputError(f'The weight "{text}" in "{whole}" is no positive number. Write the loss as "vid:2".')
     return weight

@@ -82,7 +82,9 @@ def test_terms_are_logged_and_add_up_to_the_loss(whole):
 
     logged = pd.read_csv(folder / "log" / "version_0" / "metrics.csv")
     assert len(logged) == 4
-    terms = sum(logged[f"distillation/{name}"] for name in module.pairs.names)
+    units = dict(zip(module.pairs.names, module.pairs.units.tolist(), strict=True))
+    assert set(units.values()) == {1.0, 10.0}
+    terms = sum(unit * logged[f"distillation/{name}"] for name, unit in units.items())
     assert logged["train/loss"].to_numpy() == pytest.approx((logged["train/task"] + 0.5 * terms).to_numpy(), rel=1e-5)
 
 

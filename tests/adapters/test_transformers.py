@@ -112,7 +112,8 @@ def test_terms_are_logged_and_add_up_to_the_loss(whole):
     logs = [entry for entry in made.state.log_history if "loss" in entry]
     assert len(logs) == 2
     for entry in logs:
-        terms = [entry[f"distillation/{name}"] for name in made.layer_pairs.names]
+        units = zip(made.layer_pairs.names, made.layer_pairs.units.tolist(), strict=True)
+        terms = [unit * entry[f"distillation/{name}"] for name, unit in units]
         assert entry["loss"] == pytest.approx(entry["distillation/task"] + 0.5 * sum(terms), rel=1e-4)
 
 
