@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,17 +78,21 @@ def _above(frame: pd.DataFrame, entropy: float | None) -> Iterator[dict[str, Any
 
 
 def _rising(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    chosen = frame[frame["quantity"].isin(["label_information", "recovered_share"])]
     keys = ["network", "seed", "phase", "quantity", "noise", "teacher_layer"]
-    for _, run in chosen.groupby(keys, sort=False, dropna=False):
-        ordered = run.sort_values("layer_index").to_dict("records")
-        for before, after in pairwise(ordered):
-            excess = after["value"] - before["value"]
-            error = float(np.hypot(before["standard_error"], after["standard_error"]))
-            if excess > _ERRORS * error:
-                yield _flag(after, before["layer"], excess, error, READABLE,
-                            f"{after['layer']} reads more than {before['layer']}, of which it is a function: it is "
-                            "easier to read linearly there, and no information was added.")  # fmt: skip
+    chosen = frame.loc[
+        frame["quantity"].isin(["label_information", "recovered_share"]),
+        [*keys, "layer", "layer_index", "value", "standard_error"],
+    ].sort_values([*keys, "layer_index"], kind="stable")
+    before = chosen.groupby(keys, sort=False, dropna=False)[["layer", "value", "standard_error"]].shift()
+    excess = chosen["value"] - before["value"]
+    errors = np.hypot(chosen["standard_error"], before["standard_error"])
+    flagged = excess > _ERRORS * errors
+    for row, earlier, above, error in zip(
+        chosen[flagged].to_dict("records"), before["layer"][flagged], excess[flagged], errors[flagged], strict=True
+    ):
+        yield _flag(row, str(earlier), float(above), float(error), READABLE,
+                    f"{row['layer']} reads more than {earlier}, of which it is a function: it is easier to read "
+                    "there by linear means, and no information was added.")  # fmt: skip
 
 
 def _flag(row: dict[Any, Any], earlier: str, excess: float, error: float, kind: str, said: str) -> dict[str, Any]:

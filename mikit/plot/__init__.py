@@ -1,7 +1,8 @@
 """Pictures of a flow: matplotlib figures that say what they show, in which unit, from how many samples and seeds.
 
 Every function takes the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned (:func:`both_axes` what
-:func:`mikit.both_axes` returned) and gives back a ``matplotlib.figure.Figure``; neither backend nor settings of
+:func:`mikit.both_axes` returned, :func:`matching` a match of layers, :func:`change_points` and :func:`divergence` a
+reading of phases) and gives back a ``matplotlib.figure.Figure``; neither backend nor settings of
 matplotlib are touched. A notebook shows the figures once ``%matplotlib inline`` has run.
 
 Examples:
@@ -29,8 +30,21 @@ from __future__ import annotations
 
 from mikit.plot.curves import flow, gap
 from mikit.plot.heatmaps import maps
+from mikit.plot.match_maps import matching
+from mikit.plot.phase_readings import change_points, divergence
 from mikit.plot.progress import accuracy, phases
 from mikit.plot.saving import save_figure
 from mikit.plot.two_axes import both_axes
 
-__all__ = ["accuracy", "both_axes", "flow", "gap", "maps", "phases", "save_figure"]
+__all__ = [
+    "accuracy",
+    "both_axes",
+    "change_points",
+    "divergence",
+    "flow",
+    "gap",
+    "maps",
+    "matching",
+    "phases",
+    "save_figure",
+]

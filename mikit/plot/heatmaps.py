@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from mikit.flow import Flow
 
-__all__ = ["maps"]
+__all__ = ["maps", "two_digits"]
 
 _MOST = 4
 _OUTLINE, _EMPTY = "#e69f00", "#d9d9d9"

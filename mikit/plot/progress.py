@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mikit.flow import Flow
 
-__all__ = ["accuracy", "phases"]
+__all__ = ["accuracy", "phase_ticks", "phases"]
 
 _NULL = "#9a9a9a"
 
@@ -146,7 +146,7 @@ def accuracy(flow: Flow, *, percent: bool = False, networks: Sequence[str] | Non
             top = max(top, final)
         ax.set_ylim(0, min(1.08 * top, scale * 1.02) if top > 0 else scale)
         ax.set_ylabel("accuracy (%)" if percent else "accuracy (fraction)")
-        _phase_ticks(ax, order, 3.4)
+        phase_ticks(ax, order, 3.4)
         ax.set_xlabel("phase (not to scale)")
         if bool(averages["unreliable"].any()):
             keys.append(hollow_key())
@@ -158,7 +158,8 @@ def _scaled(averages: pd.DataFrame, scale: float) -> pd.DataFrame:
     return averages.assign(**{name: scale * averages[name] for name in ("mean", "smallest", "largest", "sd")})
 
 
-def _phase_ticks(ax: Axes, order: Sequence[int], width: float) -> None:
+def phase_ticks(ax: Axes, order: Sequence[int], width: float) -> None:
+    """Write as many phases under the axis as fit ``width`` inches, at equal distances, the last one always."""
     widest = 0.062 * max(len(str(p)) for p in order) + 0.04
     step = int(np.ceil(widest * len(order) / width))
     shown = [i for i in range(len(order)) if (len(order) - 1 - i) % step == 0]
@@ -203,7 +204,7 @@ class _PhasePanels:
         self.floored = any(floors)
         for layer, title, ax in zip(self.layers, short_names(self.layers, 14), self.axes, strict=True):
             ax.set_title(title + self._partner(layer), fontsize=8)
-            _phase_ticks(ax, self.order, self.panel - 0.2)
+            phase_ticks(ax, self.order, self.panel - 0.2)
         return keys
 
     def _line(self, layer: str, network: str) -> pd.DataFrame:
