@@ -49,14 +49,19 @@ def student_weights(batch: Batch) -> list[Tensor]:
 
 
 def through(weights: Sequence[Tensor], student: Any) -> Any:
-    """Return the student's features after its weights, one matrix for the columns or channels of each tensor."""
+    """Return the student's features after its weights, one matrix for the columns or channels, and a softplus.
+
+    Without it, measures that a linear map of the student leaves alone would have no gradient in the weights to compare.
+    """
     pairs = zip(tensors_in(student, "student"), weights, strict=True)
-    return with_tensors(student, [torch.tensordot(one, w, dims=([1], [0])).movedim(-1, 1) for one, w in pairs])
+    mapped = [torch.tensordot(one, w, dims=([1], [0])).movedim(-1, 1) for one, w in pairs]
+    return with_tensors(student, [nn.functional.softplus(one) for one in mapped])
 
 
 def evaluated(case: Case, loss: nn.Module, batch: Batch) -> list[list[Tensor]]:
     """Return the value, the gradients of student weights and of the loss's parameters, and its buffers."""
     weights = student_weights(batch)
+    torch.manual_seed(9)  # for dropout inside a loss, which must be the same on all ranks
     value = case.called(loss, batch._replace(student=through(weights, batch.student)))
     value.backward()
     gradients = [[one.grad for one in some if one.grad is not None] for some in (weights, list(loss.parameters()))]
