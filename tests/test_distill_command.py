@@ -144,6 +144,7 @@ def test_a_finished_run_is_only_told_again_and_takes_more_losses_and_seeds(finis
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_identical_curves(tmp_path):
     arguments = ["--loss", "mimkd", "--seeds", "1", "--epochs", "4", "--teacher-epochs", "1", "--jobs", "1"]
     folder = tmp_path / "killed"
