@@ -15,38 +15,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
+import student_comparing as shared
 import typer
-from student_comparing import (
-    Bf16,
-    Data,
-    Jobs,
-    Methods,
-    Out,
-    Quick,
-    ReportOnly,
-    Seeds,
-    chosen_methods,
-    compare,
-    key_of,
-    settings_for,
-)
 from student_methods import FORM_NAMES, METRIC_NAMES, kd2m, student_alone
-from student_runs import ALONE, Comparison, Method
+from student_runs import ALONE, Method
 
 
 def main(
-    out: Out,
-    data: Data = None,
-    methods: Methods = "all",
-    seeds: Seeds = 3,
+    out: shared.Out,
+    data: shared.Data = None,
+    methods: shared.Methods = "all",
+    seeds: shared.Seeds = 3,
     weights: Annotated[str, typer.Option(help="Weights to try; 1: an unrelated student costs 1.")] = "",
-    jobs: Jobs = 2,
-    quick: Quick = False,
-    bf16: Bf16 = None,
-    report_only: ReportOnly = False,
+    jobs: shared.Jobs = 2,
+    quick: shared.Quick = False,
+    bf16: shared.Bf16 = None,
+    report_only: shared.ReportOnly = False,
 ) -> None:
     """Compare, and write table, figure and JSON."""
-    settings = settings_for(data, quick=quick, bf16=bf16)
+    settings = shared.settings_for(data, quick=quick, bf16=bf16)
     if quick and data is None:  # There are many methods, so few steps.
         settings = replace(settings, epochs=30, teacher_epochs=8)
     tried = tuple(float(weight) for weight in (weights or ("1" if quick else "0.2,1,5")).split(","))
@@ -59,16 +46,10 @@ def main(
         )
         for metric, form in names
     }
-    comparison = Comparison(
-        name="kd2m",
-        out=out,
-        file=data,
-        data_key=key_of(data),
-        settings=settings,
-        methods=chosen_methods(methods, known, quick=quick),
-        seeds=tuple(range(seeds)),
+    comparison = shared.comparison_of(
+        "kd2m", out, data, settings, shared.chosen_methods(methods, known, quick=quick), seeds
     )
-    compare(comparison, jobs=jobs, report_only=report_only)
+    shared.compare(comparison, jobs=jobs, report_only=report_only)
 
 
 if __name__ == "__main__":

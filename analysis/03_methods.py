@@ -14,50 +14,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
+import student_comparing as shared
 import typer
-from student_comparing import (
-    Bf16,
-    Data,
-    Jobs,
-    Methods,
-    Out,
-    Quick,
-    ReportOnly,
-    Seeds,
-    chosen_methods,
-    compare,
-    key_of,
-    settings_for,
-)
 from student_methods import METHODS
-from student_runs import Comparison
 
 
 def main(
-    out: Out,
-    data: Data = None,
-    methods: Methods = "all",
-    seeds: Seeds = 3,
+    out: shared.Out,
+    data: shared.Data = None,
+    methods: shared.Methods = "all",
+    seeds: shared.Seeds = 3,
     per_class: Annotated[int, typer.Option(min=0, help="Images of every class; 0 for what suits the data.")] = 0,
-    jobs: Jobs = 2,
-    quick: Quick = False,
-    bf16: Bf16 = None,
-    report_only: ReportOnly = False,
+    jobs: shared.Jobs = 2,
+    quick: shared.Quick = False,
+    bf16: shared.Bf16 = None,
+    report_only: shared.ReportOnly = False,
 ) -> None:
     """Compare, and write table, figure and JSON."""
-    settings = settings_for(data, quick=quick, bf16=bf16)
+    settings = shared.settings_for(data, quick=quick, bf16=bf16)
     if per_class:
         settings = replace(settings, per_class=per_class)
-    comparison = Comparison(
-        name="methods",
-        out=out,
-        file=data,
-        data_key=key_of(data),
-        settings=settings,
-        methods=chosen_methods(methods, METHODS, quick=quick),
-        seeds=tuple(range(seeds)),
+    comparison = shared.comparison_of(
+        "methods", out, data, settings, shared.chosen_methods(methods, METHODS, quick=quick), seeds
     )
-    compare(comparison, jobs=jobs, report_only=report_only)
+    shared.compare(comparison, jobs=jobs, report_only=report_only)
 
 
 if __name__ == "__main__":

@@ -16,22 +16,9 @@ from typing import Annotated
 
 import matplotlib
 import pandas as pd
+import student_comparing as shared
 import typer
 from matplotlib.figure import Figure
-from student_comparing import (
-    Bf16,
-    Data,
-    Jobs,
-    Methods,
-    Out,
-    Quick,
-    ReportOnly,
-    Seeds,
-    chosen_methods,
-    compare,
-    key_of,
-    settings_for,
-)
 from student_methods import METHODS
 from student_report import colors, interval, points, teacher_accuracy
 from student_runs import ALONE, Comparison, parts_of
@@ -42,37 +29,31 @@ _DEFAULT = f"{ALONE},hinton,fitnet,attention,vid"
 
 
 def main(
-    out: Out,
-    data: Data = None,
-    methods: Methods = _DEFAULT,
+    out: shared.Out,
+    data: shared.Data = None,
+    methods: shared.Methods = _DEFAULT,
     per_class: Annotated[str, typer.Option(help="Images of every class, by commas; else what suits the data.")] = "",
-    seeds: Seeds = 5,
-    jobs: Jobs = 2,
-    quick: Quick = False,
-    bf16: Bf16 = None,
-    report_only: ReportOnly = False,
+    seeds: shared.Seeds = 5,
+    jobs: shared.Jobs = 2,
+    quick: shared.Quick = False,
+    bf16: shared.Bf16 = None,
+    report_only: shared.ReportOnly = False,
 ) -> None:
     """Train students on several numbers of images; write table, figure and JSON."""
-    base = settings_for(data, quick=quick and data is not None, bf16=bf16)
+    base = shared.settings_for(data, quick=quick and data is not None, bf16=bf16)
     counts = [int(count) for count in per_class.split(",")] if per_class else counts_for(data is not None, quick)
-    chosen = chosen_methods(methods, METHODS, quick=quick)
+    chosen = shared.chosen_methods(methods, METHODS, quick=quick)
     comparisons = {}
     for count in counts:
-        comparison = Comparison(
-            name="methods",
-            out=out,
-            file=data,
-            data_key=key_of(data),
-            settings=base,
-            methods=chosen,
-            seeds=tuple(range(seeds)),
+        comparison = replace(
+            shared.comparison_of("methods", out, data, base, chosen, seeds),
             part=f"{count}-per-class",
         )
         classes = parts_of(comparison).data.classes
         steps = base.epochs * (base.per_class * classes // base.batch)
         epochs = max(1, round(steps / max(1, count * classes // base.batch)))
         comparisons[count] = replace(comparison, settings=replace(base, per_class=count, epochs=epochs))
-        compare(comparisons[count], jobs=jobs, report_only=report_only)
+        shared.compare(comparisons[count], jobs=jobs, report_only=report_only)
     table = joined(comparisons)
     table.to_csv(out / "data_efficiency.csv", index=False)
     (out / "data_efficiency.json").write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n")

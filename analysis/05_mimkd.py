@@ -11,23 +11,10 @@ from __future__ import annotations
 
 from functools import partial
 
+import student_comparing as shared
 import typer
-from student_comparing import (
-    Bf16,
-    Data,
-    Jobs,
-    Methods,
-    Out,
-    Quick,
-    ReportOnly,
-    Seeds,
-    chosen_methods,
-    compare,
-    key_of,
-    settings_for,
-)
 from student_methods import FLOW_LAYERS, STAGES, on_several, student_alone
-from student_runs import ALONE, Comparison, Method
+from student_runs import ALONE, Method
 
 import mikit
 
@@ -60,26 +47,25 @@ VARIANTS = {
 
 
 def main(
-    out: Out,
-    data: Data = None,
-    methods: Methods = "all",
-    seeds: Seeds = 3,
-    jobs: Jobs = 2,
-    quick: Quick = False,
-    bf16: Bf16 = None,
-    report_only: ReportOnly = False,
+    out: shared.Out,
+    data: shared.Data = None,
+    methods: shared.Methods = "all",
+    seeds: shared.Seeds = 3,
+    jobs: shared.Jobs = 2,
+    quick: shared.Quick = False,
+    bf16: shared.Bf16 = None,
+    report_only: shared.ReportOnly = False,
 ) -> None:
     """Compare, and write table, figure and JSON."""
-    comparison = Comparison(
-        name="mimkd",
-        out=out,
-        file=data,
-        data_key=key_of(data),
-        settings=settings_for(data, quick=quick, bf16=bf16),
-        methods=chosen_methods(methods, VARIANTS, quick=quick),
-        seeds=tuple(range(seeds)),
+    comparison = shared.comparison_of(
+        "mimkd",
+        out,
+        data,
+        shared.settings_for(data, quick=quick, bf16=bf16),
+        shared.chosen_methods(methods, VARIANTS, quick=quick),
+        seeds,
     )
-    compare(comparison, jobs=jobs, report_only=report_only)
+    shared.compare(comparison, jobs=jobs, report_only=report_only)
 
 
 if __name__ == "__main__":

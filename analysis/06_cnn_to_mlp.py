@@ -13,23 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
+import student_comparing as shared
 import typer
-from student_comparing import (
-    Bf16,
-    Data,
-    Jobs,
-    Methods,
-    Out,
-    Quick,
-    ReportOnly,
-    Seeds,
-    chosen_methods,
-    compare,
-    key_of,
-    settings_for,
-)
 from student_methods import hinton, on_layer, student_alone, together
-from student_runs import ALONE, Comparison, Method
+from student_runs import ALONE, Method
 
 import mikit
 
@@ -54,28 +41,27 @@ METHODS = {
 
 
 def main(
-    out: Out,
-    data: Data = None,
-    methods: Methods = "all",
-    seeds: Seeds = 3,
+    out: shared.Out,
+    data: shared.Data = None,
+    methods: shared.Methods = "all",
+    seeds: shared.Seeds = 3,
     width: Annotated[int, typer.Option(min=1, help="Width of the student's hidden layers.")] = 256,
-    jobs: Jobs = 2,
-    quick: Quick = False,
-    bf16: Bf16 = None,
-    report_only: ReportOnly = False,
+    jobs: shared.Jobs = 2,
+    quick: shared.Quick = False,
+    bf16: shared.Bf16 = None,
+    report_only: shared.ReportOnly = False,
 ) -> None:
     """Compare, and write table, figure and JSON."""
-    settings = settings_for(data, quick=quick, bf16=bf16)
-    comparison = Comparison(
-        name="cnn_to_mlp",
-        out=out,
-        file=data,
-        data_key=key_of(data),
-        settings=replace(settings, student=f"mlp-{width}"),
-        methods=chosen_methods(methods, METHODS, quick=quick),
-        seeds=tuple(range(seeds)),
+    settings = shared.settings_for(data, quick=quick, bf16=bf16)
+    comparison = shared.comparison_of(
+        "cnn_to_mlp",
+        out,
+        data,
+        replace(settings, student=f"mlp-{width}"),
+        shared.chosen_methods(methods, METHODS, quick=quick),
+        seeds,
     )
-    compare(comparison, jobs=jobs, report_only=report_only)
+    shared.compare(comparison, jobs=jobs, report_only=report_only)
 
 
 if __name__ == "__main__":

@@ -18,23 +18,10 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pandas as pd
+import student_comparing as shared
 import typer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from student_comparing import (
-    Bf16,
-    Data,
-    Jobs,
-    Methods,
-    Out,
-    Quick,
-    ReportOnly,
-    Seeds,
-    chosen_methods,
-    compare,
-    key_of,
-    settings_for,
-)
 from student_methods import FLOW_LAYERS, METHODS
 from student_report import colors
 from student_retrieval import flow_at, retrieval_of
@@ -55,27 +42,26 @@ _COLUMNS = {
 
 
 def main(
-    out: Out,
-    data: Data = None,
-    methods: Methods = "all",
-    seeds: Seeds = 3,
-    jobs: Jobs = 2,
-    quick: Quick = False,
-    bf16: Bf16 = None,
-    report_only: ReportOnly = False,
+    out: shared.Out,
+    data: shared.Data = None,
+    methods: shared.Methods = "all",
+    seeds: shared.Seeds = 3,
+    jobs: shared.Jobs = 2,
+    quick: shared.Quick = False,
+    bf16: shared.Bf16 = None,
+    report_only: shared.ReportOnly = False,
 ) -> None:
     """Compare, and write tables, figures and JSON."""
     known = {name: replace(METHODS[name], look=retrieval_of, watch=flow_at) for name in _NAMES}
-    comparison = Comparison(
-        name="accuracy",
-        out=out,
-        file=data,
-        data_key=key_of(data),
-        settings=settings_for(data, quick=quick, bf16=bf16),
-        methods=chosen_methods(methods, known, quick=quick),
-        seeds=tuple(range(seeds)),
+    comparison = shared.comparison_of(
+        "accuracy",
+        out,
+        data,
+        shared.settings_for(data, quick=quick, bf16=bf16),
+        shared.chosen_methods(methods, known, quick=quick),
+        seeds,
     )
-    compare(comparison, jobs=jobs, report_only=report_only)
+    shared.compare(comparison, jobs=jobs, report_only=report_only)
     runs = {name: comparison.reported(name) for name in comparison.methods}
     table = pd.DataFrame(
         {"method": comparison.methods[name].title, "seed": run["seed"], **run["looks"]}

@@ -15,25 +15,12 @@ from typing import Annotated
 
 import matplotlib
 import pandas as pd
+import student_comparing as shared
 import typer
 from matplotlib.figure import Figure
-from student_comparing import (
-    Bf16,
-    Data,
-    Jobs,
-    Methods,
-    Out,
-    Quick,
-    ReportOnly,
-    Seeds,
-    chosen_methods,
-    compare,
-    key_of,
-    settings_for,
-)
 from student_methods import METHODS
 from student_report import colors, points
-from student_runs import ALONE, Comparison
+from student_runs import ALONE
 
 import mikit
 
@@ -41,34 +28,28 @@ _DEFAULT = f"{ALONE},hinton,fitnet,attention,vid,mimkd,flow,pkt,kd2m"
 
 
 def main(
-    out: Out,
-    data: Data = None,
-    methods: Methods = _DEFAULT,
+    out: shared.Out,
+    data: shared.Data = None,
+    methods: shared.Methods = _DEFAULT,
     multiples: Annotated[str, typer.Option(help="Multiples of the recommended weights, by commas.")] = "0.1,0.3,1,3,10",
-    seeds: Seeds = 3,
-    jobs: Jobs = 2,
-    quick: Quick = False,
-    bf16: Bf16 = None,
-    report_only: ReportOnly = False,
+    seeds: shared.Seeds = 3,
+    jobs: shared.Jobs = 2,
+    quick: shared.Quick = False,
+    bf16: shared.Bf16 = None,
+    report_only: shared.ReportOnly = False,
 ) -> None:
     """Train at every multiple; write table, figure and JSON."""
-    chosen = chosen_methods(methods, METHODS, quick=quick)
+    chosen = shared.chosen_methods(methods, METHODS, quick=quick)
     rows = []
     for multiple in [float(multiple) for multiple in multiples.split(",")]:
         at = {
             name: method if name == ALONE else replace(method, weights=(multiple,)) for name, method in chosen.items()
         }
-        comparison = Comparison(
-            name="weights",
-            out=out,
-            file=data,
-            data_key=key_of(data),
-            settings=settings_for(data, quick=quick, bf16=bf16),
-            methods=at,
-            seeds=tuple(range(seeds)),
+        comparison = replace(
+            shared.comparison_of("weights", out, data, shared.settings_for(data, quick=quick, bf16=bf16), at, seeds),
             part=f"weight-{multiple:g}",
         )
-        compare(comparison, jobs=jobs, report_only=report_only)
+        shared.compare(comparison, jobs=jobs, report_only=report_only)
         alone = {run["seed"]: points(run) for run in comparison.reported(ALONE)}
         for name, method in at.items():
             if name != ALONE:

@@ -39,7 +39,22 @@ def compare(comparison: Comparison, *, jobs: int, report_only: bool) -> None:
         print(line)
 
 
-def key_of(file: Path | None) -> str:
+def comparison_of(
+    name: str, out: Path, data: Path | None, settings: Settings, methods: Mapping[str, Method], seeds: int
+) -> Comparison:
+    """Return a comparison of methods on images, with the first ``seeds`` seeds."""
+    return Comparison(
+        name=name,
+        out=out,
+        file=data,
+        data_key=_key_of(data),
+        settings=settings,
+        methods=methods,
+        seeds=tuple(range(seeds)),
+    )
+
+
+def _key_of(file: Path | None) -> str:
     """Return what tells the data apart: the name of the digits, or the hash of a file."""
     if file is None:
         return "digits"
