@@ -4,6 +4,7 @@
     python docs/make_gallery.py mikit-demo
     python docs/make_gallery.py --speed docs/tables/speed.json
     python docs/make_gallery.py --two-axes
+    python docs/make_gallery.py mikit-demo --readings
 
 Without an argument the demo is run in a temporary folder. It is seeded (seeds 0, 1 and 2), so the numbers come out the
 same. Writes PNG figures and the run's findings into ``docs/gallery/``.
@@ -27,7 +28,7 @@ from mikit.bench.results import SpeedReport
 from mikit.bench.speed_plot import draw_speed
 from mikit.datasets import digits
 from mikit.demo import run_demo, settings_for
-from mikit.flow import Flow
+from mikit.flow import Flow, match_flow, read_phases
 
 WIDEST, LARGEST = 1400, 250_000
 HERE = Path(__file__).parent / "gallery"
@@ -80,6 +81,22 @@ def draw(demo: Path, out: Path) -> None:
     (out / "findings.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def draw_readings(demo: Path, out: Path) -> None:
+    """Draw what is read off the demo's flow: which layer with which, where curves change, the distance of the flows."""
+    flow = Flow.load(demo / "flow")
+    taught = next(name for name in flow.settings["networks"] if "VID" in name and "broken" not in name)
+    match, reading = match_flow(flow, networks=[taught]), read_phases(flow)
+    print(mikit.suggest_pairs(match))  # noqa: T201
+    print(reading)  # noqa: T201
+    figures = {
+        "matching": mikit.plot.matching(match),
+        "change_points": mikit.plot.change_points(reading),
+        "divergence": mikit.plot.divergence(reading),
+    }
+    for name, figure in figures.items():
+        write_png(figure, out / f"{name}.png", colours=256)
+
+
 def draw_two_axes(out: Path) -> None:
     """Draw a gap and an information for four partners of one layer of a teacher, whose features are digits' own.
 
@@ -112,6 +129,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path, nargs="?", help="folder that mikit demo made")
     parser.add_argument("--speed", type=Path, help="draw the speed figure from what mikit bench speed --json wrote")
     parser.add_argument("--two-axes", action="store_true", help="draw the gap and the information of four pairs")
+    parser.add_argument("--readings", action="store_true", help="draw only matching, change points and divergence")
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
     if given.speed is not None:
@@ -122,12 +140,15 @@ def main() -> None:
         draw_two_axes(given.out)
         return
     if given.demo is not None:
-        draw(given.demo, given.out)
+        if not given.readings:
+            draw(given.demo, given.out)
+        draw_readings(given.demo, given.out)
         return
     with tempfile.TemporaryDirectory() as folder:
         images = digits()
         run_demo(Path(folder) / "demo", images, settings_for(images))
         draw(Path(folder) / "demo", given.out)
+        draw_readings(Path(folder) / "demo", given.out)
 
 
 if __name__ == "__main__":
