@@ -53,6 +53,7 @@ __all__ = [
     "Measurement",
     "NoiseSweep",
     "PlugIn",
+    "Recorder",
     "ReducedKSG",
     "RiskGap",
     "Ross",
@@ -72,6 +73,7 @@ __all__ = [
     "measure",
     "models",
     "noise_sweep",
+    "phase_schedule",
     "plot",
     "read_array",
     "record_activations",
@@ -125,7 +127,10 @@ _HOME = {
         ),
         "mikit.estimators",
     ),
-    **dict.fromkeys(("capture", "record_activations", "ActivationStore", "read_array"), "mikit.activations"),
+    **dict.fromkeys(
+        ("capture", "record_activations", "phase_schedule", "Recorder", "ActivationStore", "read_array"),
+        "mikit.activations",
+    ),
     **dict.fromkeys(("Flow", "match_layers", "suggest_pairs", "trace"), "mikit.flow"),
     "report": "mikit.reporting",
     **dict.fromkeys(("RiskGap", "risk_gap"), "mikit.risk"),
@@ -150,7 +155,14 @@ _HOME = {
 
 if TYPE_CHECKING:
     from mikit import critics, datasets, distillation, functional, models, plot, testing
-    from mikit.activations import ActivationStore, capture, read_array, record_activations
+    from mikit.activations import (
+        ActivationStore,
+        Recorder,
+        capture,
+        phase_schedule,
+        read_array,
+        record_activations,
+    )
     from mikit.distillation import (
         CRD,
         DKD,

@@ -15,7 +15,9 @@ from mikit.activations.readout import (
     Whole,
     parse_readout,
 )
+from mikit.activations.recorder import Recorder
 from mikit.activations.recording import collect_activations, record_activations
+from mikit.activations.schedule import phase_schedule
 from mikit.activations.store import ActivationStore
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Pool",
     "Projection",
     "Readout",
+    "Recorder",
     "StoredArray",
     "Tokens",
     "Whole",
@@ -36,6 +39,7 @@ __all__ = [
     "hash_of_array",
     "hash_of_model",
     "parse_readout",
+    "phase_schedule",
     "read_array",
     "record_activations",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
@@ -17,7 +18,7 @@ from mikit.activations.readout import Readout, parse_readout
 from mikit.activations.store import ActivationStore
 from mikit.errors import InputError
 
-__all__ = ["collect_activations", "record_activations"]
+__all__ = ["class_indices", "collect_activations", "record_activations", "record_rows"]
 
 _BYTES_HELD = 256 << 20  # Activations held in memory before they are appended to a store.
 
@@ -30,13 +31,14 @@ def record_activations(
     *,
     ids: Any,
     phase: int,
+    labels: Any = None,
     readout: str | Readout | Mapping[str, str | Readout] = "pool",
     dtype: torch.dtype | None = None,
 ) -> int:
     """Run ``model`` over ``batches`` in evaluation mode and append the activations of ``layers`` to ``store``.
 
-    Nothing of the training run changes: no gradient is recorded, every submodule gets its own train flag back, batch
-    statistics stay, and so does torch's random state, also when something raises.
+    Nothing of the training run changes: no gradient is recorded, every submodule gets its own train flag back, every
+    buffer its values, and torch its random state, also when something raises.
 
     Args:
         model: The network; inputs are moved to the device of its first parameter.
@@ -46,6 +48,8 @@ def record_activations(
         store: Where to append.
         ids: One sample id per row, ``(n,)``, whole numbers or strings.
         phase: Which phase of training this is, from 0; an epoch, say.
+        labels: Class indices, ``(n,)``. With them the share of rows whose largest output is that of their label is
+            noted for the phase as ``accuracy``, and n as ``accuracy_n``.
         readout: As for :func:`~mikit.activations.capture`; recorded in the store by name.
         dtype: Floating-point type to store; by default as the model gives it.
 
@@ -54,14 +58,15 @@ def record_activations(
 
     Raises:
         InputError: If a layer or readout does not exist, if a layer gives another number of rows than the batch before
-            it, if there are more or fewer rows than ids, or if the store refuses the rows (see ``append``).
+            it, if there are more or fewer rows than ids, if labels are no class indices of the model's output, or if
+            the store refuses the rows (see ``append``).
 
     Cost: One forward pass over the data; up to 256 MiB of activations are held before they are written.
 
     Pitfalls:
         Rows are matched to ids by order alone. Augmentation that is drawn anew makes rows of one id differ between
         networks: use the plain evaluation transform. A recording that stops half-way, above 256 MiB, leaves the rows
-        written so far; ``store.discard(phase)`` clears them.
+        written so far; ``store.discard(phase)`` clears them. :class:`~mikit.Recorder` does that by itself.
 
     Example:
         >>> import tempfile
@@ -73,10 +78,44 @@ def record_activations(
         6
         (6, 2)
     """
+    return record_rows(
+        model, batches, layers, store, ids=ids, phase=phase, labels=labels, readout=readout, dtype=dtype, alone=False
+    )
+
+
+def record_rows(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[str],
+    store: ActivationStore,
+    *,
+    ids: Any,
+    phase: int,
+    labels: Any,
+    readout: str | Readout | Mapping[str, str | Readout],
+    dtype: torch.dtype | None,
+    alone: bool,
+) -> int:
+    """Do what :func:`record_activations` does.
+
+    Args:
+        model: The network.
+        batches: Batches.
+        layers: Dotted module names.
+        store: Where to append.
+        ids: Sample ids.
+        phase: The phase.
+        labels: Class indices, or None.
+        readout: What to keep.
+        dtype: Type to store.
+        alone: Nobody else uses ``model``, and it is in evaluation mode: nothing has to be put back. A thread beside
+            the training must say so, because putting back the random state would undo the draws of the training.
+    """
     sample_ids = checked_ids(list(ids) if isinstance(ids, range) else ids, "ids")
+    classes = None if labels is None else class_indices(labels, sample_ids.shape[0])
     names = _names(readout, layers)
     held: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    rows = written = size = 0
+    rows = written = size = right = 0
 
     def append() -> None:
         nonlocal written, size
@@ -86,13 +125,15 @@ def record_activations(
             parts.clear()
         written, size = rows, 0
 
-    with closing(_read_batches(model, batches, layers, readout, dtype)) as gathered:
-        for acts in gathered:
+    with closing(_read_batches(model, batches, layers, readout, dtype, alone=alone)) as gathered:
+        for acts, output in gathered:
             count = next(iter(acts.values())).shape[0]
             if rows + count > sample_ids.shape[0]:
                 raise InputError(
                     f"The batches hold more rows than the {sample_ids.shape[0]} ids. Pass one id per row, in order."
                 )
+            if classes is not None:
+                right += _right(output, classes[rows : rows + count])
             rows += count
             for layer, value in acts.items():
                 held[layer].append(value)
@@ -103,6 +144,8 @@ def record_activations(
         raise InputError(
             f"The batches hold {rows} rows, but there are {sample_ids.shape[0]} ids. Pass one id per row, in order."
         )
+    if classes is not None:  # Before the last rows, so that a phase with all its rows has its accuracy.
+        store.note(phase, accuracy=right / rows, accuracy_n=rows)
     append()
     return rows
 
@@ -143,8 +186,8 @@ def collect_activations(
         torch.Size([6, 2])
     """
     held: dict[str, list[Tensor]] = {}
-    with closing(_read_batches(model, batches, layers, readout, dtype)) as gathered:
-        for acts in gathered:
+    with closing(_read_batches(model, batches, layers, readout, dtype, alone=False)) as gathered:
+        for acts, _ in gathered:
             for layer, value in acts.items():
                 held.setdefault(layer, []).append(value)
     if not held:
@@ -158,20 +201,23 @@ def _read_batches(
     layers: Sequence[str],
     readout: str | Readout | Mapping[str, str | Readout],
     dtype: torch.dtype | None,
-) -> Generator[dict[str, Tensor], None, None]:
+    *,
+    alone: bool,
+) -> Generator[tuple[dict[str, Tensor], Any], None, None]:
     sampler = batches.sampler if isinstance(batches, DataLoader) else None
     if isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)):
         raise InputError(
             "The loader draws its samples in random order, so its rows cannot be told apart. Pass a loader with "
             "shuffle=False over the same data set."
         )
+    device = next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), None)
     with (
-        _evaluating(model) as device,
+        nullcontext() if alone else _evaluating(model, device),
         capture(model, layers, readout=readout, device="cpu", dtype=dtype) as acts,
     ):
         for batch in batches:
             with torch.no_grad():
-                _run(model, batch, device)
+                output = _run(model, batch, device)
             values = dict(acts)
             rows = {layer: value.shape[0] for layer, value in values.items()}
             if len(set(rows.values())) > 1:
@@ -179,33 +225,49 @@ def _read_batches(
                     f"The layers give different numbers of rows for one batch: {rows}. The first axis must be the "
                     "samples; look for layers that put time or patches first."
                 )
-            yield values
+            yield values, output
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[torch.device | None]:
-    """Put the model into evaluation mode; afterwards restore every train flag and torch's random state."""
+def _evaluating(model: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """Put the model into evaluation mode; afterwards restore train flags, buffers and torch's random state."""
     flags = [(module, module.training) for module in model.modules()]
-    device = next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), None)
+    # Batch statistics stay in evaluation mode, but a module may count its calls, or follow its inputs, all the same.
+    buffers = [
+        (module, name, buffer, None if _unmade(buffer) else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     # An iterator over a DataLoader draws a seed for its workers even where there are none.
     with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         try:
             model.eval()
-            yield device
+            yield
         finally:
             for module, flag in flags:
                 module.training = flag
+            for module, name, buffer, before in buffers:
+                if before is None:  # Lazy, and made by its first batch.
+                    continue
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, before):
+                    with torch.no_grad():
+                        buffer.copy_(before)
 
 
-def _run(model: nn.Module, batch: Any, device: torch.device | None) -> None:
+def _unmade(buffer: Tensor) -> bool:
+    return isinstance(buffer, nn.parameter.UninitializedBuffer)
+
+
+def _run(model: nn.Module, batch: Any, device: torch.device | None) -> Any:
     if isinstance(batch, Mapping):
-        model(**{key: _moved(value, device) for key, value in batch.items()})
-        return
+        return model(**{key: _moved(value, device) for key, value in batch.items()})
     if isinstance(batch, (tuple, list)):
         if not batch:
             raise InputError("A batch is an empty tuple. Pass the inputs, or (inputs, labels).")
         batch = batch[0]
-    model(_moved(batch, device))
+    return model(_moved(batch, device))
 
 
 def _moved(value: Any, device: torch.device | None) -> Any:
@@ -216,3 +278,39 @@ def _names(readout: str | Readout | Mapping[str, str | Readout], layers: Sequenc
     if isinstance(readout, Mapping):
         return {layer: parse_readout(value).name for layer, value in readout.items()}
     return dict.fromkeys(layers, parse_readout(readout).name)
+
+
+def class_indices(labels: Any, rows: int) -> Tensor:
+    """Return labels as class indices, ``(n,)``.
+
+    Raises:
+        InputError: If they are not whole numbers from 0, one for each row.
+    """
+    values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if values.shape != (rows,) or values.dtype.kind not in "iu":
+        raise InputError(
+            f"The labels have dtype {values.dtype} and shape {values.shape} for {rows} ids. Pass one class index per "
+            "row, in the order of the ids."
+        )
+    if values.min() < 0:
+        raise InputError(f"The labels hold {values.min()}. Class indices count from 0.")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _right(output: Any, classes: Tensor) -> int:
+    """Return how many rows of the output are largest at their class."""
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != classes.shape[0]:
+        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+        raise InputError(
+            f"The model gives a {type(output).__name__}{shape} for {classes.shape[0]} rows, so labels have nothing to "
+            "be compared with: logits (n, classes) were expected. Leave out labels."
+        )
+    if int(classes.max()) >= logits.shape[1]:
+        raise InputError(
+            f"The labels hold {int(classes.max())}, but the model gives {logits.shape[1]} classes, 0 to "
+            f"{logits.shape[1] - 1}. Pass the class indices it was trained on."
+        )
+    return int((logits.detach().argmax(1).cpu() == classes).sum())

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mikit.activations import ActivationStore, Readout, capture, record_activations
+from mikit.activations import ActivationStore, Readout, Recorder, capture
 from mikit.errors import InputError
 
 __all__ = ["PhaseRecorder", "example_features", "example_layers", "output_of"]
@@ -17,7 +17,7 @@ __all__ = ["PhaseRecorder", "example_features", "example_layers", "output_of"]
 
 @final
 class PhaseRecorder:
-    """Records activations into a store after chosen epochs; hand it to a trainer as ``on_epoch``.
+    """A :class:`~mikit.Recorder` that learns its network at the call; hand it to a trainer as ``on_epoch``.
 
     Args:
         store: The store.
@@ -25,7 +25,11 @@ class PhaseRecorder:
         ids: Their sample ids.
         layers: Layers to record.
         phases: Epochs after which to record; 0 is the untrained network.
+        labels: Class indices; with them the accuracy on the images is noted with every phase.
         batch: Images a forward pass.
+
+    Raises:
+        InputError: As :class:`~mikit.Recorder`, at the first phase.
 
     Pitfalls:
         A phase that stands in the store already is recorded anew: a run that was killed comes by it twice.
@@ -50,19 +54,31 @@ class PhaseRecorder:
         ids: Any,
         layers: Sequence[str],
         phases: Collection[int],
+        labels: Any = None,
         batch: int = 500,
     ) -> None:
         self._store, self._images, self._ids = store, images, ids
-        self._layers, self._phases, self._batch = tuple(layers), frozenset(phases), batch
+        self._layers, self._phases, self._labels, self._batch = tuple(layers), frozenset(phases), labels, batch
+        self._network: nn.Module | None = None
+        self._recorder: Recorder | None = None
 
     def __call__(self, epoch: int, network: nn.Module) -> None:
         """Record, if ``epoch`` is one of the phases."""
         if epoch not in self._phases:
             return
-        if epoch in self._store.phases:
-            self._store.discard(epoch)
-        batches = torch.split(self._images, self._batch)
-        record_activations(network, batches, self._layers, self._store, ids=self._ids, phase=epoch)
+        if self._recorder is None or self._network is not network:
+            self._network = network
+            self._recorder = Recorder(
+                self._store,
+                network,
+                self._images,
+                ids=self._ids,
+                layers=self._layers,
+                schedule=self._phases,
+                labels=self._labels,
+                batch=self._batch,
+            )
+        self._recorder(epoch)
 
 
 def example_features(

@@ -1,0 +1,316 @@
+"""A recorder for any training loop: chosen layers, a fixed set of inputs, chosen phases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mikit.activations.admission import checked_ids, phase_number
+from mikit.activations.capturing import capture
+from mikit.activations.readout import Readout
+from mikit.activations.recording import class_indices, record_rows
+from mikit.activations.replica import Replica, unwrapped, write_weights
+from mikit.activations.schedule import checked_schedule
+from mikit.activations.store import ActivationStore
+from mikit.atomic import TEMPORARY_PREFIX
+from mikit.errors import InputError
+
+__all__ = ["Recorder"]
+
+_PENDING, _SNAPSHOT = "pending", re.compile(r"phase-(\d+)\.safetensors")
+_WAITING = 2  # Phases on their way before a call waits.
+_TRIED = 2  # Rows of the run that shows whether a network draws random numbers.
+
+
+@final
+class Recorder:
+    """Records activations of chosen layers on fixed inputs into a store, at chosen phases of any training loop.
+
+    Call it with the number of epochs done: before the first step with 0, then after every epoch. At a phase of the
+    schedule it runs the network over the inputs in evaluation mode; otherwise it does nothing. The training goes on as
+    if nothing had happened: train flags, buffers and torch's random state are put back.
+
+    A phase that stands in the store already is recorded anew, because a training that is continued from its last
+    checkpoint comes by it twice.
+
+    Args:
+        store: Where to record; one store per network and run.
+        model: The network that is trained. Of one that is compiled or wrapped for distributed training the network
+            inside is run, and layers have the names they have there.
+        images: The inputs, ``(n, ...)``, the same for all networks that are to be compared; a mapping of tensors is
+            passed by keyword.
+        ids: Their sample ids, ``(n,)``.
+        layers: Layers to record.
+        schedule: Phases to record, as :func:`~mikit.phase_schedule` gives them; 0 is the untrained network.
+        labels: Class indices, ``(n,)``. They are set in the store, and the accuracy on the inputs is noted with every
+            phase.
+        readout: What to keep of an activation, as for :func:`~mikit.capture`.
+        dtype: Floating-point type to store; by default as the network gives it.
+        batch: Rows of a forward pass.
+        background: Copy the weights at the call, and run a copy of the network in a thread while the training goes
+            on. Use it as a context manager, or call :meth:`close`. On a CPU whose cores the training uses there is
+            nothing to gain.
+
+    Attributes:
+        store: The store.
+        schedule: The phases, ascending.
+
+    Raises:
+        InputError: If a layer, readout or phase does not exist, if there are not as many ids or labels as inputs, if
+            the store holds rows of other inputs or other labels, if the network cannot run in the background, or if the
+            store refuses a phase. What went wrong in the background is raised at the next call and by :meth:`close`.
+
+    Cost:
+        One forward pass over the inputs at each phase, and the writing; ``docs/recording.md`` has figures. In the
+        background: the memory of one more network, the writing of its weights at each phase, and a call that waits
+        while two phases are on their way.
+
+    Pitfalls:
+        - After a call in the background the weights lie in ``STORE/pending`` until their phase is recorded. If the
+          process is killed, the next recorder on the store records them first. A checkpoint may be written as soon as
+          the call returns.
+        - Hooks of the network run while it is recorded in the foreground; the background refuses hooks that it would
+          share with the training.
+        - Random numbers that the network takes from elsewhere than torch's global generators are not put back.
+        - In a training on several processes call it on one of them.
+
+    Example:
+        >>> import tempfile
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> images = torch.zeros(6, 1, 8, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = ActivationStore(folder + "/student", network="student", seed=0)
+        ...     with Recorder(store, network, images, ids=range(6), layers=["1"], schedule=[0, 2]) as recorder:
+        ...         for epoch in range(3):
+        ...             recorder(epoch)
+        ...     store.phases
+        (0, 2)
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        model: nn.Module,
+        images: Tensor | Mapping[str, Tensor],
+        *,
+        ids: Any,
+        layers: Sequence[str],
+        schedule: Collection[int],
+        labels: Any = None,
+        readout: str | Readout | Mapping[str, str | Readout] = "pool",
+        dtype: torch.dtype | None = None,
+        batch: int = 500,
+        background: bool = False,
+    ) -> None:
+        if batch < 1:
+            raise InputError(f"batch is {batch}; a forward pass takes at least one row.")
+        self.store, self.schedule = store, checked_schedule(schedule)
+        self._model, self._images = unwrapped(model), images
+        self._ids = checked_ids(list(ids) if isinstance(ids, range) else ids, "ids")
+        self._labels = None if labels is None else class_indices(labels, self._ids.size).numpy()
+        self._layers, self._readout, self._dtype, self._batch = tuple(layers), readout, dtype, batch
+        self._require_fitting()
+        with capture(self._model, layers, readout=readout, dtype=dtype):
+            pass  # Names are checked before the first epoch and not after the last.
+        self._replica: Replica | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._jobs: dict[int, Future[None]] = {}
+        self._closed = False
+        waiting = self._waiting()
+        if background or waiting:
+            self._replica = Replica(self._model, self._try)
+        if background:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="mikit-recorder")
+            for phase in waiting:
+                self._jobs[phase] = self._thread.submit(self._record_waiting, phase)
+        else:
+            for phase in waiting:
+                self._record_waiting(phase)
+
+    def __call__(self, phase: int, network: nn.Module | None = None) -> None:
+        """Record, if ``phase`` is in the schedule.
+
+        Args:
+            phase: Epochs done so far.
+            network: The network, where a trainer passes it along; it must be the recorder's own.
+
+        Raises:
+            InputError: If the recorder was closed, ``network`` is another one, an earlier phase failed in the
+                background, or the store refuses this one.
+        """
+        number = phase_number(phase)
+        if self._closed:
+            raise InputError("The recorder was closed. Make a new one on the same store to go on.")
+        if network is not None and unwrapped(network) is not self._model:
+            raise InputError("This recorder is another network's. Make one recorder for each network, with its store.")
+        for done in [one for one, job in self._jobs.items() if job.done()]:
+            self._finish(done)
+        if number not in self.schedule:
+            return
+        if self._thread is None:
+            self._record(self._model, number, alone=False)
+            return
+        if number in self._jobs:
+            self._finish(number)
+        while len(self._jobs) >= _WAITING:
+            self._finish(next(iter(self._jobs)))
+        write_weights(self._model, self._snapshot(number))
+        self._jobs[number] = self._thread.submit(self._record_waiting, number)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Phases of the schedule that are not in the store, or not on all inputs."""
+        held = self.store.phases
+        return tuple(
+            phase for phase in self.schedule if phase not in held or self.store.ids(phase).size != self._ids.size
+        )
+
+    def close(self) -> None:
+        """Wait for the phases that are on their way.
+
+        Raises:
+            InputError: If one of them could not be recorded; the first is told.
+        """
+        self._closed = True
+        faults: list[Exception] = []
+        for phase in list(self._jobs):
+            try:
+                self._finish(phase)
+            except Exception as fault:
+                faults.append(fault)
+        if self._thread is not None:
+            self._thread.shutdown()
+        with suppress(OSError):  # It is not there, or holds the weights of a phase that failed.
+            (self.store.path / _PENDING).rmdir()
+        if faults:
+            for other in faults[1:]:
+                faults[0].add_note(str(other))
+            raise faults[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            self.close()
+        except Exception as fault:
+            if error is None:
+                raise
+            error.add_note(str(fault))
+
+    # ------------------------------------------------------------------ recording
+
+    def _record(self, network: nn.Module, phase: int, *, alone: bool) -> None:
+        if phase in self.store.phases:
+            self.store.discard(phase)
+        record_rows(
+            network,
+            self._batches(),
+            self._layers,
+            self.store,
+            ids=self._ids,
+            phase=phase,
+            labels=self._labels,
+            readout=self._readout,
+            dtype=self._dtype,
+            alone=alone,
+        )
+
+    def _record_waiting(self, phase: int) -> None:
+        """Record the weights that were set aside for a phase, and remove them."""
+        assert self._replica is not None
+        path = self._snapshot(phase)
+        with _own_stream(self._replica.network):
+            self._replica.load(path)
+            self._record(self._replica.network, phase, alone=True)
+        path.unlink()
+
+    def _finish(self, phase: int) -> None:
+        """Wait for a phase, and raise what went wrong with it."""
+        try:
+            self._jobs.pop(phase).result()
+        except InputError as cause:
+            raise InputError(
+                f"Phase {phase} could not be recorded in the background. {cause} Its weights are kept in "
+                f"{str(self._snapshot(phase))!r}: a new recorder on this store tries again, and deleting the file "
+                "gives the phase up."
+            ) from cause
+        except Exception as cause:
+            cause.add_note(f"This happened while phase {phase} was recorded in the background.")
+            raise
+
+    def _batches(self, rows: int | None = None) -> Iterator[Tensor | dict[str, Tensor]]:
+        count = self._ids.size if rows is None else min(rows, self._ids.size)
+        for start in range(0, count, self._batch):
+            part = slice(start, min(start + self._batch, count))
+            if isinstance(self._images, Mapping):
+                yield {name: value[part] for name, value in self._images.items()}
+            else:
+                yield self._images[part]
+
+    def _try(self, network: nn.Module) -> None:
+        first = next(self._batches(_TRIED))
+        device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            if isinstance(first, dict):
+                network(**{name: value.to(device) for name, value in first.items()})
+            else:
+                network(first.to(device))
+
+    # ------------------------------------------------------------------ what is on the disk
+
+    def _snapshot(self, phase: int) -> Path:
+        return self.store.path / _PENDING / f"phase-{phase:06d}.safetensors"
+
+    def _waiting(self) -> list[int]:
+        """Return the phases whose weights a killed process left behind."""
+        folder = self.store.path / _PENDING
+        entries = list(folder.iterdir()) if folder.is_dir() else []
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX):
+                entry.unlink(missing_ok=True)
+        names = (_SNAPSHOT.fullmatch(entry.name) for entry in entries)
+        return sorted(int(name[1]) for name in names if name)
+
+    def _require_fitting(self) -> None:
+        """Check inputs, ids, labels and what the store holds against each other."""
+        named = self._images if isinstance(self._images, Mapping) else {"images": self._images}
+        for name, value in named.items():
+            if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != self._ids.size:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(
+                    f"{name} is {shape} for {self._ids.size} ids. Pass a tensor with one row for each id, in order."
+                )
+        for phase in self.store.phases[-1:]:
+            strange = self.store.ids(phase)
+            strange = strange[~np.isin(strange, self._ids)]
+            if strange.size:
+                raise InputError(
+                    f"Phase {phase} in the store {str(self.store.path)!r} holds {strange.size} samples that are not "
+                    f"among these inputs; the first is {strange[0]}. Record all phases of a store on the same inputs."
+                )
+        if self._labels is None:
+            return
+        held = self.store.labels_for(self._ids)
+        if held is None:
+            self.store.set_labels(self._ids, self._labels)
+        elif not np.array_equal(held, self._labels):
+            raise InputError(
+                f"The store {str(self.store.path)!r} holds other labels for these ids. Pass those, or leave out labels."
+            )
+
+
+def _own_stream(network: nn.Module) -> Any:
+    """On a GPU, a stream beside that of the training."""
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
