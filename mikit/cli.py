@@ -13,10 +13,11 @@ import typer
 
 import mikit
 from mikit.bench_commands import bench
+from mikit.capture_command import capture
 from mikit.distill_command import distill
 from mikit.errors import InputError
 from mikit.options import Jobs, Json, Overwrite, Seed, require_free_json
-from mikit.outputs import DEMO, REPORT, TRACE, new_folder, require_free, write_text
+from mikit.outputs import DEMO, REPORT, new_folder, require_free, write_text
 from mikit.terminal import Steps, answered, refuse, say, show_measurement, show_table
 
 __all__ = ["app", "main"]
@@ -128,7 +129,7 @@ def estimate(
 def trace(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER_STORE", help="Activations of the teacher.")],
     students: Annotated[list[Path], typer.Argument(metavar="STUDENT_STORE", help="Activations of the students.")],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder to make.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder to make, or to go on with.")],
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labels, in the order of the teacher's ids.")
     ] = None,
@@ -136,21 +137,26 @@ def trace(
         list[float] | None, typer.Option(help="Teacher noise; repeat it for several. 0.1, 0.3 and 1 by default.")
     ] = None,
     folds: Annotated[int, typer.Option(help="Folds of held-out information.")] = 5,
-    probe: Annotated[str, typer.Option(help="Probe of the label information: logistic or lda.")] = "logistic",
+    probe: Annotated[str, typer.Option(help="Probe of the label information: logistic, lda, mlp or knn.")] = "logistic",
     reduce: Annotated[int | None, typer.Option(help="Compare wider layers by this many principal components.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="Begin nothing after this time; what did not fit is marked as skipped."),
+    ] = None,
     seed: Seed = 0,
     jobs: Jobs = None,
+    processes: Annotated[bool, typer.Option("--processes", help="Let the workers be processes, not threads.")] = False,
     json_file: Json = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Trace the information between a teacher's and its students' stored activations, layer by layer."""
     inputs = (teacher, *students, *(() if labels is None else (labels,)))
     require_free_json(json_file, overwrite, *inputs)
-    with (
-        new_folder(out, overwrite=overwrite, kind=TRACE, inputs=inputs) as folder,
-        Steps(lines=True) as steps,
-        steps.aside("Tracing the information between the layers") as shown,
-    ):
+    if overwrite:
+        from mikit.flow.run_folder import require_replaceable
+
+        require_replaceable(out, inputs)
+    with Steps(lines=True) as steps, steps.aside("Tracing the information between the layers") as shown:
         from joblib import cpu_count
 
         from mikit.activations import ActivationStore, read_array
@@ -166,9 +172,12 @@ def trace(
             reduce=reduce,
             seed=seed,
             jobs=jobs or cpu_count(),
+            backend="loky" if processes else "threading",
+            out=out,
+            overwrite=overwrite,
+            budget=budget,
             progress=shown,
         )
-        flow.save(folder)
     counts = flow.frame["verdict"].value_counts().to_dict()
     summary = {"run": str(out), "rows": len(flow.frame), "verdicts": counts, "settings": flow.settings}
     _tell(json_file, summary, overwrite, f"{flow}\nWritten to {out}; next: mikit report {out}")
@@ -228,6 +237,7 @@ def demo(
 
 
 app.command()(distill)
+app.command()(capture)
 
 
 @app.command()
