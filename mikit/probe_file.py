@@ -44,8 +44,8 @@ def read_probe(path: str | Path) -> ProbeInputs:
 
     Args:
         path: A ``.npz`` file with ``images``, as the network reads them, and if wanted ``labels``, ``ids`` (0, 1, 2,
-            ... without) and ``training_ids``; or one for :func:`mikit.datasets.from_npz`, of which the test part is taken,
-            standardised and numbered as there.
+            ... without) and ``training_ids``; or one for :func:`mikit.datasets.from_npz`, of which the test part is
+            taken, standardised and numbered as there.
 
     Raises:
         InputError: If the file is missing or damaged, holds neither, or an array that is unknown, of another type or
@@ -71,8 +71,8 @@ def read_probe(path: str | Path) -> ProbeInputs:
         )
     if strange := sorted(names - _OWN):
         raise InputError(
-            f'{file} holds "{strange[0]}", which is not known beside "images". Leave it out, or name it "labels", "ids" '
-            'or "training_ids".'
+            f'{file} holds "{strange[0]}", which is not known beside "images". Leave it out, or name it "labels", '
+            '"ids" or "training_ids".'
         )
     read = {name: read_array(file, key=name).values for name in sorted(names)}
     images = read["images"]

@@ -49,8 +49,8 @@ def find_checkpoints(folder: str | os.PathLike[str], pattern: str = "*{phase}") 
 
     Args:
         folder: The folder; folders inside are not searched.
-        pattern: Name of the files. ``{phase}`` stands for the digits of the phase, ``*`` for anything. Any of the endings
-            ``.pt``, ``.pth``, ``.ckpt`` and ``.safetensors`` may follow where the pattern has none.
+        pattern: Name of the files. ``{phase}`` stands for the digits of the phase, ``*`` for anything. Any of the
+            endings ``.pt``, ``.pth``, ``.ckpt`` and ``.safetensors`` may follow where the pattern has none.
 
     Returns:
         The files by phase, ascending.
