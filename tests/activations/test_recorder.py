@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -461,6 +463,14 @@ def test_the_phase_recorder_is_the_same_with_a_network_at_the_call(tmp_path, exp
     assert store.notes[2]["accuracy"] == expected[2][1]
     record(1, fresh())  # Another network: a fresh recorder.
     assert np.abs(store.read("0", 1) - expected[1][0]).max() > 1e-3
+
+
+def test_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "recording.md").read_text()
+    torch.manual_seed(0)
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    assert "(0, 1, 2, 4, 5) {'accuracy': 0." in capsys.readouterr().out
 
 
 def test_the_recorder_serves_the_trainer(tmp_path):
