@@ -38,7 +38,9 @@ def write_results(comparison: Comparison) -> list[str]:
     heading = told_heading(comparison)
     trials.to_csv(out / "trials.csv", index=False)
     table.drop(columns=["gains"]).to_csv(out / "table.csv", index=False)
-    (out / "table.md").write_text("\n\n".join((heading, markdown(table), trials_markdown(comparison))) + "\n")
+    (out / "table.md").write_text(
+        "\n\n".join(filter(None, (heading, markdown(table), trials_markdown(comparison)))) + "\n"
+    )
     content = {
         "schema_version": 1,
         "runs": {"finished": comparison.finished(), "planned": comparison.planned()},
@@ -165,7 +167,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def trials_markdown(comparison: Comparison) -> str:
-    """Return validation accuracies of all trials on the first seed in Markdown, the losing ones too."""
+    """Return validation accuracies of all trials on the first seed in Markdown, the losing ones too; empty for none."""
     lines = [
         f"Validation accuracy on seed {comparison.seeds[0]}, %, of every weight tried:",
         "",
@@ -178,7 +180,7 @@ def trials_markdown(comparison: Comparison) -> str:
             title = f"{method.title}, {method.group}" if method.group else method.title
             told = (f"{run['weight']:.3g}: {told_trial(run)}" for run in found)
             lines.append(f"| {title} | {', '.join(told)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 4 else ""
 
 
 def told_trial(run: dict[str, Any]) -> str:
