@@ -41,7 +41,10 @@ class Kind:
 
 
 TRACE = Kind(
-    "mikit trace", "flow.json", b'"mikit flow"', frozenset({"flow.json", "flow.csv", "flow.parquet", "report"})
+    "mikit trace",
+    "flow.json",
+    b'"mikit flow"',
+    frozenset({"flow.json", "flow.csv", "flow.parquet", "records", "report", "trace.json"}),
 )
 REPORT = Kind("mikit report", "index.html", b'name="generator" content="mikit"', frozenset({"index.html"}))
 DEMO = Kind(

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -306,7 +307,12 @@ def test_trace_and_report(stores):
     assert (stores / "run" / "report" / "index.html").is_file()
     refused(mikit_run("report", "run"), "run/report exists already")
     assert mikit_run("report", "run", "--overwrite").exit_code == 0
-    refused(mikit_run("trace", "T", "S", "--out", "run"), "run exists already")
+    result = mikit_run("trace", "T", "S", "--out", "run")
+    assert result.exit_code == 2
+    assert "run exists already and holds another trace: its noise is [0.3]" in result.stderr
+    again = mikit_run("trace", "T", "S", "--out", "run", "--noise", "0.3", "--probe", "lda")
+    assert again.exit_code == 0, again.output
+    pd.testing.assert_frame_equal(Flow.load(stores / "run").frame, flow.frame, check_exact=True)
 
 
 def test_overwrite_replaces_an_earlier_result_and_nothing_else(stores, monkeypatch):
@@ -331,7 +337,8 @@ def test_overwrite_replaces_an_earlier_result_and_nothing_else(stores, monkeypat
     shutil.rmtree(stores / "project")
     assert contents(stores) == before
     assert mikit_run(*trace, "run").exit_code == 0
-    assert sorted(path.name for path in (stores / "run").iterdir()) == ["flow.csv", "flow.json", "flow.parquet"]
+    kept = ["flow.csv", "flow.json", "flow.parquet", "records", "trace.json"]
+    assert sorted(path.name for path in (stores / "run").iterdir()) == kept
 
 
 def test_trace_takes_labels_from_a_file_and_tells_json_alone(stores):
@@ -352,7 +359,8 @@ def test_trace_takes_labels_from_a_file_and_tells_json_alone(stores):
         (("folder", "S"), "folder"),
         (("T", "S", "--noise", "0"), "noise"),
         (("T", "S", "--folds", "1"), "fold"),
-        (("T", "S", "--probe", "mlp"), '"mlp"'),
+        (("T", "S", "--probe", "forest"), '"forest"'),
+        (("T", "S", "--budget", "0"), "minutes"),
         (("T", "S", "--labels", "few.npy"), "labels"),
         (("T", "S", "--labels", "missing.npy"), "missing.npy"),
         (("T", "shifted"), "ids"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -171,6 +172,20 @@ class ActivationStore:
         """Return the shape of ``read(layer, phase)``, from the manifest alone."""
         rows = sum(shard.rows for shard in self._phase(phase).shards)
         return (rows, *self._folder.manifest.layers[self._index(layer)].shape)
+
+    def content(self, layer: str, phase: int) -> str:
+        """Return a hash of the rows of ``layer`` at ``phase`` and of their ids, from the manifest; reads no rows.
+
+        Raises:
+            InputError: If there is no such layer or phase, or a file is missing or not as long as it was written.
+        """
+        index = self._index(layer)
+        digest = hashlib.sha256()
+        for shard in self._phase(phase).shards:
+            for file in (shard.ids, shard.layers[index]):
+                self._folder.path_of(file)
+                digest.update(file.sha256.encode())
+        return digest.hexdigest()
 
     def __repr__(self) -> str:
         return (

@@ -15,7 +15,7 @@ from mikit.atomic import file_sha256, write_atomically
 from mikit.errors import InputError
 from mikit.measurement import plain
 
-__all__ = ["COLUMNS", "QUANTITIES", "Flow", "frame_of"]
+__all__ = ["COLUMNS", "QUANTITIES", "SKIPPED", "Flow", "frame_of", "write_flow"]
 
 COLUMNS: Mapping[str, str] = {
     "network": "str",
@@ -50,6 +50,9 @@ COLUMNS: Mapping[str, str] = {
 }
 QUANTITIES = ("label_information", "label_gap", "recovered_share", "cka", "accuracy")
 
+SKIPPED = "skipped"
+"""The verdict on a row that was asked for and not measured, because the budget of time was used up."""
+
 _KIND = "mikit flow"
 _SCHEMA_VERSION = 1
 _TABLES = ("flow.csv", "flow.parquet")
@@ -67,7 +70,8 @@ class Flow:
             ``quantity``, ``value``, ``unit``, ``kind``, ``low`` and ``high`` (95 % sampling interval),
             ``standard_error``, ``held_out`` and ``in_sample`` (the bracket, in the unit of ``value``), ``ceiling`` (in
             nats), ``untrained`` (the same row at the network's phase 0), ``null`` (the same on permuted rows),
-            ``noise``, ``probe``, ``readout``, ``n``, ``d_x``, ``d_y``, ``verdict`` and ``reasons``.
+            ``noise``, ``probe``, ``readout``, ``n``, ``d_x``, ``d_y``, ``verdict`` and ``reasons``. A row that a budget
+            of time left unmeasured has the verdict ``"skipped"`` and no value.
         settings: How it was measured: rows, label entropy, noise, folds, probe, readouts, seeds, versions, wall time.
 
     Units: nats for label information and gaps, shares of the ceiling for recovered shares, none for CKA, fractions for
@@ -112,19 +116,7 @@ class Flow:
                 "with an earlier flow to replace."
             )
         target.mkdir(parents=True, exist_ok=True)
-        text = self.frame.to_csv(index=False).encode()
-        write_atomically(target / "flow.csv", lambda file: _write(file, text))
-        packed = io.BytesIO()
-        self.frame.to_parquet(packed, index=False)
-        write_atomically(target / "flow.parquet", lambda file: _write(file, packed.getvalue()))
-        content = {
-            "kind": _KIND,
-            "schema_version": _SCHEMA_VERSION,
-            "settings": plain(self.settings),
-            "sha256": {name: file_sha256(target / name) for name in _TABLES},
-        }
-        described = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
-        write_atomically(target / "flow.json", lambda file: _write(file, described))
+        write_flow(self, target)
         return target
 
     @classmethod
@@ -171,7 +163,24 @@ class Flow:
         return f"Flow of {networks} runs: {found or 'no rows'}  ·  verdicts: {judged or 'none'}"
 
 
-_VERDICTS = ("trustworthy", "caution", "unreliable")
+_VERDICTS = ("trustworthy", "caution", "unreliable", SKIPPED)
+
+
+def write_flow(flow: Flow, target: Path) -> None:
+    """Write a flow's tables into a folder that is there, and last ``flow.json``, which names their hashes."""
+    text = flow.frame.to_csv(index=False).encode()
+    write_atomically(target / "flow.csv", lambda file: _write(file, text))
+    packed = io.BytesIO()
+    flow.frame.to_parquet(packed, index=False)
+    write_atomically(target / "flow.parquet", lambda file: _write(file, packed.getvalue()))
+    content = {
+        "kind": _KIND,
+        "schema_version": _SCHEMA_VERSION,
+        "settings": plain(flow.settings),
+        "sha256": {name: file_sha256(target / name) for name in _TABLES},
+    }
+    described = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    write_atomically(target / "flow.json", lambda file: _write(file, described))
 
 
 def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -1,10 +1,12 @@
-"""What is measured of one layer at one phase, and of one pair of layers."""
+"""What is measured of one layer at one phase, and of one pair of layers, by tasks that any process can do."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -13,12 +15,39 @@ from numpy.typing import NDArray
 from mikit.errors import InputError
 from mikit.estimators.labels import RotatedInformation, rotated_information
 from mikit.flow.joining import Deal, Run, read_rows
+from mikit.flow.records import (
+    Arrays,
+    Information,
+    Pair,
+    Records,
+    factor_from,
+    factor_to,
+    information_from,
+    information_to,
+    pair_from,
+    pair_to,
+    record_key,
+)
 from mikit.functional.moments import LayerFactor, Similarity, cross_products, factor_layer, factored_cka, principal_axes
 from mikit.functional.recovery import Recovery, recover, require_rows
 
-__all__ = ["Instruments", "Pair", "Snapshot", "TeacherLayer", "depth_match", "refuse_wide", "snapshot", "teacher_layer"]
+__all__ = [
+    "Instruments",
+    "Pair",
+    "Place",
+    "Plan",
+    "Snapshot",
+    "TeacherLayer",
+    "depth_match",
+    "forget",
+    "refuse_wide",
+    "snapshot",
+    "teacher_layer",
+]
 
 Array = NDArray[Any]
+Place = tuple[int, int, str]
+"""The run's position (0 for the teacher), the phase and the layer."""
 
 # Teacher rows beyond this many bytes are kept in a temporary file that is mapped into memory.
 _HELD_IN_MEMORY = 1 << 30
@@ -64,21 +93,8 @@ class Instruments:
 class TeacherLayer:
     """A layer of the teacher's last phase: its rows for the cross-products, its factor for everything else."""
 
-    name: str
-    index: int
     rows: Array
     factor: LayerFactor
-
-
-@final
-@dataclass(frozen=True)
-class Pair:
-    """A student layer against a teacher layer; the nulls are None where they were not measured."""
-
-    recoveries: tuple[Recovery, ...]
-    similarity: Similarity
-    null_recoveries: tuple[Recovery, ...] | None = None
-    null_similarity: Similarity | None = None
 
 
 @final
@@ -97,6 +113,81 @@ class Snapshot:
     compared: int
     information: tuple[RotatedInformation, RotatedInformation] | None
     pairs: Mapping[str, Pair] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """All that a task needs beside its place, small enough to be sent to another machine.
+
+    Attributes:
+        token: A name of this trace alone, under which a process keeps the teacher's layers.
+        runs: The runs, the teacher's first.
+        orders: By run and phase, the row of the store for each row of the trace.
+        instruments: How to measure.
+        records: Where measurements are kept; None to keep none.
+        rows_hash: Hash of the ids in their order and the folds.
+        labels_hash: Hash of the labels; None without labels.
+    """
+
+    token: str
+    runs: tuple[Run, ...]
+    orders: Mapping[tuple[int, int], Array]
+    instruments: Instruments
+    records: Records | None
+    rows_hash: str
+    labels_hash: str | None
+
+    @property
+    def last(self) -> int:
+        """The teacher's last phase, which students are compared with."""
+        return self.runs[0].store.phases[-1]
+
+    def fetch(self, what: str, measure: Callable[[], Arrays], places: Sequence[Place], **decides: Any) -> Arrays:
+        """Return a measurement of the layers at ``places``, from its record where there is one."""
+        if self.records is None:
+            return measure()
+        contents = [self.runs[i].store.content(layer, phase) for i, phase, layer in places]
+        return self.records.fetch(record_key(what, contents=contents, rows=self.rows_hash, **decides), measure)
+
+    def width(self, place: Place) -> int:
+        """Return the number of columns of a layer."""
+        return self.runs[place[0]].store.shape(place[2], place[1])[-1]
+
+
+@final
+class _Layer:
+    """One layer at one phase, read and factored when it is first asked for."""
+
+    def __init__(self, plan: Plan, place: Place) -> None:
+        self.plan, self.place = plan, place
+
+    @cached_property
+    def rows(self) -> Array:
+        position, phase, layer = self.place
+        return read_rows(self.plan.runs[position], layer, phase, self.plan.orders[position, phase])
+
+    @cached_property
+    def compared(self) -> Array:
+        return self.plan.instruments.reduced(self.rows)
+
+    @cached_property
+    def factor(self) -> LayerFactor:
+        return factor_layer(self.compared, self.plan.instruments.deal.folds)
+
+    def information(self) -> Information | None:
+        """Return label information, and that of moved labels; None without labels."""
+        instruments = self.plan.instruments
+        if instruments.labels is None:
+            return None
+
+        def measure() -> Arrays:
+            found = instruments.information(self.rows)
+            assert found is not None
+            return information_to(found)
+
+        decides = {"probe": instruments.probe, "labels": self.plan.labels_hash}
+        return information_from(self.plan.fetch("label information", measure, [self.place], **decides))
 
 
 def depth_match(index: int, count: int, others: int) -> int:
@@ -124,63 +215,88 @@ def refuse_wide(runs: Sequence[Run], instruments: Instruments) -> None:
                 ) from cause
 
 
-def teacher_layer(
-    run: Run, layer: str, order: Array, instruments: Instruments, held: int
-) -> tuple[TeacherLayer, Snapshot]:
-    """Measure a layer of the teacher's last phase and keep what the students are compared with.
-
-    Args:
-        run: The teacher.
-        layer: The layer.
-        order: Row of the store for each row of the trace.
-        instruments: How to measure.
-        held: Bytes of all the teacher's layers together; above 1 GiB they are kept in a temporary file.
-    """
-    rows = read_rows(run, layer, run.store.phases[-1], order)
-    information = instruments.information(rows)
-    compared = instruments.reduced(rows)
-    factor = factor_layer(compared, instruments.deal.folds)
-    if held > _HELD_IN_MEMORY:
-        with tempfile.TemporaryFile() as file:
-            mapped = np.memmap(file, dtype=compared.dtype, mode="w+", shape=compared.shape)
-        mapped[:] = compared
-        mapped.flush()
-        compared = mapped
-    kept = TeacherLayer(layer, run.layers.index(layer), compared, factor)
-    return kept, Snapshot(rows.shape[1], compared.shape[1], information)
+_kept: dict[str, dict[str, TeacherLayer]] = {}
+_keeping = threading.Lock()
 
 
-def snapshot(
-    run: Run, layer: str, phase: int, order: Array, instruments: Instruments, teacher: Sequence[TeacherLayer]
-) -> Snapshot:
-    """Measure one layer at one phase and compare it with every layer in ``teacher`` (none for the teacher itself).
+def forget(token: str) -> None:
+    """Let go of the teacher's layers that this process keeps for a trace."""
+    with _keeping:
+        _kept.pop(token, None)
+
+
+def teacher_layer(plan: Plan, place: Place) -> Snapshot:
+    """Measure a layer of the teacher's last phase; this process keeps what students are compared with."""
+    own = _Layer(plan, place)
+    information = own.information()
+    width = _held(plan, place[2], own).factor.width
+    return Snapshot(plan.width(place), width, information)
+
+
+def snapshot(plan: Plan, place: Place) -> Snapshot:
+    """Measure one layer at one phase and, of a student, compare it with every layer of the teacher's last phase.
 
     The comparison on moved rows is made with the teacher layer at the same relative depth only.
     """
-    rows = read_rows(run, layer, phase, order)
-    information = instruments.information(rows)
-    if not teacher:
-        return Snapshot(rows.shape[1], rows.shape[1], information)
-    width = rows.shape[1]
-    rows = instruments.reduced(rows)
-    folds = instruments.deal.folds
-    factor = factor_layer(rows, folds)
-    matching = depth_match(run.layers.index(layer), len(run.layers), len(teacher))
+    own = _Layer(plan, place)
+    information = own.information()
+    width = plan.width(place)
+    if place[0] == 0:
+        return Snapshot(width, width, information)
+    run, teacher = plan.runs[place[0]], plan.runs[0]
+    matching = depth_match(run.layers.index(place[2]), len(run.layers), len(teacher.layers))
+    instruments = plan.instruments
+    decides = {
+        "noise": list(instruments.noise),
+        "student_noise": instruments.student_noise,
+        "reduce": instruments.reduce,
+    }
     pairs = {}
-    for other in teacher:
-        recoveries, similarity = _compared(factor, other, cross_products(rows, other.rows, folds), instruments)
-        if other.index != matching:
-            pairs[other.name] = Pair(recoveries, similarity)
-            continue
-        moved = cross_products(rows[instruments.deal.shifted()], other.rows, folds)
-        pairs[other.name] = Pair(recoveries, similarity, *_compared(factor, other, moved, instruments))
-    return Snapshot(width, rows.shape[1], information, pairs)
+    for index, name in enumerate(teacher.layers):
+
+        def measure(name: str = name, moved: bool = index == matching) -> Arrays:
+            return pair_to(_compared(own, _held(plan, name), moved))
+
+        both = [place, (0, plan.last, name)]
+        pairs[name] = pair_from(plan.fetch("pair", measure, both, moved=index == matching, **decides))
+    return Snapshot(width, instruments.width(width), information, pairs)
 
 
-def _compared(
-    student: LayerFactor, teacher: TeacherLayer, cross: Array, instruments: Instruments
-) -> tuple[tuple[Recovery, ...], Similarity]:
-    recoveries = recover(
-        student, teacher.factor, cross, noise=instruments.noise, student_noise=instruments.student_noise
-    )
-    return recoveries, factored_cka(student, teacher.factor, cross)
+def _held(plan: Plan, layer: str, own: _Layer | None = None) -> TeacherLayer:
+    """Return what this process keeps of a teacher layer; its factor comes from the record where there is one."""
+    with _keeping:
+        while len(_kept) > 1 and plan.token not in _kept:  # a worker outlives the traces it was part of
+            del _kept[next(iter(_kept))]
+        ours = _kept.setdefault(plan.token, {})
+        if layer not in ours:
+            place = (0, plan.last, layer)
+            own = own or _Layer(plan, place)
+            content = plan.fetch("factor", lambda: factor_to(own.factor), [place], reduce=plan.instruments.reduce)
+            ours[layer] = TeacherLayer(_in_reach(plan, own.compared), factor_from(content))
+        return ours[layer]
+
+
+def _in_reach(plan: Plan, rows: Array) -> Array:
+    """Return the rows, in a temporary file where those of all layers together are more than 1 GiB."""
+    run = plan.runs[0]
+    columns = sum(plan.instruments.width(run.store.shape(layer, plan.last)[-1]) for layer in run.layers)
+    if 8 * rows.shape[0] * columns <= _HELD_IN_MEMORY:
+        return rows
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, dtype=rows.dtype, mode="w+", shape=rows.shape)
+    mapped[:] = rows
+    mapped.flush()
+    return mapped
+
+
+def _compared(own: _Layer, other: TeacherLayer, moved: bool) -> Pair:
+    deal = own.plan.instruments.deal
+
+    def both(rows: Array) -> tuple[tuple[Recovery, ...], Similarity]:
+        cross = cross_products(rows, other.rows, deal.folds)
+        noise, student_noise = own.plan.instruments.noise, own.plan.instruments.student_noise
+        recoveries = recover(own.factor, other.factor, cross, noise=noise, student_noise=student_noise)
+        return recoveries, factored_cka(own.factor, other.factor, cross)
+
+    found = both(own.compared)
+    return Pair(*found, *both(own.compared[deal.shifted()])) if moved else Pair(*found)

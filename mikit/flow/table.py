@@ -11,7 +11,8 @@ from scipy.stats import t as student_t
 
 from mikit.estimators.labels import RotatedInformation
 from mikit.flow.joining import Run
-from mikit.flow.snapshots import Instruments, Pair, Snapshot, depth_match
+from mikit.flow.result import SKIPPED
+from mikit.flow.snapshots import Instruments, Pair, Place, Snapshot, depth_match
 from mikit.flow.verdicts import of_gap, of_information, of_share, of_similarity
 from mikit.functional.probes import label_entropy
 
@@ -23,8 +24,13 @@ Measured = Mapping[tuple[int, int, str], Snapshot]
 _NAN = math.nan
 
 
-def rows_of(runs: Sequence[Run], measured: Measured, instruments: Instruments) -> list[dict[str, Any]]:
-    """Return the rows of all runs: the teacher's first, then the students', by phase and layer."""
+def rows_of(
+    runs: Sequence[Run], measured: Measured, instruments: Instruments, skipped: Mapping[Place, str]
+) -> list[dict[str, Any]]:
+    """Return the rows of all runs: the teacher's first, then the students', by phase and layer.
+
+    ``skipped`` says why a place was not measured; its rows are there all the same.
+    """
     n = instruments.deal.ids.shape[0]
     entropy = _NAN if instruments.labels is None else label_entropy(instruments.labels[0])
     rows: list[dict[str, Any]] = []
@@ -34,8 +40,9 @@ def rows_of(runs: Sequence[Run], measured: Measured, instruments: Instruments) -
             rows += _accuracy(run, place)
             for index, layer in enumerate(run.layers):
                 found = measured.get((position, phase, layer))
-                if found is None:  # Earlier phases of the teacher are measured for their label information only.
-                    continue
+                reason = skipped.get((position, phase, layer))
+                if found is None and reason is None:
+                    continue  # Earlier phases of the teacher are measured for their label information only.
                 untrained = measured.get((position, 0, layer))
                 where = {
                     **place,
@@ -46,8 +53,11 @@ def rows_of(runs: Sequence[Run], measured: Measured, instruments: Instruments) -
                     "teacher_phase": -1,
                     "readout": run.store.readout(layer),
                     "n": n,
-                    "d_x": found.width,
+                    "d_x": run.store.shape(layer, phase)[-1],
                 }
+                if found is None:
+                    rows += _skipped_rows(runs, position, measured, where, instruments, str(reason))
+                    continue
                 rows += _label_rows(runs, measured, (position, phase, layer), where, instruments, entropy)
                 for name, pair in found.pairs.items():
                     before = None if untrained is None else untrained.pairs[name]
@@ -110,16 +120,15 @@ def _label_rows(
 
     def judged(at: tuple[int, int, str]) -> tuple[str, str]:
         own = measured[at].information
-        first = measured[at[0], at[1], runs[at[0]].layers[0]].information
+        first = _information(measured, (at[0], at[1], runs[at[0]].layers[0]))
         assert own is not None
-        assert first is not None
         return of_information(
             *own,
             n=where["n"],
             width=measured[at].width,
             folds=len(instruments.deal.folds),
             entropy=entropy,
-            first=first[0].value,
+            first=0.0 if first is None else first.value,
         )
 
     before = _information(measured, (position, 0, layer))
@@ -228,6 +237,36 @@ def _pair_rows(
         "verdict": verdict,
         "reasons": reasons,
     }
+
+
+def _skipped_rows(
+    runs: Sequence[Run],
+    position: int,
+    measured: Measured,
+    where: dict[str, Any],
+    instruments: Instruments,
+    reason: str,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a layer that was not measured, without values."""
+    run, teacher = runs[position], runs[0]
+    last = teacher.store.phases[-1]
+    bare = {**where, "value": _NAN, "verdict": SKIPPED, "reasons": reason}
+    if instruments.labels is not None:
+        known = {"unit": "nats", "kind": "V-information", "probe": instruments.probe, "d_y": instruments.labels[1]}
+        yield {**bare, **known, "quantity": "label_information"}
+        if run.role == "student":
+            index = depth_match(where["layer_index"], len(run.layers), len(teacher.layers))
+            place = {"teacher_layer": teacher.layers[index], "teacher_layer_index": index, "teacher_phase": last}
+            yield {**bare, **known, **place, "quantity": "label_gap"}
+    if run.role == "teacher":
+        return
+    for index, name in enumerate(teacher.layers):
+        place = {"teacher_layer": name, "teacher_layer_index": index, "teacher_phase": last, "probe": ""}
+        place |= {"d_x": instruments.width(where["d_x"]), "d_y": measured[0, last, name].compared}
+        for level in instruments.noise:
+            share = {"quantity": "recovered_share", "unit": "share", "kind": "estimate", "noise": level}
+            yield {**bare, **place, **share}
+        yield {**bare, **place, "quantity": "cka", "unit": "dimensionless", "kind": "index"}
 
 
 def _information(measured: Measured, key: tuple[int, int, str]) -> RotatedInformation | None:

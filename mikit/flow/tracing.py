@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from mikit.activations import ActivationStore
 from mikit.errors import InputError
 from mikit.flow.joining import Run, deal_rows, labels_of, refuse_training_rows, row_order, runs_of
+from mikit.flow.records import Records
 from mikit.flow.result import Flow, frame_of
-from mikit.flow.snapshots import Instruments, Snapshot, TeacherLayer, refuse_wide, snapshot, teacher_layer
+from mikit.flow.run_folder import finish_run, run_records
+from mikit.flow.snapshots import Instruments, Place, Plan, Snapshot, forget, refuse_wide, snapshot, teacher_layer
 from mikit.flow.table import rows_of
+from mikit.flow.working import Budget, coarse_to_fine, done, progress_bar, shares_memory, working_with
 from mikit.functional.probes import label_entropy
 from mikit.provenance import library_versions
 
@@ -36,7 +42,11 @@ def trace(
     layers: Sequence[str] | None = None,
     reduce: int | None = None,
     seed: int = 0,
-    jobs: int = 1,
+    jobs: int | None = None,
+    backend: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    budget: float | None = None,
     progress: bool = False,
 ) -> Flow:
     """Trace what every layer knows of the labels and recovers of the teacher, at every phase of training.
@@ -57,14 +67,27 @@ def trace(
             noise per dimension would be another quantity.
         student_noise: Noise on the student's layer in RMS SDs; it serves as a ridge.
         folds: Folds of the rotation, at least 3.
-        probe: ``"logistic"``, or ``"lda"`` for a quick look.
+        probe: ``"logistic"``, ``"lda"`` for a quick look, ``"mlp"`` (one hidden layer) or ``"knn"``, as in
+            :class:`~mikit.LabelInformation`.
         phases: Phases to report; all by default. Phase 0 is measured in any case where it was captured, since it is
             the floor that every other phase is compared with.
         layers: Names of the layers to trace; all by default.
         reduce: Compare wider layers by their first ``reduce`` principal components. Label information reads all
             columns.
         seed: Seed of the folds and permutations.
-        jobs: Threads; the numbers do not depend on it. Each uses one BLAS thread.
+        jobs: Workers, each with one thread of linear algebra; the numbers do not depend on how many. One by default, or
+            as many as ``joblib.parallel_config`` says.
+        backend: What the workers are: ``"threading"`` (the default) or ``"loky"`` (processes), or ``"dask"`` or
+            ``"ray"`` on a cluster, where ``out`` and the stores must lie where every worker sees them. The same is said
+            with ``joblib.parallel_config(backend=...)`` around the call.
+        out: Folder to write to while measuring, as :meth:`Flow.save` does in the end. Every measurement is a file of
+            its own there, named by all that decides it. A run that was killed goes on from them when it is called
+            again, at most one measurement for each worker is repeated, and the table is the same; stores and phases
+            that were added since cost only themselves.
+        overwrite: Replace another trace that stands in ``out``. Its table stays until the new one is whole.
+        budget: Minutes after which nothing more is begun. Phases are then measured from coarse to fine: first and last,
+            middle, quarters. Rows that did not fit are in the table, with verdict ``"skipped"`` and no value; the
+            teacher's last phase is always measured.
         progress: Show a bar with the time left on standard error.
 
     Returns:
@@ -77,12 +100,13 @@ def trace(
 
     Raises:
         InputError: If ids do not match (with how many are missing where), if rows are among a network's training
-            samples, if there are fewer than ``5 (d_t + d_s)`` rows, if a layer holds NaN, or if an argument is wrong.
+            samples, if there are fewer than ``5 (d_t + d_s)`` rows, if a layer holds NaN, if ``out`` holds another
+            trace, or if an argument is wrong.
 
     Cost:
         Each layer is read and factored once: ``O(n d²)``. A pair costs one cross-product and, per noise level,
-        ``O(folds d³)``. Memory: the teacher's layers of one phase (in a temporary file above 1 GiB) and one student
-        layer per job.
+        ``O(folds d³)``. Memory: the teacher's layers of one phase (in a temporary file above 1 GiB) in every process,
+        and one student layer per job. ``out`` takes some kilobytes a pair, ``O(folds d²)`` for a teacher layer.
 
     Pitfalls:
         A share shows linear recovery under the declared noise, never plain mutual information; conclusions should hold
@@ -111,55 +135,116 @@ def trace(
     start = time.perf_counter()
     stores = [students] if isinstance(students, ActivationStore) else list(students)
     levels = tuple(float(level) for level in np.atleast_1d(np.asarray(noise, dtype=np.float64)))
-    _require_settings(levels, student_noise, probe, reduce, jobs)
+    _require_settings(levels, student_noise, probe, reduce, jobs, budget)
+    time_left = Budget(budget)
     runs = runs_of(teacher, stores, layers, phases)
-    last = teacher.phases[-1]
-    deal = deal_rows(np.asarray(teacher.ids(last)), folds, seed)
+    deal = deal_rows(np.asarray(teacher.ids(teacher.phases[-1])), folds, seed)
     for run in runs:
         refuse_training_rows(run, deal)
     orders = {(i, phase): row_order(run, phase, runs[0], deal) for i, run in enumerate(runs) for phase in run.measured}
     instruments = Instruments(deal, labels_of(runs, labels, deal), probe, levels, student_noise, reduce)
     refuse_wide(runs, instruments)
+    settings = _settings(runs, instruments, seed)
+    labels_hash = None if instruments.labels is None else _hash(instruments.labels[0])
+    decides = {
+        **{name: settings[name] for name in ("noise", "student_noise", "folds", "probe", "reduce", "seed", "teacher")},
+        "phases": None if phases is None else [int(phase) for phase in phases],
+        "layers": None if layers is None else list(layers),
+        "labels": labels_hash,
+    }
+    sizes = ",".join(str(fold.stop) for fold in deal.folds)
+    with working_with(backend), _records(out, decides, runs, overwrite) as records:
+        plan = Plan(secrets.token_hex(8), runs, orders, instruments, records, f"{_hash(deal.ids)} {sizes}", labels_hash)
+        try:
+            measured, skipped = _measured(plan, jobs, time_left, progress)
+        finally:
+            forget(plan.token)
+        rows = rows_of(runs, measured, instruments, dict.fromkeys(skipped, time_left.sentence))
+        settings["wall_time"] = time.perf_counter() - start
+        flow = Flow(frame_of(rows), settings)
+        if out is not None:
+            finish_run(Path(out), flow)
+    return flow
 
-    held = 8 * len(deal.ids) * sum(instruments.width(teacher.shape(layer, last)[-1]) for layer in runs[0].layers)
-    earlier = [
-        (0, phase, layer)
-        for phase in runs[0].measured
-        if phase != last and instruments.labels is not None
-        for layer in runs[0].layers
-    ]
-    later = [(i, phase, layer) for i, run in enumerate(runs) if i for phase in run.measured for layer in run.layers]
-    measured: dict[tuple[int, int, str], Snapshot] = {}
-    kept: list[TeacherLayer] = []
-    tasks = (*earlier, *later)
-    with threadpool_limits(1, user_api="blas"), _bar(progress, len(runs[0].layers) + len(tasks)) as told:
-        for layer, (one, found) in zip(
-            runs[0].layers,
-            _in_threads(jobs)(
-                joblib.delayed(teacher_layer)(runs[0], layer, orders[0, last], instruments, held)
-                for layer in runs[0].layers
-            ),
-            strict=True,
-        ):
-            measured[0, last, layer] = found
-            kept.append(one)
-            told(f"{runs[0].network}, phase {last}")
-        for key, found in zip(
-            tasks,
-            _in_threads(jobs)(
-                joblib.delayed(snapshot)(runs[i], layer, phase, orders[i, phase], instruments, kept if i else ())
-                for i, phase, layer in tasks
-            ),
-            strict=True,
-        ):
-            measured[key] = found
-            told(f"{runs[key[0]].network}, phase {key[1]}")
-    frame = frame_of(rows_of(runs, measured, instruments))
-    return Flow(frame, _settings(runs, instruments, seed, time.perf_counter() - start))
+
+def _measured(
+    plan: Plan, jobs: int | None, budget: Budget, progress: bool
+) -> tuple[dict[Place, Snapshot], list[Place]]:
+    """Return what was measured, and the places for which there was no time."""
+    teacher = [(0, plan.last, layer) for layer in plan.runs[0].layers]
+    tasks = _tasks(plan)
+    measured: dict[Place, Snapshot] = {}
+    with progress_bar(progress, len(teacher) + len(tasks)) as told:
+
+        def told_of(place: Place) -> None:
+            told(f"{plan.runs[place[0]].network}, phase {place[1]}")
+
+        for place, found in done(partial(teacher_layer, plan), teacher, jobs=jobs, budget=Budget(None)):
+            measured[place] = found
+            told_of(place)
+        for place, found in done(partial(snapshot, plan), tasks, jobs=jobs, budget=budget):
+            measured[place] = found
+            told_of(place)
+    return measured, [place for place in tasks if place not in measured]
+
+
+def _tasks(plan: Plan) -> list[Place]:
+    """Return the layers to measure beside the teacher's last phase: the phases that show most of a curve first."""
+    ranked: list[tuple[int, Place]] = []
+    for position, run in enumerate(plan.runs):
+        phases = run.measured
+        if position == 0:
+            if plan.instruments.labels is None:
+                continue
+            phases = tuple(phase for phase in phases if phase != plan.last)
+        for rank, index in enumerate(coarse_to_fine(len(phases))):
+            ranked += [(rank, (position, phases[index], layer)) for layer in run.layers]
+    return [place for _, place in sorted(ranked, key=lambda one: one[0])]
+
+
+@contextmanager
+def _records(
+    out: str | Path | None, decides: dict[str, Any], runs: Sequence[Run], overwrite: bool
+) -> Iterator[Records | None]:
+    """Give the folder of records: in ``out``, in a temporary one for processes of this machine, or none for threads."""
+    within, near = shares_memory()
+    if out is not None:
+        stores = [run.store for run in runs]
+        for run in runs:  # before anything is written, since a damaged store is bad input
+            for phase in run.measured:
+                for layer in run.layers:
+                    run.store.content(layer, phase)
+        named = [(run.role, run.network, run.seed) for run in runs]
+        inputs = [store.path for store in stores]
+        with run_records(Path(out), decides, named, overwrite=overwrite, inputs=inputs) as records:
+            yield records
+    elif within:
+        yield None
+    elif near:
+        with tempfile.TemporaryDirectory(prefix="mikit-trace-") as folder:
+            yield Records(Path(folder))
+    else:
+        raise InputError(
+            "The workers are on a cluster and share what they measure through a folder, and none was named. Pass out=, "
+            "a folder that every worker sees."
+        )
+
+
+def _hash(values: np.ndarray) -> str:
+    """Return a hash of ids or labels; of text without the padding that depends on the longest."""
+    content = np.ascontiguousarray(values)
+    if content.dtype.kind in "US":
+        return hashlib.sha256("\0".join(content.tolist()).encode()).hexdigest()
+    return hashlib.sha256(content.astype(np.int64).tobytes()).hexdigest()
 
 
 def _require_settings(
-    noise: tuple[float, ...], student_noise: float, probe: str, reduce: int | None, jobs: int
+    noise: tuple[float, ...],
+    student_noise: float,
+    probe: str,
+    reduce: int | None,
+    jobs: int | None,
+    budget: float | None,
 ) -> None:
     if not noise or not all(np.isfinite(level) and level > 0 for level in (*noise, student_noise)):
         raise InputError(
@@ -168,35 +253,17 @@ def _require_settings(
         )
     if len(set(noise)) < len(noise):
         raise InputError(f"noise names a level twice: {noise}.")
-    if probe not in ("logistic", "lda"):
-        raise InputError(f'probe is "{probe}"; use "logistic" or "lda".')
+    if probe not in ("logistic", "lda", "mlp", "knn"):
+        raise InputError(f'probe is "{probe}"; use "logistic", "lda", "mlp" or "knn".')
     if reduce is not None and reduce < 1:
         raise InputError(f"reduce is {reduce}; at least 1 principal component must be left.")
-    if jobs == 0 or jobs < -1:
-        raise InputError(f"jobs is {jobs}; pass a number of threads, or -1 for one per core.")
+    if jobs is not None and (jobs == 0 or jobs < -1):
+        raise InputError(f"jobs is {jobs}; pass a number of workers, or -1 for one per core.")
+    if budget is not None and not (np.isfinite(budget) and budget > 0):
+        raise InputError(f"budget is {budget}; pass a positive number of minutes.")
 
 
-def _in_threads(jobs: int) -> joblib.Parallel:
-    """Return a pool that yields results in the order of the tasks."""
-    return joblib.Parallel(n_jobs=jobs, prefer="threads", return_as="generator")
-
-
-@contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call after every layer; with ``shown`` it moves a bar on standard error."""
-    if not shown:
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("Tracing", total=total)
-        yield lambda done: bar.update(task, advance=1, description=done)
-
-
-def _settings(runs: Sequence[Run], instruments: Instruments, seed: int, wall_time: float) -> dict[str, Any]:
+def _settings(runs: Sequence[Run], instruments: Instruments, seed: int) -> dict[str, Any]:
     labels = instruments.labels
     return {
         "n": len(instruments.deal.ids),
@@ -225,5 +292,4 @@ def _settings(runs: Sequence[Run], instruments: Instruments, seed: int, wall_tim
             for run in runs
         ],
         "versions": library_versions(),
-        "wall_time": wall_time,
     }

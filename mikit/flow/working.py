@@ -1,0 +1,170 @@
+"""Doing the tasks of a trace: by threads, processes or a cluster, coarse before fine, within a budget of time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, TypeVar, final
+
+import joblib
+import torch
+from threadpoolctl import threadpool_limits
+
+from mikit.errors import InputError
+
+__all__ = ["Budget", "coarse_to_fine", "done", "progress_bar", "shares_memory", "working_with"]
+
+Task = TypeVar("Task")
+Found = TypeVar("Found")
+
+
+@final
+class Budget:
+    """How much time is left.
+
+    Args:
+        minutes: The budget, from now on; None for no limit.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def spent(self) -> bool:
+        """Whether it is used up."""
+        return self._end is not None and time.monotonic() >= self._end
+
+    @property
+    def sentence(self) -> str:
+        """Why a row was not measured, and what to do."""
+        return (
+            f"not measured: the budget of {self.minutes or 0:g} minutes was used up; trace again into the same folder "
+            "to go on from here"
+        )
+
+
+def coarse_to_fine(count: int) -> list[int]:
+    """Return ``0 .. count - 1`` so that any beginning of the list is spread over all of it: ends, middle, quarters.
+
+    Example:
+        >>> coarse_to_fine(9)
+        [0, 8, 4, 2, 6, 1, 3, 5, 7]
+    """
+    order = [0, count - 1] if count > 1 else list(range(count))
+    ends = [*order]
+    while len(order) < count:
+        middles = [(a + b) // 2 for a, b in pairwise(ends) if b - a > 1]
+        order += middles
+        ends = sorted(order)
+    return order
+
+
+@contextmanager
+def working_with(backend: str | None) -> Iterator[None]:
+    """Let joblib work with ``backend`` in the block; with None, with whatever is set around it.
+
+    Raises:
+        InputError: If joblib knows no such backend, or it is not ready.
+    """
+    if backend is None:
+        yield
+        return
+    try:
+        chosen = joblib.parallel_config(backend=backend)
+    except (ValueError, ImportError) as cause:
+        raise InputError(
+            f'The backend "{backend}" cannot be used: {" ".join(str(cause).split())} Use "threading" or "loky" on this '
+            'machine; "dask" needs a dask.distributed.Client made before, "ray" a call of register_ray() of '
+            "ray.util.joblib."
+        ) from cause
+    with chosen:
+        yield
+
+
+def shares_memory() -> tuple[bool, bool]:
+    """Return whether the workers live in this process, and whether they live on this machine."""
+    backend, _ = joblib.parallel.get_active_backend(prefer="threads")
+    within = bool(getattr(backend, "supports_sharedmem", False))
+    return within, type(backend).__module__ == "joblib._parallel_backends"
+
+
+def done(
+    work: Callable[[Task], Found], tasks: Iterable[Task], *, jobs: int | None, budget: Budget
+) -> Iterator[tuple[Task, Found]]:
+    """Yield each task with its result, in the order of the tasks; none is begun once the budget is spent.
+
+    Args:
+        work: Does a task; must be a function of a module, or a partial of one, so that it can be sent to a process.
+        tasks: The tasks.
+        jobs: Workers; None for what joblib was told.
+        budget: The time there is.
+    """
+    begun: list[Task] = []
+
+    def dispatched() -> Iterator[Any]:
+        for task in tasks:
+            if budget.spent:
+                return
+            begun.append(task)
+            yield joblib.delayed(_alone_on_a_core)(work, task)
+
+    ahead = "2 * n_jobs" if budget.minutes is None else "n_jobs"
+    pool = joblib.Parallel(n_jobs=jobs, prefer="threads", return_as="generator", pre_dispatch=ahead)
+    for position, found in enumerate(pool(dispatched())):
+        yield begun[position], found
+
+
+@contextmanager
+def progress_bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
+    """Yield a function to call after every task; with ``shown`` it moves a bar, with the time left, on stderr."""
+    if not shown:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("Tracing", total=total)
+        yield lambda done: bar.update(task, advance=1, description=done)
+
+
+def _alone_on_a_core(work: Callable[[Task], Found], task: Task) -> Found:
+    with _one:
+        return work(task)
+
+
+@final
+class _Single:
+    """One thread of linear algebra for each task, whatever the process: with more, sums are rounded differently.
+
+    The limit is the process's own. The first task of a process sets it and the last one gives back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tasks = 0
+        self._limits: threadpool_limits | None = None
+        self._torch = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._tasks == 0:
+                self._torch = torch.get_num_threads()
+                self._limits = threadpool_limits(1, user_api="blas")
+            self._tasks += 1
+        torch.set_num_threads(1)  # the number of the calling thread; threads begun later take it over
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._tasks -= 1
+            if self._tasks == 0 and self._limits is not None:
+                self._limits.restore_original_limits()
+                torch.set_num_threads(self._torch)
+
+
+_one = _Single()
