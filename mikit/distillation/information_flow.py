@@ -87,6 +87,8 @@ class InformationFlow(nn.Module):
         ([0.074, 0.926], torch.Size([]))
     """
 
+    recommended_weight = 10.0
+
     epoch: Tensor
     first_divergence: Tensor
     latest_divergence: Tensor

@@ -106,6 +106,8 @@ class MIMKD(nn.Module):
         torch.Size([])
     """
 
+    recommended_weight = 3.0
+
     unit = "nats of the objective"
     kind = "training loss"
 

@@ -78,6 +78,8 @@ class PKT(PairedGap):
 
     standard: Tensor
 
+    recommended_weight = 10.0
+
     name = "pkt"
     unit = "nats"
 

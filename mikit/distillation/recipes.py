@@ -29,9 +29,8 @@ __all__ = ["RECIPES", "Ingredient", "Recipe", "distillation_terms", "read_ingred
 Pair = tuple[str, str]
 Build = Callable[[Any, Any, Tensor, int, torch.Generator], nn.Module]
 
-# The one place where weights stand, in units of each loss's own recommended_weight (10 for VID). FitNet,
-# AttentionTransfer and PKT come scaled: their 1, 1 and 10 are about 10, 1000 and 1000 of the plain means that released
-# codes weigh.
+# In units of each loss's own recommended_weight. FitNet, AttentionTransfer and PKT come scaled: their weights are about
+# 10, 1000 and 1000 of the plain means that released codes weigh.
 _WEIGHTS = {
     "vid": 1.0,
     "hinton": 1.0,
@@ -39,10 +38,10 @@ _WEIGHTS = {
     "fitnet": 1.0,
     "attention": 1.0,
     "channel_mmd": 1.0,
-    "pkt": 10.0,
+    "pkt": 1.0,
     "flow": 1.0,
     "kd2m": 5.0,
-    "mimkd": 0.2,
+    "mimkd": 1.0,
     "crd": 0.8,
 }
 

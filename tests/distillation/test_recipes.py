@@ -42,7 +42,7 @@ def built(text, part, **settings):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_with_its_weight_and_moves_the_losses_own_parameters(name, part):
     student, teacher, terms = built(name, part)
-    own = {"vid": 10.0}.get(name, 1.0)  # what VID.recommended_weight says
+    own = {"vid": 10.0, "pkt": 10.0, "flow": 10.0, "mimkd": 3.0}.get(name, 1.0)  # their recommended_weight
     assert {term.weight for term in terms.values()} == {own * RECIPES[name].weight}
     assert {layer for term in terms.values() for layer in term.layers} == set(RECIPES[name].layers)
     before = {key: p.detach().clone() for key, term in terms.items() for p in term.loss.parameters()}
