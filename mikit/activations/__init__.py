@@ -1,6 +1,7 @@
 """Activations: captured by hooks, read out by name, kept in a store, read from files."""
 
 from mikit.activations.capturing import CapturedActivations, capture
+from mikit.activations.checkpoints import RecordedCheckpoints, find_checkpoints, load_weights, record_checkpoints
 from mikit.activations.hashing import hash_of_array, hash_of_model
 from mikit.activations.reading import StoredArray, read_array
 from mikit.activations.readout import (
@@ -30,16 +31,20 @@ __all__ = [
     "Pool",
     "Projection",
     "Readout",
+    "RecordedCheckpoints",
     "Recorder",
     "StoredArray",
     "Tokens",
     "Whole",
     "capture",
     "collect_activations",
+    "find_checkpoints",
     "hash_of_array",
     "hash_of_model",
+    "load_weights",
     "parse_readout",
     "phase_schedule",
     "read_array",
     "record_activations",
+    "record_checkpoints",
 ]
