@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mikit.errors import InputError
-from mikit.options import Json, Overwrite, require_free_json
+from mikit.options import Json, require_free_json
 from mikit.outputs import write_text
 from mikit.terminal import Steps, answered, say
 
@@ -50,7 +50,9 @@ def capture(
     batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 500,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")] = "cpu",
     json_file: Json = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --json; a store is never replaced.")
+    ] = False,
 ) -> None:
     """Record the activations of a network at its saved checkpoints; run it again to go on where it was stopped."""
     require_free_json(json_file, overwrite, data)
