@@ -14,7 +14,7 @@ from mikit.plot.tables import Rows, label_entropy, layers_of, matching, present,
 if TYPE_CHECKING:
     from mikit.flow import Flow
 
-__all__ = ["findings", "measured", "reasons_counted", "verdicts_counted"]
+__all__ = ["LIMITS", "findings", "measured", "reasons_counted", "verdicts_counted"]
 
 _PLAIN = {
     "label_information": "how much each layer tells about the labels (label information)",
@@ -24,6 +24,20 @@ _PLAIN = {
     "cka": "how similar the layers are as geometries (linear CKA)",
     "accuracy": "the accuracy noted with the activations",
 }
+
+LIMITS = (
+    "“The student has learned the teacher's layer.” A share above 0 is no transfer: it must lie above the untrained "
+    "floor, above a student trained without the teacher, and above one taught with broken pairing.",
+    "“This student layer corresponds to that teacher layer.” Early layers and narrow logits are easy to recover from "
+    "anything; say “the layer that recovers most”, with the distance to the runner-up.",
+    "“Information was lost” or “compressed”. A falling share says that less can be recovered linearly at this noise.",
+    "“The loss transfers information”, from the layers it was trained on: there the share only checks that training "
+    "worked.",
+    "“Method A is better”, from one teacher or from few seeds: no band holds the teacher's own spread, and three seeds "
+    "are a screen, not a test.",
+    "Any comparison across readouts, numbers of rows, probes or noise levels: each is part of the definition.",
+)
+"""What a flow cannot show, whatever its numbers."""
 
 
 def listed(items: Sequence[object], most: int = 12) -> str:

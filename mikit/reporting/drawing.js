@@ -1,0 +1,193 @@
+// Builders of figures: each gives Plotly's traces and layout, and `cells`, the rows and columns the arrow keys walk.
+const TICK = 11;
+const suffix = (n) => (n === 0 ? "" : String(n + 1));
+const coarse = matchMedia("(pointer: coarse)").matches;
+
+function blank(ink, height, top) {
+  return {
+    paper_bgcolor: ink.paper, plot_bgcolor: ink.paper, height, autosize: true, hovermode: "closest",
+    dragmode: coarse ? false : "zoom", font: { color: ink.ink, size: 12, family: "system-ui, sans-serif" },
+    margin: { l: 58, r: 14, t: top, b: 20 }, shapes: [], annotations: [],
+    hoverlabel: { align: "left", bgcolor: ink.shade, bordercolor: ink.soft, font: { color: ink.ink, size: 12 } },
+    legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", yref: "container", itemclick: false,
+      itemdoubleclick: false, font: { size: 11.5 }, bgcolor: "rgba(0,0,0,0)" },
+    transition: { duration: 0 },
+  };
+}
+
+// Height of the legend above the panels, from the widths of its entries.
+function legendHeight(names, width) {
+  let lines = 1, used = 0;
+  for (const name of names) {
+    const own = 6.9 * name.length + 58;
+    if (used && used + own > width - 20) { lines += 1; used = 0; }
+    used += own;
+  }
+  return 12 + 21 * lines;
+}
+
+// Panels in rows that fit the width; sizes in pixels become Plotly's shares of the plot.
+function panels(count, width, least, high, below, left = 58, between = 34) {
+  const room = width - left - 14;
+  const columns = Math.max(1, Math.min(count, Math.floor((room + between) / (least + between))));
+  const rows = Math.ceil(count / columns);
+  const wide = Math.min((room - between * (columns - 1)) / columns, Math.max(least * 2.2, 460));
+  const total = rows * high + (rows - 1) * (below + 26);
+  const places = [...Array(count).keys()].map((i) => {
+    const column = i % columns, row = Math.floor(i / columns);
+    const begin = column * (wide + between), end = total - row * (high + below + 26);
+    return { x: [begin / room, (begin + wide) / room], y: [Math.max(0, (end - high) / total), end / total], column, row };
+  });
+  return { places, total, wide, rows, columns };
+}
+
+const title = (text, place, ink, size) => ({ text: inert(clip(text, size)), showarrow: false, xref: "paper", yref: "paper",
+  x: place.x[0], xanchor: "left", y: place.y[1], yanchor: "bottom", font: { size: 12, color: ink.ink } });
+
+const axisOf = (ink, domain, more) => ({ domain, gridcolor: ink.line, linecolor: ink.soft, zeroline: false,
+  ticks: "outside", ticklen: 3, tickcolor: ink.soft, tickfont: { size: TICK }, fixedrange: false, ...more });
+
+// A band, and the line with its points; hollow points were judged unreliable.
+function curve(traces, x, values, look) {
+  const { color, axes, name, legend, texts } = look;
+  const seen = x.map((_, i) => i).filter((i) => values.smallest[i] !== null);
+  if (values.count.some((n) => n > 1) && seen.length > 1) {
+    const back = [...seen].reverse();
+    traces.push({ type: "scatter", mode: "lines", x: [...seen, ...back].map((i) => x[i]), ...axes, hoverinfo: "skip",
+      y: [...seen.map((i) => values.smallest[i]), ...back.map((i) => values.largest[i])], fill: "toself",
+      fillcolor: veil(color, 0.2), line: { width: 0 }, showlegend: false });
+  }
+  const single = values.count.every((n) => n < 2) && values.low.some((low) => low !== null);
+  traces.push({ type: "scatter", mode: "lines+markers", x, y: values.mean, ...axes, name, showlegend: legend,
+    legendgroup: name, connectgaps: look.connect, hovertext: texts, hoverinfo: "text",
+    line: { color, width: 2 }, marker: { size: 6, color: values.verdict.map((code) => (code === 3 ? look.paper : color)),
+      line: { color, width: 1.5 } },
+    ...(single ? { error_y: { type: "data", symmetric: false, thickness: 1, width: 2, color,
+      array: values.mean.map((mean, i) => (values.high[i] === null || mean === null ? 0 : values.high[i] - mean)),
+      arrayminus: values.mean.map((mean, i) => (values.low[i] === null || mean === null ? 0 : mean - values.low[i])) } } : {}) });
+  return traces.length - 1;
+}
+
+const plain = (x, y, color, dash, width, axes, name, legend) => ({ type: "scatter", mode: "lines", x, y, ...axes, name,
+  showlegend: legend, line: { color, dash, width }, hoverinfo: "skip", connectgaps: true });
+
+const FIELDS = ["mean", "smallest", "largest", "low", "high", "verdict", "count"];
+const pick = (part, spots) => Object.fromEntries(FIELDS.map((name) => [name, spots.map((spot) => part[name][spot])]));
+const spotOf = (part, phase, i, j) => (phase * part.layers.length + i) * part.others.length + j;
+const unitOf = (data, chart) => ({ nats: "nats", bits: "bits", share: "0 to 1", fraction: "fraction" })[data.quantities[chart.quantity].unit];
+
+function alongLayers(data, chart, level, parts, state, width, ink) {
+  const traces = [], cells = [], axes = { xaxis: "x", yaxis: "y" };
+  const names = parts.map((part) => clip(data.networks[part.network].name, 34));
+  const last = level.ticks.length - 1;
+  for (const [k, part] of parts.entries()) {
+    const color = ink.network(data.networks[part.network].color);
+    const spots = part.layers.map((_, i) => spotOf(part, state.phase, i, 0));
+    const lines = spots.map((spot, i) => said(data, chart.quantity, level, part, spot, state.phase, part.layers[i], ""));
+    const floor = spots.map((spot) => part.untrained[spot]);
+    if (floor.some((value) => value !== null)) traces.push(plain(part.x, floor, color, "dot", 1.2, axes, "", false));
+    const at = curve(traces, part.x, pick(part, spots), { color, axes, name: inert(names[k]), legend: true, paper: ink.paper,
+      connect: false, texts: lines.map(hover) });
+    cells.push(lines.map((words, i) => ({ curve: at, point: i, subplot: "xy", words })));
+  }
+  const keys = [...names], ends = [-0.35, last + 0.35];
+  if (parts.some((part) => part.untrained.some((value) => value !== null))) {
+    traces.push(plain([null], [null], ink.soft, "dot", 1.2, axes, "untrained", true));
+    keys.push("untrained");
+  }
+  if (level.teacher && chart.quantity === "label_information") {
+    traces.push({ ...plain(level.teacher.x, level.teacher.mean, ink.ink, "dash", 1.8, axes, inert(level.teacher.said), true),
+      mode: "lines", hoverinfo: "text", hovertext: level.teacher.mean.map((value, i) =>
+        hover([level.teacher.said, `layer ${level.teacher.layers[i]}`, `${digits(value)} ${data.quantities[chart.quantity].unit}`])) });
+    keys.push(level.teacher.said);
+  }
+  const limits = [...level.range];
+  if (chart.quantity === "label_information") {
+    if (data.entropy !== null && data.quantities[chart.quantity].unit === "nats") {
+      const name = `H(Y) = ${data.entropy.toFixed(2)} nats`;
+      traces.push(plain(ends, [data.entropy, data.entropy], ink.soft, "dot", 1.8, axes, name, true));
+      keys.push(name);
+      limits[1] = Math.max(limits[1], 1.06 * data.entropy);
+    }
+    const nulls = level.ticks.map((_, i) => {
+      const own = parts.flatMap((part) => part.x[i] === i ? [part.null[spotOf(part, state.phase, i, 0)]] : []).filter((v) => v !== null);
+      return own.length ? own.reduce((a, b) => a + b) / own.length : null;
+    });
+    if (nulls.some((value) => value !== null)) {
+      traces.push(plain(nulls.map((_, i) => i), nulls, ink.soft, "dashdot", 1.2, axes, "labels permuted (null)", true));
+      limits[0] = Math.min(limits[0], ...nulls.filter((value) => value !== null)) - 0.02 * (limits[1] - limits[0]);
+      keys.push("labels permuted (null)");
+    }
+  }
+  const top = legendHeight(keys, width);
+  const layout = blank(ink, 360 + top, top);
+  layout.xaxis = axisOf(ink, [0, 1], { range: ends, tickvals: level.ticks.map((_, i) => i), ticktext: level.ticks.map(inert),
+    automargin: true, showgrid: false, title: { text: "layer, input to output", font: { size: 12 } } });
+  layout.yaxis = axisOf(ink, [0, 1], { range: limits, title: { text: `${chart.axis} (${unitOf(data, chart)})`, font: { size: 12 } } });
+  if (chart.quantity === "label_gap") {
+    layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: ink.ink, width: 1 }, layer: "below" });
+  }
+  return { traces, layout, cells };
+}
+
+// The vertical line that marks the chosen phase, one per panel.
+const cursors = (count, phase, ink) => [...Array(count).keys()].map((n) => ({ type: "line", xref: `x${suffix(n)}`,
+  yref: `y${suffix(n)} domain`, x0: phase, x1: phase, y0: 0, y1: 1, line: { color: ink.soft, width: 1, dash: "dash" }, layer: "below" }));
+
+function alongPhases(data, chart, level, parts, state, width, ink) {
+  const longest = level.parts.reduce((a, b) => (b.layers.length > a.layers.length ? b : a));
+  const count = longest.layers.length, traces = [];
+  const cells = parts.map(() => []);
+  const phases = data.phases.map((_, i) => i);
+  const names = parts.map((part) => clip(data.networks[part.network].name, 34));
+  const share = chart.quantity === "recovered_share";
+  const plan = panels(count, width, count === 1 ? 420 : 205, count === 1 ? 300 : 165, 28);
+  const keys = [...names];
+  let floors = false, taught = false;
+  for (let n = 0; n < count; n += 1) {
+    const axes = { xaxis: `x${suffix(n)}`, yaxis: `y${suffix(n)}` };
+    for (const [k, part] of parts.entries()) {
+      const i = part.x.findIndex((x) => Math.abs(x - n) < 1e-9);
+      if (i < 0) continue;
+      const color = ink.network(data.networks[part.network].color), j = part.match[i];
+      const spots = phases.map((phase) => spotOf(part, phase, i, j));
+      const lines = spots.map((spot, phase) => said(data, chart.quantity, level, part, spot, phase, part.layers[i], part.others[j]));
+      const floor = part.untrained[spots.find((spot) => part.untrained[spot] !== null)];
+      if (floor !== undefined && chart.quantity !== "accuracy") {
+        traces.push(plain([0, phases.length - 1], [floor, floor], color, "dot", 1.2, axes, "", false));
+        floors = true;
+      }
+      const at = curve(traces, phases, pick(part, spots), { color, axes, name: inert(names[k]), legend: n === 0, paper: ink.paper,
+        connect: true, texts: lines.map(hover) });
+      cells[k].push(...lines.map((words, point) => ({ curve: at, point, subplot: `x${suffix(n)}y${suffix(n)}`, words })));
+    }
+    const place = level.teacher ? level.teacher.x.findIndex((x) => Math.abs(x - n) < 0.5) : -1;
+    if (place >= 0 && !share) {
+      const value = level.teacher.mean[place];
+      traces.push(plain([0, phases.length - 1], [value, value], ink.ink, "dash", 1.5, axes, inert(level.teacher.said), !taught));
+      taught = true;
+    }
+  }
+  if (floors) {
+    traces.push(plain([null], [null], ink.soft, "dot", 1.2, { xaxis: "x", yaxis: "y" }, "untrained", true));
+    keys.push("untrained");
+  }
+  if (taught) keys.push(level.teacher.said);
+  const legend = legendHeight(keys, width), top = legend + (count > 1 ? 22 : 0);
+  const layout = blank(ink, plan.total + top + 52, top);
+  layout.margin.b = 52;
+  const step = Math.ceil(phases.length / Math.max(3, Math.floor(plan.wide / 34)));
+  const ticks = phases.filter((phase) => phase % step === 0);
+  for (const [n, spot] of plan.places.entries()) {
+    const lowest = n + plan.columns >= count;
+    layout[`xaxis${suffix(n)}`] = axisOf(ink, spot.x, { anchor: `y${suffix(n)}`, range: [-0.4, phases.length - 0.6], tickvals: ticks,
+      ticktext: ticks.map((phase) => String(data.phases[phase])), tickangle: 0, showgrid: false,
+      title: lowest ? { text: "phase (equally spaced)", font: { size: 11.5 }, standoff: 6 } : undefined });
+    layout[`yaxis${suffix(n)}`] = axisOf(ink, spot.y, { anchor: `x${suffix(n)}`, range: share ? [level.range[0], Math.max(1, level.range[1])] : level.range,
+      nticks: 5, showticklabels: spot.column === 0, matches: n ? "y" : undefined,
+      title: spot.column === 0 ? { text: count > 1 && plan.rows > 1 ? unitOf(data, chart) : `${chart.axis} (${unitOf(data, chart)})`, font: { size: 11.5 } } : undefined });
+    if (count > 1) layout.annotations.push(title(longest.layers[n], spot, ink, Math.floor(plan.wide / 7)));
+  }
+  layout.shapes = cursors(count, state.phase, ink);
+  return { traces, layout, cells, moves: (phase) => cursors(count, phase, ink) };
+}

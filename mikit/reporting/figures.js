@@ -1,0 +1,177 @@
+// The figures follow one state: phase, noise, hidden networks, the network that maps are compared with.
+const DRAW = { layers: alongLayers, phases: alongPhases, map: layerMaps };
+
+function setUpFigures(data) {
+  const last = data.phases.length - 1;
+  const state = { phase: last, noise: data.quantities.recovered_share?.start ?? 0, hidden: new Set(), base: null };
+  const figures = [...document.querySelectorAll("section[data-figure]")].map((section) => ({
+    section, box: section.querySelector(".chart"), strip: section.querySelector(".strip"), facts: section.querySelector(".facts"),
+    reading: section.querySelector(".reading"), chart: { ...section.dataset }, near: false, stale: true, at: [0, 0], made: null,
+  }));
+  const levelOf = ({ chart }) => {
+    const { levels } = data.quantities[chart.quantity];
+    return levels.length > 1 ? levels[state.noise] : levels[0];
+  };
+
+  function strip(figure, level, parts) {
+    const counts = data.verdicts.map(() => 0), reasons = new Map(), missing = [];
+    for (const part of parts) {
+      const size = part.layers.length * part.others.length;
+      let here = 0;
+      for (let spot = state.phase * size; spot < (state.phase + 1) * size; spot += 1) {
+        const code = part.verdict[spot];
+        const left = (spot % size) % part.others.length, layer = Math.floor((spot % size) / part.others.length);
+        if (code < 0 || (figure.chart.kind === "phases" && part.match[layer] !== left)) continue;
+        here += 1;
+        counts[code] += 1;
+        const reason = data.reasons[part.reason[spot]];
+        if (code !== 1 && reason) reasons.set(reason, (reasons.get(reason) ?? 0) + 1);
+      }
+      if (!here) missing.push(data.networks[part.network].name);
+    }
+    const total = counts.reduce((a, b) => a + b, 0), bar = make("span", undefined, "bar");
+    const words = [1, 2, 3, 4, 0].filter((code) => counts[code]);
+    for (const code of words) {
+      const piece = make("i", undefined, data.verdicts[code].replace(" ", "-"));
+      piece.style.flexGrow = counts[code];
+      bar.append(piece);
+    }
+    bar.setAttribute("aria-hidden", "true");
+    const [commonest] = [...reasons].sort((a, b) => b[1] - a[1]);
+    let text = total ? `Phase ${data.phases[state.phase]}, ${total.toLocaleString("en")} point${total > 1 ? "s" : ""}: ${words.map((code) =>
+      `${counts[code].toLocaleString("en")} ${data.verdicts[code]}`).join(", ")}.` : `No points at phase ${data.phases[state.phase]}.`;
+    if (commonest) text += ` Most often: ${commonest[0]} (${commonest[1].toLocaleString("en")}).`;
+    if (missing.length && total) text += ` Not recorded at this phase: ${missing.join(", ")}.`;
+    figure.strip.replaceChildren(...(total ? [bar] : []), make("span", text));
+  }
+
+  function draw(figure, moved) {
+    const level = levelOf(figure), ink = colors();
+    const parts = level.parts.filter((part) => !state.hidden.has(part.network));
+    strip(figure, level, parts);
+    figure.stale = false;
+    figure.section.dataset.phase = data.phases[state.phase];
+    if (moved && figure.made?.moves) {
+      Plotly.relayout(figure.box, { shapes: figure.made.moves(state.phase) });
+      return;
+    }
+    figure.made = DRAW[figure.chart.kind](data, figure.chart, level, parts, state, figure.box.clientWidth, ink);
+    const note = figure.made.note ? `${figure.made.note} ` : "";
+    figure.facts.textContent = note + level.facts;
+    figure.box.style.height = `${figure.made.layout.height}px`;
+    Plotly.react(figure.box, figure.made.traces, figure.made.layout, { displaylogo: false, responsive: false, scrollZoom: false,
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { filename: figure.chart.figure, scale: 2 } });
+  }
+
+  function refresh(moved = false) {
+    for (const figure of figures) {
+      if (figure.near) draw(figure, moved && !figure.stale);
+      else figure.stale = true;
+    }
+  }
+  const all = () => figures.forEach((figure) => { if (figure.stale) draw(figure, false); });
+
+  // Arrow keys walk the values of the figure that holds the focus.
+  function walk(figure, event) {
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
+    const cells = figure.made?.cells.filter((row) => row.length);
+    if (!step || !cells?.length) return;
+    event.preventDefault();
+    const rows = cells.length, down = figure.chart.kind === "map" ? 1 : -1;
+    if (figure.walked) figure.at = [Math.min(rows - 1, Math.max(0, figure.at[0] + down * step[0])), figure.at[1] + step[1]];
+    figure.walked = true;
+    const row = cells[Math.min(figure.at[0], rows - 1)];
+    figure.at = [Math.min(figure.at[0], rows - 1), Math.min(row.length - 1, Math.max(0, figure.at[1]))];
+    const cell = row[figure.at[1]];
+    if (!cell) return;
+    figure.reading.textContent = cell.words.join(" · ");
+    Plotly.Fx.hover(figure.box, [{ curveNumber: cell.curve, pointNumber: cell.point }], [cell.subplot]);
+  }
+
+  const slider = find("phase");
+  function move(phase) {
+    state.phase = Math.min(last, Math.max(0, phase));
+    slider.value = state.phase;
+    const said = `phase ${data.phases[state.phase]}`;
+    slider.setAttribute("aria-valuetext", `${said}, ${state.phase + 1} of ${last + 1}`);
+    find("phase-said").textContent = `${said} (${state.phase + 1} of ${last + 1})`;
+    refresh(true);
+  }
+
+  let playing = 0;
+  function play() {
+    const stop = playing !== 0;
+    if (stop) clearInterval(playing);
+    playing = stop ? 0 : setInterval(() => (state.phase === last ? play() : move(state.phase + 1)), 800);
+    find("play").textContent = stop ? "Play" : "Stop";
+    if (!stop) move(state.phase === last ? 0 : state.phase);
+  }
+
+  function choices() {
+    const levels = data.quantities.recovered_share?.levels ?? [];
+    if (levels.length > 1) {
+      levels.forEach((level, i) => find("noise").append(new Option(`σ = ${level.noise}`, i, i === state.noise, i === state.noise)));
+      find("noise").addEventListener("change", (event) => { state.noise = Number(event.target.value); refresh(); });
+    } else find("noise").parentElement.hidden = true;
+    if (data.networks.length > 1) {
+      find("base").append(new Option("values", ""), ...data.networks.map(({ name }, i) => new Option(`difference to ${name}`, i)));
+      find("base").addEventListener("change", (event) => {
+        state.base = event.target.value === "" ? null : Number(event.target.value);
+        refresh();
+      });
+    } else find("base").parentElement.hidden = true;
+    data.networks.forEach(({ name }, i) => {
+      const label = make("label"), box = make("input"), swatch = make("span", undefined, "swatch");
+      box.type = "checkbox";
+      box.checked = true;
+      swatch.dataset.network = i;
+      box.addEventListener("change", () => { state.hidden[box.checked ? "delete" : "add"](i); refresh(); });
+      label.append(box, swatch, make("span", name));
+      find("networks").append(label);
+    });
+    paint();
+  }
+  function paint() {
+    const ink = colors();
+    for (const swatch of document.querySelectorAll(".swatch")) swatch.style.background = ink.network(data.networks[swatch.dataset.network].color);
+  }
+
+  slider.max = last;
+  slider.addEventListener("input", () => move(Number(slider.value)));
+  find("play").addEventListener("click", play);
+  find("play").disabled = slider.disabled = last < 1;
+  choices();
+  find("console").hidden = false;
+  for (const figure of figures) {
+    figure.box.addEventListener("keydown", (event) => walk(figure, event));
+    figure.box.addEventListener("blur", () => { figure.reading.textContent = ""; Plotly.Fx.unhover(figure.box); });
+  }
+  const watch = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const figure = figures.find(({ section }) => section === target);
+      figure.near = isIntersecting;
+      if (isIntersecting && figure.stale) draw(figure, false);
+    }
+  }, { rootMargin: "300px 0px" });
+  figures.forEach(({ section }) => watch.observe(section));
+  move(last);
+
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    refresh();
+  });
+  addEventListener("beforeprint", all);
+  return { restyle: () => { paint(); refresh(); } };
+}
+
+function setUpScheme(restyle) {
+  const root = document.documentElement, button = find("scheme"), system = matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => (root.dataset.scheme ?? (system.matches ? "dark" : "light")) === "dark";
+  const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
+  button.addEventListener("click", () => { root.dataset.scheme = dark() ? "light" : "dark"; name(); restyle(); });
+  system.addEventListener("change", () => { name(); restyle(); });
+  button.hidden = false;
+  name();
+}
