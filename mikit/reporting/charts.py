@@ -170,16 +170,16 @@ def charts(flow: Flow) -> dict[str, Any]:
 
 def _level(flow: Flow, rows: Rows, phases: list[int], networks: list[str], reasons: dict[str, int]) -> dict[str, Any]:
     averages = _averages(rows.students)
-    parts = []
+    parts: list[dict[str, Any]] = []
     others = teacher_layers(rows) if rows.quantity in _MAPS else [""]
     for name in rows.networks:
         own = averages[averages["network"].eq(name)]
         layers = layers_of(rows.students, name)
-        part = {"network": networks.index(name), "seeds": int(own["count"].max()), "layers": layers}
+        part: dict[str, Any] = {"network": networks.index(name), "seeds": int(own["count"].max()), "layers": layers}
         part |= {"short": short_names(layers), "others": others, "match": _match(rows, name, layers, others)}
         parts.append(part | _grid(own, phases, layers, others, reasons))
     facts = caption_facts(flow, rows)
-    ticks = max((part["layers"] for part in parts), key=len)
+    ticks: list[str] = max((part["layers"] for part in parts), key=len)
     for part in parts:
         part["x"] = _places(part["layers"], ticks)
     teacher = _teacher(rows, ticks)

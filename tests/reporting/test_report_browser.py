@@ -46,6 +46,8 @@ def page(browser, path, request):
     opened.on("console", lambda message: opened.troubles.append(message.text))
     opened.on("pageerror", lambda error: opened.troubles.append(str(error)))
     opened.on("request", lambda asked: opened.asked.append(asked.url))
+    # A loaded machine gives a browser little time; how long a page takes is measured in benchmarks/report_size.py.
+    opened.set_default_timeout(180_000)
     opened.goto(path.as_uri())
     opened.wait_for_selector("html[data-ready]", state="attached")
     yield opened
@@ -146,7 +148,8 @@ def test_a_network_can_be_left_out(page):
 
 
 def test_dark_and_light(page):
-    paper = "getComputedStyle(document.body).backgroundColor + document.querySelector('#figure-phases .chart').layout?.paper_bgcolor"
+    drawn = "document.querySelector('#figure-phases .chart').layout?.paper_bgcolor"
+    paper = f"getComputedStyle(document.body).backgroundColor + {drawn}"
     draw_all(page)
     before = page.evaluate(paper)
     page.get_by_role("button", name="Change between dark and light").click()
