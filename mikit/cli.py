@@ -139,6 +139,10 @@ def trace(
     folds: Annotated[int, typer.Option(help="Folds of held-out information.")] = 5,
     probe: Annotated[str, typer.Option(help="Probe of the label information: logistic, lda, mlp or knn.")] = "logistic",
     reduce: Annotated[int | None, typer.Option(help="Compare wider layers by this many principal components.")] = None,
+    pairs_with: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another instrument for pairs at the same depth; repeat it for several."),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(metavar="MINUTES", help="Begin nothing after this time; what did not fit is marked as skipped."),
@@ -170,6 +174,7 @@ def trace(
             folds=folds,
             probe=probe,
             reduce=reduce,
+            pairs_with=pairs_with,
             seed=seed,
             jobs=jobs or cpu_count(),
             backend="loky" if processes else "threading",

@@ -211,8 +211,10 @@ def labels_of(runs: Sequence[Run], labels: Any, deal: Deal) -> tuple[Array, int]
     return codes, int(codes.max()) + 1
 
 
-def read_rows(run: Run, layer: str, phase: int, order: Array) -> Array:
-    """Return a layer's activations in the common order, centred; float32 if stored in 32 bits or fewer, else float64.
+def read_rows(run: Run, layer: str, phase: int, order: Array, *, centre: bool = True) -> Array:
+    """Return a layer's activations in the common order; float32 if stored in 32 bits or fewer, else float64.
+
+    ``centre`` takes the columns' means out.
 
     Raises:
         InputError: If they hold NaN or infinity.
@@ -236,6 +238,8 @@ def read_rows(run: Run, layer: str, phase: int, order: Array) -> Array:
                 f"{out.shape[0]} rows; the first is row {int(order[bad].min())} of the store. mikit never fills in or "
                 "drops values: record the layer again."
             )
+    if not centre:
+        return out
     mean = out.mean(axis=0, dtype=np.float64)
     for first in range(0, out.shape[0], 1024):
         out[first : first + 1024] = out[first : first + 1024] - mean

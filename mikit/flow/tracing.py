@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,14 @@ import numpy as np
 
 from mikit.activations import ActivationStore
 from mikit.errors import InputError
+from mikit.flow.chosen_pairs import (
+    Chosen,
+    ChosenPlace,
+    chosen_instruments,
+    chosen_places,
+    chosen_rows,
+    measure_chosen,
+)
 from mikit.flow.joining import Run, deal_rows, labels_of, refuse_training_rows, row_order, runs_of
 from mikit.flow.records import Records
 from mikit.flow.result import Flow, frame_of
@@ -24,6 +32,7 @@ from mikit.flow.snapshots import Instruments, Place, Plan, Snapshot, forget, ref
 from mikit.flow.table import rows_of
 from mikit.flow.working import Budget, coarse_to_fine, done, progress_bar, shares_memory, working_with
 from mikit.functional.probes import label_entropy
+from mikit.measurement import Measurement
 from mikit.provenance import library_versions
 
 __all__ = ["trace"]
@@ -41,6 +50,8 @@ def trace(
     phases: Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
     reduce: int | None = None,
+    pairs_with: Any = None,
+    pairs: str | Sequence[Sequence[str]] = "same depth",
     seed: int = 0,
     jobs: int | None = None,
     backend: str | None = None,
@@ -74,6 +85,11 @@ def trace(
         layers: Names of the layers to trace; all by default.
         reduce: Compare wider layers by their first ``reduce`` principal components. Label information reads all
             columns.
+        pairs_with: Further instruments: an estimator such as ``mikit.KSG(k=5)``, its class or its name, or a list. Each
+            is measured by :func:`mikit.measure` and gets rows of its own unit, kind and verdict, called by its name;
+            ``probe`` says what read it. One that explains labels (``"label_qmi"``, ``"ross"``) is measured at every
+            layer of every network. Threads measure these one after another; processes side by side.
+        pairs: For which pairs: ``"same depth"``, ``"all"``, or a list of (student layer, teacher layer).
         seed: Seed of the folds and permutations.
         jobs: Workers, each with one thread of linear algebra; the numbers do not depend on how many. One by default, or
             as many as ``joblib.parallel_config`` says.
@@ -144,22 +160,30 @@ def trace(
     orders = {(i, phase): row_order(run, phase, runs[0], deal) for i, run in enumerate(runs) for phase in run.measured}
     instruments = Instruments(deal, labels_of(runs, labels, deal), probe, levels, student_noise, reduce)
     refuse_wide(runs, instruments)
-    settings = _settings(runs, instruments, seed)
+    chosen = chosen_instruments(pairs_with, pairs, runs, instruments)
+    settings = {**_settings(runs, instruments, seed), "pairs_with": chosen.described()}
     labels_hash = None if instruments.labels is None else _hash(instruments.labels[0])
     decides = {
         **{name: settings[name] for name in ("noise", "student_noise", "folds", "probe", "reduce", "seed", "teacher")},
         "phases": None if phases is None else [int(phase) for phase in phases],
         "layers": None if layers is None else list(layers),
         "labels": labels_hash,
+        "pairs_with": settings["pairs_with"],
+        "pairs": chosen.pairs if isinstance(chosen.pairs, str) else [list(pair) for pair in chosen.pairs],
     }
     sizes = ",".join(str(fold.stop) for fold in deal.folds)
     with working_with(backend), _records(out, decides, runs, overwrite) as records:
         plan = Plan(secrets.token_hex(8), runs, orders, instruments, records, f"{_hash(deal.ids)} {sizes}", labels_hash)
         try:
-            measured, skipped = _measured(plan, jobs, time_left, progress)
+            tasks = _tasks(plan)
+            measured = _measured(plan, tasks, jobs, time_left, progress)
+            others = chosen_places(plan, chosen, tasks)
+            found = _chosen(plan, chosen, others, jobs, time_left, progress)
         finally:
             forget(plan.token)
-        rows = rows_of(runs, measured, instruments, dict.fromkeys(skipped, time_left.sentence))
+        skipped = {place: time_left.sentence for place in tasks if place not in measured}
+        rows = rows_of(runs, measured, instruments, skipped)
+        rows += sorted(chosen_rows(plan, chosen, others, found, time_left.sentence), key=_in_order(runs, chosen))
         settings["wall_time"] = time.perf_counter() - start
         flow = Flow(frame_of(rows), settings)
         if out is not None:
@@ -168,24 +192,45 @@ def trace(
 
 
 def _measured(
-    plan: Plan, jobs: int | None, budget: Budget, progress: bool
-) -> tuple[dict[Place, Snapshot], list[Place]]:
-    """Return what was measured, and the places for which there was no time."""
+    plan: Plan, tasks: Sequence[Place], jobs: int | None, budget: Budget, progress: bool
+) -> dict[Place, Snapshot]:
+    """Return what was measured of the teacher's last phase and of the tasks."""
     teacher = [(0, plan.last, layer) for layer in plan.runs[0].layers]
-    tasks = _tasks(plan)
     measured: dict[Place, Snapshot] = {}
     with progress_bar(progress, len(teacher) + len(tasks)) as told:
+        for work, places, time_left in ((teacher_layer, teacher, Budget(None)), (snapshot, tasks, budget)):
+            for place, found in done(partial(work, plan), places, jobs=jobs, budget=time_left):
+                measured[place] = found
+                told(f"{plan.runs[place[0]].network}, phase {place[1]}")
+    return measured
 
-        def told_of(place: Place) -> None:
-            told(f"{plan.runs[place[0]].network}, phase {place[1]}")
 
-        for place, found in done(partial(teacher_layer, plan), teacher, jobs=jobs, budget=Budget(None)):
-            measured[place] = found
-            told_of(place)
-        for place, found in done(partial(snapshot, plan), tasks, jobs=jobs, budget=budget):
-            measured[place] = found
-            told_of(place)
-    return measured, [place for place in tasks if place not in measured]
+def _chosen(
+    plan: Plan, chosen: Chosen, tasks: Sequence[ChosenPlace], jobs: int | None, budget: Budget, progress: bool
+) -> dict[ChosenPlace, Measurement]:
+    """Return what the further instruments measured, and the time allowed."""
+    if not tasks:
+        return {}
+    # Instruments that are trained draw from torch's global stream, which threads would share.
+    jobs = 1 if shares_memory()[0] else jobs
+    measured: dict[ChosenPlace, Measurement] = {}
+    with progress_bar(progress, len(tasks)) as told:
+        for task, found in done(partial(measure_chosen, plan, chosen), tasks, jobs=jobs, budget=budget):
+            measured[task] = found
+            told(f"{chosen.instruments[task[2]].name}, {plan.runs[task[0][0]].network}, phase {task[0][1]}")
+    return measured
+
+
+def _in_order(runs: Sequence[Run], chosen: Chosen) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """Return a key that sorts rows as the table is: by run, phase, layer, instrument and teacher layer."""
+    position = {(run.role, run.network, run.seed): index for index, run in enumerate(runs)}
+    names = [one.name for one in chosen.instruments]
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        run = position[row["role"], row["network"], row["seed"]]
+        return run, row["phase"], row["layer_index"], names.index(row["quantity"]), row["teacher_layer_index"]
+
+    return key
 
 
 def _tasks(plan: Plan) -> list[Place]:
