@@ -1,6 +1,6 @@
 """How much does it matter which weight a loss gets?
 
-Every method at several multiples of the weight it is recommended with, all seeds at each, beside the student alone. The
+Every method at several multiples of its loss (of ten times VID's), all seeds at each, beside the student alone. The
 curves show how wide the range is in which a method helps, not which method is best: no weight is chosen.
 
     python analysis/08_loss_weights.py --out results/weights --quick
@@ -31,7 +31,7 @@ def main(
     out: shared.Out,
     data: shared.Data = None,
     methods: shared.Methods = _DEFAULT,
-    multiples: Annotated[str, typer.Option(help="Multiples of the recommended weights, by commas.")] = "0.1,0.3,1,3,10",
+    multiples: Annotated[str, typer.Option(help="Multiples to try, by commas.")] = "0.1,0.3,1,3,10",
     seeds: shared.Seeds = 3,
     jobs: shared.Jobs = 2,
     quick: shared.Quick = False,
@@ -77,7 +77,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
     multiples = sorted(set(table["multiple"]))
     lines = [
         f"Gain over the student alone, points: mean and sd over {table['seed'].nunique()} seeds, by multiples of the "
-        "recommended weight.",
+        "losses and of ten times VID's.",
         "",
         "| method | " + " | ".join(f"{multiple:g}" for multiple in multiples) + " |",
         "|---|" + "---|" * len(multiples),
@@ -95,7 +95,7 @@ def drawn(table: pd.DataFrame) -> Figure:
     columns = min(4, len(titles))
     lines = -(-len(titles) // columns)
     figure = Figure(figsize=(6.5, 0.6 + 1.5 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(lines, columns, sharex=True, squeeze=False).ravel()
     multiples = sorted(set(table["multiple"]))
     for axes, title in zip(panels, titles, strict=False):
         found = table[table["method"] == title].groupby("multiple")["gain"].agg(["mean", "min", "max"])
@@ -111,7 +111,7 @@ def drawn(table: pd.DataFrame) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
-    figure.supxlabel("multiple of the recommended weight", fontsize=8)
+    figure.supxlabel("multiple of the loss; of ten times VID's", fontsize=8)
     figure.supylabel("gain over the student alone, points", fontsize=8)
     return figure
 
