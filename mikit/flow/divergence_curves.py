@@ -20,7 +20,7 @@ Array = NDArray[Any]
 MATCHINGS = ("same depth", "nearest", "monotone")
 
 
-def flow_divergences(flow: Flow) -> pd.DataFrame:
+def flow_divergences(flow: Flow, *, quantity: str = "label_information") -> pd.DataFrame:
     """Return ``D_F`` of every student at every phase, with the term of its last layer apart.
 
     Formula: ``D_F = Σ_i (ω_s[i] - ω_t[κ(i)])²`` with label information ``ω`` in nats and the teacher's last phase,
@@ -29,17 +29,19 @@ def flow_divergences(flow: Flow) -> pd.DataFrame:
 
     Args:
         flow: A flow traced with labels.
+        quantity: What stands for ``ω``: label information, or the name of an instrument that explains labels and that
+            the flow was traced with, such as ``"label_qmi"``.
 
     Returns:
         One row per network, seed, phase and matching: ``total``, ``intermediate``, ``last``, ``last_share`` (of the
         total), ``standard_error``, ``floor`` (what sampling alone adds at the same depth: the sum of squared errors).
 
-    Unit: nats².
+    Unit: nats², or the square of the quantity's own unit.
 
     Kind: a discrepancy of amounts; it does not compare contents.
 
     Raises:
-        InputError: If the flow has no label information of teacher and students.
+        InputError: If the flow does not hold the quantity of teacher and students, or rows of it were skipped.
 
     Cost:
         Milliseconds a phase.
@@ -59,13 +61,19 @@ def flow_divergences(flow: Flow) -> pd.DataFrame:
         Traceback (most recent call last):
         mikit.errors.InputError: D_F compares label information of teacher and students, and ... Trace with labels.
     """
-    known = flow.frame[flow.frame["quantity"].eq("label_information")]
+    known = flow.frame[flow.frame["quantity"].eq(quantity) & flow.frame["teacher_layer"].eq("")]
     teacher = known[known["role"].eq("teacher")]
     students = known[known["role"].eq("student")]
     if teacher.empty or students.empty:
         raise InputError(
-            "D_F compares label information of teacher and students, and this flow does not hold both. Trace with "
-            "labels."
+            f"D_F compares {quantity.replace('_', ' ')} of teacher and students, and this flow does not hold both. "
+            "Trace with labels."
+        )
+    if (left := known[known["value"].isna()]).shape[0]:
+        raise InputError(
+            f"D_F sums over all layers, and {left.shape[0]} rows of {quantity} have no value; the first is layer "
+            f"{left.iloc[0]['layer']!r} at phase {left.iloc[0]['phase']}. Trace again into the same folder without a "
+            "budget."
         )
     theirs = teacher[teacher["phase"].eq(teacher["phase"].max())].sort_values("layer_index")
     target, target_errors = (theirs[name].to_numpy(dtype=float) for name in ("value", "standard_error"))

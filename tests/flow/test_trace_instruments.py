@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mikit import KSG, ActivationStore, GaussianMI, InputError, SlicedWasserstein, measure, trace
+from mikit.flow import flow_divergences
 from mikit.flow.joining import deal_rows
 
 N = 200
@@ -56,6 +57,13 @@ def test_pairs_by_name_and_labels_at_every_layer(stores) -> None:
     own = flow.frame[flow.frame["quantity"] == "label_qmi"]
     assert own.groupby("role").size().to_dict() == {"student": 2, "teacher": 2}
     assert own["teacher_layer"].eq("").all()
+    found = flow_divergences(flow, quantity="label_qmi").set_index("matching")
+    values = own.set_index(["role", "layer"])["value"]
+    gaps = [values["student", layer] - values["teacher", layer] for layer in ("a", "b")]
+    assert found.loc["same depth", "total"] == pytest.approx(sum(gap**2 for gap in gaps))
+    flow.frame.loc[own.index[0], "value"] = np.nan
+    with pytest.raises(InputError, match=r"1 rows of label_qmi have no value; the first is layer 'a'"):
+        flow_divergences(flow, quantity="label_qmi")
     crossed = trace(*stores, noise=0.3, phases=[1], pairs_with="gaussian", pairs=[("b", "a")])
     rows = crossed.frame[crossed.frame["quantity"] == "gaussian"]
     assert rows[["layer", "teacher_layer", "d_x", "d_y"]].to_numpy().tolist() == [["b", "a", 2, 3]]
