@@ -55,7 +55,7 @@ function curve(traces, x, values, look) {
     const back = [...seen].reverse();
     traces.push({ type: "scatter", mode: "lines", x: [...seen, ...back].map((i) => x[i]), ...axes, hoverinfo: "skip",
       y: [...seen.map((i) => values.smallest[i]), ...back.map((i) => values.largest[i])], fill: "toself",
-      fillcolor: veil(color, 0.2), line: { width: 0 }, showlegend: false });
+      fillcolor: veil(color, look.dark ? 0.32 : 0.2), line: { width: 0 }, showlegend: false });
   }
   const single = values.count.every((n) => n < 2) && values.low.some((low) => low !== null);
   traces.push({ type: "scatter", mode: "lines+markers", x, y: values.mean, ...axes, name, showlegend: legend,
@@ -86,7 +86,7 @@ function alongLayers(data, chart, level, parts, state, width, ink) {
     const lines = spots.map((spot, i) => said(data, chart.quantity, level, part, spot, state.phase, part.layers[i], ""));
     const floor = spots.map((spot) => part.untrained[spot]);
     if (floor.some((value) => value !== null)) traces.push(plain(part.x, floor, color, "dot", 1.2, axes, "", false));
-    const at = curve(traces, part.x, pick(part, spots), { color, axes, name: inert(names[k]), legend: true, paper: ink.paper,
+    const at = curve(traces, part.x, pick(part, spots), { color, axes, name: inert(names[k]), legend: true, paper: ink.paper, dark: ink.dark,
       connect: false, texts: lines.map(hover) });
     cells.push(lines.map((words, i) => ({ curve: at, point: i, subplot: "xy", words })));
   }
@@ -120,7 +120,8 @@ function alongLayers(data, chart, level, parts, state, width, ink) {
     }
   }
   const top = legendHeight(keys, width);
-  const layout = blank(ink, 360 + top, top);
+  const layout = blank(ink, 370 + top, top);
+  layout.margin.b = 46;
   layout.xaxis = axisOf(ink, [0, 1], { range: ends, tickvals: level.ticks.map((_, i) => i), ticktext: level.ticks.map(inert),
     automargin: true, showgrid: false, title: { text: "layer, input to output", font: { size: 12 } } });
   layout.yaxis = axisOf(ink, [0, 1], { range: limits, title: { text: `${chart.axis} (${unitOf(data, chart)})`, font: { size: 12 } } });
@@ -157,7 +158,7 @@ function alongPhases(data, chart, level, parts, state, width, ink) {
         traces.push(plain([0, phases.length - 1], [floor, floor], color, "dot", 1.2, axes, "", false));
         floors = true;
       }
-      const at = curve(traces, phases, pick(part, spots), { color, axes, name: inert(names[k]), legend: n === 0, paper: ink.paper,
+      const at = curve(traces, phases, pick(part, spots), { color, axes, name: inert(names[k]), legend: n === 0, paper: ink.paper, dark: ink.dark,
         connect: true, texts: lines.map(hover) });
       cells[k].push(...lines.map((words, point) => ({ curve: at, point, subplot: `x${suffix(n)}y${suffix(n)}`, words })));
     }

@@ -94,7 +94,7 @@ function setUpFigures(data) {
     slider.value = state.phase;
     const said = `phase ${data.phases[state.phase]}`;
     slider.setAttribute("aria-valuetext", `${said}, ${state.phase + 1} of ${last + 1}`);
-    find("phase-said").textContent = `${said} (${state.phase + 1} of ${last + 1})`;
+    find("phase-said").textContent = `${data.phases[state.phase]} (${state.phase + 1} of ${last + 1})`;
     refresh(true);
   }
 

@@ -62,6 +62,15 @@ def column(page, name):
     return page.locator(f"#table tbody td:nth-child({place})").all_text_contents()
 
 
+def until(page, expression):
+    """Wait until an expression holds; Playwright's own waiting evaluates strings, which the page's policy forbids."""
+    for _ in range(400):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
 def draw_all(page):
     """Draw the figures that are not in view yet, as printing does."""
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -120,7 +129,7 @@ def test_maps_hold_the_means_of_the_seeds_and_their_difference(page, make_flow):
     page.get_by_label("Maps show").select_option("difference to student alone")
     draw_all(page)
     page.locator("#figure-maps").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('#figure-maps .chart').data.length === 1")
+    until(page, "document.querySelector('#figure-maps .chart').data.length === 1")
     (found,) = heat(page)
     gains = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(own, base, strict=True)]
     assert found == [pytest.approx(row, abs=2e-4) for row in gains]
@@ -138,13 +147,22 @@ def test_the_arrow_keys_read_value_interval_and_verdict(page):
     assert f"layer {HOSTILE}, teacher layer stem" in second
     for part in ("3 seeds: ", "95 % sampling interval", "untrained", "trustworthy"):
         assert part in first
-    assert page.locator("#figure-maps .hoverlayer text").count() > 0
+
+
+def test_the_pointer_shows_value_interval_and_verdict(page):
+    page.locator("#figure-maps .chart").scroll_into_view_if_needed()
+    page.wait_for_selector("#figure-maps[data-phase]")
+    page.locator("#figure-maps .nsewdrag").first.hover(position={"x": 20, "y": 60}, force=True)
+    until(page, "document.querySelectorAll('#figure-maps .hoverlayer text').length > 0")
+    words = page.locator("#figure-maps .hoverlayer").text_content()
+    for part in ("teacher layer", "3 seeds: ", "95 % sampling interval", "trustworthy"):
+        assert part in words
 
 
 def test_a_network_can_be_left_out(page):
     page.get_by_label("student alone", exact=True).uncheck()
     page.locator("#figure-maps").scroll_into_view_if_needed()
-    page.wait_for_function("document.querySelector('#figure-maps .chart').data?.length === 1")
+    until(page, "document.querySelector('#figure-maps .chart').data?.length === 1")
 
 
 def test_dark_and_light(page):
@@ -154,7 +172,7 @@ def test_dark_and_light(page):
     before = page.evaluate(paper)
     page.get_by_role("button", name="Change between dark and light").click()
     page.locator("#figure-phases").scroll_into_view_if_needed()
-    page.wait_for_function(f"({paper}).includes('#15181c')")
+    until(page, f"({paper}).includes('#15181c')")
     assert "rgb(21, 24, 28)" in page.evaluate(paper)
     assert page.evaluate(paper) != before
 
