@@ -85,7 +85,8 @@ function setUpFigures(data) {
     const cell = row[figure.at[1]];
     if (!cell) return;
     figure.reading.textContent = cell.words.join(" · ");
-    Plotly.Fx.hover(figure.box, [{ curveNumber: cell.curve, pointNumber: cell.point }], [cell.subplot]);
+    const trace = figure.made.traces[cell.curve], [i, j] = [cell.point].flat();
+    Plotly.Fx.hover(figure.box, j === undefined ? { xval: trace.x[i], yval: trace.y[i] } : { xval: j, yval: i }, cell.subplot);
   }
 
   const slider = find("phase");

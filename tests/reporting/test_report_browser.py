@@ -145,6 +145,7 @@ def test_the_arrow_keys_read_value_interval_and_verdict(page):
     second = page.locator("#figure-maps .reading").text_content()
     assert "layer stem, teacher layer stem, phase 30" in first
     assert f"layer {HOSTILE}, teacher layer stem" in second
+    until(page, "document.querySelectorAll('#figure-maps .hoverlayer text').length > 0")
     for part in ("3 seeds: ", "95 % sampling interval", "untrained", "trustworthy"):
         assert part in first
 
@@ -155,7 +156,7 @@ def test_the_pointer_shows_value_interval_and_verdict(page):
     page.locator("#figure-maps .nsewdrag").first.hover(position={"x": 20, "y": 60}, force=True)
     until(page, "document.querySelectorAll('#figure-maps .hoverlayer text').length > 0")
     words = page.locator("#figure-maps .hoverlayer").text_content()
-    for part in ("teacher layer", "3 seeds: ", "95 % sampling interval", "trustworthy"):
+    for part in ("student ", "3 seeds: ", "95 % sampling interval", "trustworthy"):
         assert part in words
 
 
