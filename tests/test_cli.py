@@ -337,7 +337,8 @@ def test_overwrite_replaces_an_earlier_result_and_nothing_else(stores, monkeypat
     shutil.rmtree(stores / "project")
     assert contents(stores) == before
     assert mikit_run(*trace, "run").exit_code == 0
-    kept = ["flow.csv", "flow.json", "flow.parquet", "records", "trace.json"]
+    # The same trace again: its table is the same, and so the report is still that of it.
+    kept = ["flow.csv", "flow.json", "flow.parquet", "records", "report", "trace.json"]
     assert sorted(path.name for path in (stores / "run").iterdir()) == kept
 
 
