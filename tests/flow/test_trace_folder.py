@@ -76,9 +76,9 @@ def test_a_killed_trace_goes_on_and_gives_the_same_table(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path) -> None:
-    runs = _killed(tmp_path, "--runs", "20")
-    assert [(run["identical"], run["unreadable"]) for run in runs] == [(True, 0)] * 20
+def test_kills_at_random_moments(tmp_path) -> None:
+    runs = _killed(tmp_path, "--runs", "6")
+    assert [(run["identical"], run["unreadable"]) for run in runs] == [(True, 0)] * 6  # the script does twenty
     assert all(run["repeated"] <= run["kills"] for run in runs)
 
 
