@@ -56,7 +56,7 @@ def test_the_example_on_the_page_runs(tmp_path: Path) -> None:
         timeout=600,
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    first, second = sorted(re.findall(r"rank (\d): (\d+\.\d+)", run.stdout))
+    first, second = sorted(re.findall(r"rank (\d): (-?\d+\.\d+)", run.stdout))
     assert (first[0], second[0]) == ("0", "1")
     assert first[1] == second[1]  # student and losses are the same on both ranks
 
