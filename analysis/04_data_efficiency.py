@@ -10,20 +10,16 @@ searched anew for every number of images, with as many trials; with ``--quick`` 
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Annotated
 
-import matplotlib
 import pandas as pd
 import student_comparing as shared
 import typer
 from matplotlib.figure import Figure
 from student_methods import METHODS
-from student_report import colors, interval, points, teacher_accuracy
+from student_report import colors, interval, points, teacher_accuracy, write_table
 from student_runs import ALONE, Comparison, parts_of
-
-import mikit
 
 _DEFAULT = f"{ALONE},hinton,fitnet,attention,vid"
 
@@ -55,13 +51,14 @@ def main(
         comparisons[count] = replace(comparison, settings=replace(base, per_class=count, epochs=epochs))
         shared.compare(comparisons[count], jobs=jobs, report_only=report_only)
     table = joined(comparisons)
-    table.to_csv(out / "data_efficiency.csv", index=False)
-    (out / "data_efficiency.json").write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n")
-    text = "\n".join(markdown(table, comparisons))
-    (out / "data_efficiency.md").write_text(text + "\n", encoding="utf-8")
-    with matplotlib.rc_context({"font.size": 8}):
-        mikit.plot.save_figure(drawn(table, seeds), out, "data_efficiency")
-    print(f"\n{text}\n\nWritten to {out}.")
+    write_table(
+        out,
+        "data_efficiency",
+        table,
+        "\n".join(markdown(table, comparisons)),
+        "data_efficiency",
+        lambda: drawn(table, seeds),
+    )
 
 
 def counts_for(large: bool, quick: bool) -> list[int]:

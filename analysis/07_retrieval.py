@@ -12,10 +12,8 @@ student's flow of label information from the teacher's, and the weight of the in
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import student_comparing as shared
@@ -23,7 +21,7 @@ import typer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from student_methods import FLOW_LAYERS, METHODS
-from student_report import colors
+from student_report import colors, write_table
 from student_retrieval import flow_at, retrieval_of
 from student_runs import ALONE, Comparison
 
@@ -72,13 +70,7 @@ def main(
     if table.empty:
         print("No run with the chosen weight is done yet.")
         return
-    table.to_csv(out / "retrieval.csv", index=False)
-    (out / "retrieval.json").write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n")
-    text = "\n".join(markdown(table))
-    (out / "retrieval.md").write_text(text + "\n", encoding="utf-8")
-    with matplotlib.rc_context({"font.size": 8}):
-        mikit.plot.save_figure(drawn(comparison), out, "phases")
-    print(f"\n{text}\n\nWritten to {out}.")
+    write_table(out, "retrieval", table, "\n".join(markdown(table)), "phases", lambda: drawn(comparison))
 
 
 def markdown(table: pd.DataFrame) -> list[str]:

@@ -9,20 +9,16 @@ curves show how wide the range is in which a method helps, not which method is b
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Annotated
 
-import matplotlib
 import pandas as pd
 import student_comparing as shared
 import typer
 from matplotlib.figure import Figure
 from student_methods import METHODS
-from student_report import colors, points
+from student_report import colors, points, write_table
 from student_runs import ALONE
-
-import mikit
 
 _DEFAULT = f"{ALONE},hinton,fitnet,attention,vid,mimkd,flow,pkt,kd2m"
 
@@ -63,13 +59,7 @@ def main(
                     for run in comparison.reported(name)
                 ]
     table = pd.DataFrame(rows)
-    table.to_csv(out / "loss_weights.csv", index=False)
-    (out / "loss_weights.json").write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n")
-    text = "\n".join(markdown(table))
-    (out / "loss_weights.md").write_text(text + "\n", encoding="utf-8")
-    with matplotlib.rc_context({"font.size": 8}):
-        mikit.plot.save_figure(drawn(table), out, "loss_weights")
-    print(f"\n{text}\n\nWritten to {out}.")
+    write_table(out, "loss_weights", table, "\n".join(markdown(table)), "loss_weights", lambda: drawn(table))
 
 
 def markdown(table: pd.DataFrame) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -56,6 +57,16 @@ def write_results(comparison: Comparison) -> list[str]:
         with matplotlib.rc_context({"font.size": 8}):
             mikit.plot.save_figure(drawn(table, heading), out, comparison.name)
     return [heading, "", markdown(table), "", f"Written to {out}."]
+
+
+def write_table(out: Path, name: str, table: pd.DataFrame, text: str, figure: str, draw: Callable[[], Figure]) -> None:
+    """Write a table as CSV, JSON and Markdown and its figure, and print the Markdown."""
+    table.to_csv(out / f"{name}.csv", index=False)
+    (out / f"{name}.json").write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n")
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    with matplotlib.rc_context({"font.size": 8}):
+        mikit.plot.save_figure(draw(), out, figure)
+    print(f"\n{text}\n\nWritten to {out}.")
 
 
 def trial_table(comparison: Comparison) -> pd.DataFrame:

@@ -19,11 +19,11 @@ from mikit.bench.laws.law import Law
 from mikit.bench.laws.suites import law_named, laws_of
 from mikit.bench.machine import describe_machine
 from mikit.bench.speed import Progress
-from mikit.bench.timing import one_thread
 from mikit.errors import InputError
 from mikit.estimators import estimator_named
 from mikit.measuring import measure
 from mikit.provenance import library_versions
+from mikit.threads import one_thread
 
 __all__ = ["Plan", "choose_laws", "measure_accuracy", "read_seeds"]
 

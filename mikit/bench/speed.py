@@ -20,9 +20,10 @@ from mikit.bench.peers import MissingError
 from mikit.bench.problems import Problem
 from mikit.bench.results import Result, SpeedReport, State
 from mikit.bench.running import Elsewhere, Here, Runner, matrix_product
-from mikit.bench.timing import interleave, one_thread
+from mikit.bench.timing import interleave
 from mikit.errors import InputError
 from mikit.plot.naming import clip_text
+from mikit.threads import one_thread
 
 __all__ = ["Progress", "Settings", "choose_cases", "measure_speed", "read_sizes"]
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
-__all__ = ["Timing", "cpu_clock", "cuda_clock", "fit_exponent", "interleave", "one_thread"]
+__all__ = ["Timing", "cpu_clock", "cuda_clock", "fit_exponent", "interleave"]
 
 _FEWEST_ROUNDS = 3
 
@@ -49,18 +47,6 @@ class Timing:
     def high(self) -> float:
         """The largest sample."""
         return max(self.samples)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch and for every thread pool that NumPy, SciPy and scikit-learn use; restored afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def cpu_clock(call: Callable[[], object]) -> Callable[[], float]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -28,6 +27,7 @@ from mikit.distillation import (
 from mikit.errors import InputError
 from mikit.estimators import VID
 from mikit.models import ResNet8
+from mikit.threads import one_thread
 
 __all__ = ["TEACHER", "Run", "Trained", "train"]
 
@@ -84,7 +84,7 @@ def train(run: Run, data: ImageData, settings: DemoSettings) -> Trained:
         InputError: If the training diverges.
     """
     start = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         is_teacher = run.network == TEACHER
         part = data.train if is_teacher else data.train.per_class(settings.per_class, seed=run.seed)
         width = settings.teacher_width if is_teacher else settings.student_width
@@ -184,14 +184,3 @@ class _OfAnotherImage(nn.Module):
 
 def _network(data: ImageData, width: float, generator: torch.Generator) -> ResNet8:
     return ResNet8(channels=data.channels, classes=data.classes, width=width, generator=generator)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread, so that the result does not depend on how many the machine has; then as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

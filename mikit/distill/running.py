@@ -16,11 +16,12 @@ from mikit.datasets import ImageData
 from mikit.distill.folder import open_folder, write_whole
 from mikit.distill.settings import TEACHER, DistillSettings
 from mikit.distill.summary import StudentSummary, summarised
-from mikit.distill.training import Run, Trained, one_thread, require_losses, train, train_teacher
+from mikit.distill.training import Run, Trained, require_losses, train, train_teacher
 from mikit.distillation import accuracy_on
 from mikit.errors import InputError
 from mikit.models import ResNet8
 from mikit.provenance import library_versions
+from mikit.threads import one_thread
 
 __all__ = ["DistillResult", "Stages", "run_distill"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -28,8 +27,9 @@ from mikit.distillation import (
 )
 from mikit.errors import InputError
 from mikit.models import ResNet8
+from mikit.threads import one_thread
 
-__all__ = ["Run", "Trained", "one_thread", "require_losses", "train", "train_teacher"]
+__all__ = ["Run", "Trained", "require_losses", "train", "train_teacher"]
 
 _EXAMPLES = 256
 
@@ -212,14 +212,3 @@ def _recorder(
             store.note(epoch, accuracy=accuracy, accuracy_n=len(data.test))
 
     return store, recorded
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, which makes results independent of how many runs share the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

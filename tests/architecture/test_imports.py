@@ -20,7 +20,7 @@ ROOT = Path(mikit.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 # Each room may import the rooms in its row, itself, and the ground floor.
-GROUND = {"errors", "inputs", "rows", "provenance", "measurement", "atomic", "outputs"}
+GROUND = {"errors", "inputs", "rows", "provenance", "measurement", "atomic", "outputs", "threads"}
 ROOMS = {
     "functional": set(),
     "critics": {"functional"},
