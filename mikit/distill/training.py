@@ -19,7 +19,6 @@ from mikit.distillation import (
     Ingredient,
     PhaseRecorder,
     TrainingCurve,
-    accuracy_on,
     distillation_terms,
     random_stream,
     train_network,
@@ -203,12 +202,7 @@ def _recorder(
     if part is not None:
         store.set_training_ids(part.ids)
     store.set_labels(data.test.ids, data.test.labels.numpy())
-    record = PhaseRecorder(store, data.test.images, ids=data.test.ids, layers=ResNet8.layers, phases=phases)
-
-    def recorded(epoch: int, trained: nn.Module) -> None:
-        record(epoch, trained)
-        if epoch in phases:
-            accuracy = accuracy_on(trained, data.test.images, data.test.labels)
-            store.note(epoch, accuracy=accuracy, accuracy_n=len(data.test))
-
-    return store, recorded
+    record = PhaseRecorder(
+        store, data.test.images, ids=data.test.ids, layers=ResNet8.layers, phases=phases, labels=data.test.labels
+    )
+    return store, record

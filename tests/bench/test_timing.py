@@ -8,7 +8,8 @@ import torch
 from threadpoolctl import threadpool_info
 
 from mikit.bench.memory import peak_extra_bytes
-from mikit.bench.timing import Timing, cpu_clock, fit_exponent, interleave, one_thread
+from mikit.bench.timing import Timing, cpu_clock, fit_exponent, interleave
+from mikit.threads import one_thread
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a call")
 
