@@ -18,7 +18,6 @@ from mikit.distillation import (
     DistillationTerm,
     PhaseRecorder,
     TrainingPlan,
-    accuracy_on,
     example_features,
     random_stream,
     train_network,
@@ -94,18 +93,13 @@ def train(run: Run, data: ImageData, settings: DemoSettings) -> Trained:
         )
         store.set_training_ids(part.ids)
         phases = settings.teacher_phases if is_teacher else settings.student_phases
-        record = PhaseRecorder(store, data.test.images, ids=data.test.ids, layers=ResNet8.layers, phases=phases)
-        accuracy = {}
-
-        def on_epoch(epoch: int, trained: nn.Module) -> None:
-            record(epoch, trained)
-            if epoch in phases:
-                accuracy[epoch] = accuracy_on(trained, data.test.images, data.test.labels)
-                store.note(epoch, accuracy=accuracy[epoch], accuracy_n=len(data.test))
-
-        _fit(run, network, part, data, settings, on_epoch)
+        record = PhaseRecorder(
+            store, data.test.images, ids=data.test.ids, layers=ResNet8.layers, phases=phases, labels=data.test.labels
+        )
+        _fit(run, network, part, data, settings, record)
         store.set_labels(data.test.ids, data.test.labels.numpy())
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    accuracy = {phase: notes["accuracy"] for phase, notes in store.notes.items()}
     return Trained(run, accuracy, state, time.perf_counter() - start)
 
 
