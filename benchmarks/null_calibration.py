@@ -21,9 +21,9 @@ from scipy import stats
 
 import mikit
 from mikit.bench.tables import markdown_table
-from mikit.bench.timing import one_thread
 from mikit.errors import InputError
 from mikit.provenance import library_versions
+from mikit.threads import one_thread
 
 LEVEL, ALLOWED = 0.05, (0.02, 0.08)
 WIDTH = 2
