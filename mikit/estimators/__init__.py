@@ -16,6 +16,7 @@ from mikit.estimators.flows import FlowMI
 from mikit.estimators.gaussian import GaussianMI
 from mikit.estimators.gaussian_laws import GaussianKL, GaussianWasserstein
 from mikit.estimators.gromov import GromovWasserstein
+from mikit.estimators.label_hsic import LabelHSIC
 from mikit.estimators.labels import LabelInformation
 from mikit.estimators.neighbors import KSG, Ross, WeightedKL
 from mikit.estimators.quadratic import CKA, HSIC, QMI, LabelQMI
@@ -49,6 +50,7 @@ __all__ = [
     "GaussianWasserstein",
     "GromovWasserstein",
     "InfoNCE",
+    "LabelHSIC",
     "LabelInformation",
     "LabelQMI",
     "PlugIn",
@@ -93,6 +95,7 @@ REGISTRY: dict[str, type[Estimator]] = {
         GromovWasserstein,
         QMI,
         LabelQMI,
+        LabelHSIC,
         HSIC,
         CKA,
     )
