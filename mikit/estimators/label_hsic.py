@@ -24,7 +24,8 @@ class LabelHSIC(Estimator):
 
     Formula: :math:`\mathrm{HSIC}(K, L) / \sqrt{\mathrm{HSIC}(K, K)\, \mathrm{HSIC}(L, L)}` with the Gaussian kernel
     ``K`` of the rows and ``L_ij = 1`` for rows of one class, 0 otherwise; every HSIC is the U-statistic of
-    :func:`mikit.functional.hsic`. The values of a network's layers are :func:`mikit.functional.flow_vectors.flow_vector`.
+    :func:`mikit.functional.hsic`. The values of the layers of a network are its
+    :func:`~mikit.functional.flow_vectors.flow_vector`.
     Without ``normalised``, the numerator.
 
     Args:

@@ -19,6 +19,7 @@ from mikit.functional.mmd import mmd2, polynomial_mmd2
 from mikit.functional.mmd_subsampled import block_mmd2, linear_time_mmd2
 from mikit.functional.nearest_entropy import kozachenko_leonenko, weighted_kl_mi, weighted_kozachenko_leonenko
 from mikit.functional.neighbors import ksg
+from mikit.functional.noisy_information import noisy_input_information
 from mikit.functional.ratios import dv, jsd, nwj, smile
 from mikit.functional.recovery import recovered_share
 from mikit.functional.scored import infonce_from_scores
@@ -57,6 +58,7 @@ __all__ = [
     "max_sliced_wasserstein2",
     "median_bandwidth",
     "mmd2",
+    "noisy_input_information",
     "nwj",
     "optimal_plan",
     "pkt",
