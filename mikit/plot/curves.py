@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mikit.plot.bands import verdict_strip
 from mikit.plot.drawing import (
     INK,
     MARKERS,
@@ -38,7 +39,13 @@ _MOST_FLOW, _MOST_GAP = 5, 3
 _SATURATED = 0.9
 
 
-def flow(flow: Flow, *, networks: Sequence[str] | None = None, phases: Sequence[int] | None = None) -> Figure:
+def flow(
+    flow: Flow,
+    *,
+    networks: Sequence[str] | None = None,
+    phases: Sequence[int] | None = None,
+    verdicts: bool = True,
+) -> Figure:
     """Flow curves: label information of every layer, one panel per student network, one line per phase.
 
     Lines are means over seeds, bands reach from the smallest to the largest seed, the dashed line is the final
@@ -48,12 +55,14 @@ def flow(flow: Flow, *, networks: Sequence[str] | None = None, phases: Sequence[
         flow: What :func:`mikit.trace` returned, traced with labels.
         networks: Student networks to draw, in this order; by default all.
         phases: Up to five phases; by default the first, the last and others equally spaced by rank between them.
+        verdicts: Whether to draw the strip of verdicts, by layer.
 
     Returns:
         A ``matplotlib.figure.Figure`` that no pyplot state knows of; the y axis is in the frame's unit (nats).
 
     Raises:
-        InputError: If the flow has no label information, mixes units, or lacks a network or phase asked for.
+        InputError: If the flow has no label information, lacks a network or phase asked for, or mixes units, kinds,
+            probes, readouts of one layer, or numbers of samples.
 
     Cost:
         About half a second; memory of a few megabytes.
@@ -91,23 +100,32 @@ def flow(flow: Flow, *, networks: Sequence[str] | None = None, phases: Sequence[
         if entropy is None:
             facts.append("H(Y) not recorded")
         facts += [f"Saturated: the first layer of {name} already holds over 90 % of H(Y)" for name in saturated]
-        panels.close(f"label information ({rows.unit})", "Label information by layer and phase", keys, facts)
+        title = "Label information by layer and phase"
+        panels.close(f"label information ({rows.unit})", title, keys, facts, verdicts)
     return panels.figure
 
 
-def gap(flow: Flow, *, networks: Sequence[str] | None = None, phases: Sequence[int] | None = None) -> Figure:
+def gap(
+    flow: Flow,
+    *,
+    networks: Sequence[str] | None = None,
+    phases: Sequence[int] | None = None,
+    verdicts: bool = True,
+) -> Figure:
     """Signed gap to the teacher: each layer's label information minus the teacher's at the same relative depth.
 
     Args:
         flow: What :func:`mikit.trace` returned, traced with labels.
         networks: Student networks to draw, in this order; by default all.
         phases: Up to three phases; by default the first, a middle one and the last.
+        verdicts: Whether to draw the strip of verdicts, by layer.
 
     Returns:
         A ``matplotlib.figure.Figure``, one panel per network around the zero line, in the frame's unit (nats).
 
     Raises:
-        InputError: If the flow has no label gap, mixes units, or lacks a network or phase asked for.
+        InputError: If the flow has no label gap, lacks a network or phase asked for, or mixes units, kinds, probes,
+            readouts of one layer, or numbers of samples.
 
     Cost:
         About half a second; memory of a few megabytes.
@@ -133,7 +151,8 @@ def gap(flow: Flow, *, networks: Sequence[str] | None = None, phases: Sequence[i
         ]
         keys = [line_key("zero: as much as the teacher", color=INK, width=0.9)]
         unit = rows.unit
-        panels.close(f"student − teacher ({unit})", "Label information: signed gap to the teacher", keys, facts)
+        title = "Label information: signed gap to the teacher"
+        panels.close(f"student − teacher ({unit})", title, keys, facts, verdicts)
     return panels.figure
 
 
@@ -221,8 +240,8 @@ class _LayerPanels:
             facts.append("Layer names shortened")
         return facts
 
-    def close(self, ylabel: str, title: str, keys: list[Any], facts: list[str]) -> None:
-        """Write labels, legend and caption."""
+    def close(self, ylabel: str, title: str, keys: list[Any], facts: list[str], verdicts: bool) -> None:
+        """Write labels, legend, strip of verdicts and caption."""
         for place, ax in enumerate(self.axes):
             if place % self.columns == 0:
                 ax.set_ylabel(ylabel)
@@ -231,7 +250,10 @@ class _LayerPanels:
         shown = self.averages[self.averages["phase"].isin(self.phases)]
         if bool(shown["unreliable"].any()):
             keys = [*keys, hollow_key()]
-        finish(self.figure, title, keys, facts, annotate=self._label_ends)
+        rows = self.rows.students
+        drawn = rows[rows["phase"].isin(self.phases)]
+        bands = [verdict_strip(drawn, "layer", layers_of(drawn))] if verdicts else []
+        finish(self.figure, title, keys, facts, annotate=self._label_ends, bands=bands)
 
     def _label_ends(self) -> None:
         for ax, ends in zip(self.axes, self.ends, strict=True):

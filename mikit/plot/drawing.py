@@ -15,6 +15,7 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mikit.plot.bands import Band
 from mikit.plot.naming import clip_text, short_names, spread
 
 if TYPE_CHECKING:
@@ -296,8 +297,9 @@ def finish(
     facts: Sequence[str],
     *,
     annotate: Callable[[], None] | None = None,
+    bands: Sequence[Band] = (),
 ) -> None:
-    """Put title and legend above the panels and the caption under them, and lay the figure out.
+    """Put title and legend above the panels, bands and caption under them, and lay the figure out.
 
     Args:
         fig: The figure, sized for its panels only.
@@ -305,12 +307,15 @@ def finish(
         keys: Legend entries.
         facts: Sentences of the caption.
         annotate: Draws what can only be placed once the panels have their size; room is made for it.
+        bands: Rows between panels and caption, from the top; the strip of verdicts is one.
     """
     width, body = fig.get_size_inches()
     columns, rows = legend_rows(keys, width)
     lines = textwrap.wrap(". ".join(facts) + ".", max(30, int((width - 2 * _LEFT) / 0.051)))
     header = _TITLE + rows * _ROW + 0.02
-    footer = 0.12 + len(lines) * _CAPTION_LINE
+    room = width - 2 * _LEFT
+    said = 0.12 + len(lines) * _CAPTION_LINE
+    footer = said + sum(band.height(room) for band in bands)
     height = header + body + footer
     fig.set_size_inches(width, height)
     left = _LEFT / width
@@ -328,6 +333,10 @@ def finish(
             columnspacing=1.4,
             labelspacing=0.35,
         )
+    top = footer
+    for band in bands:
+        top -= band.height(room)
+        band.draw(fig, _LEFT, top, room)
     fig.text(left, 0.07 / height, "\n".join(lines), ha="left", va="bottom", fontsize=6.8, color=SOFT, linespacing=1.25)
     fig.set_layout_engine("constrained", rect=(0, footer / height, 1, 1 - (header + footer) / height))
     for ax in fig.axes:  # Said outright, because matplotlib chooses its ticks by the label size set when it draws.

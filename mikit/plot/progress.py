@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mikit.errors import InputError
+from mikit.plot.bands import Band, verdict_strip
 from mikit.plot.drawing import (
     INK,
     MARKERS,
@@ -42,6 +43,7 @@ def phases(
     quantity: str = "recovered_share",
     noise: float | None = None,
     networks: Sequence[str] | None = None,
+    verdicts: bool = True,
 ) -> Figure:
     """What every layer holds as training goes on: one small panel per layer, one line per network.
 
@@ -54,12 +56,14 @@ def phases(
         quantity: ``"recovered_share"`` (0 to 1), ``"label_information"`` (nats) or ``"cka"`` (dimensionless).
         noise: Teacher noise of the recovered share; by default 0.3 where measured.
         networks: Student networks to draw; by default all.
+        verdicts: Whether to draw the strip of verdicts, by phase.
 
     Returns:
         A ``matplotlib.figure.Figure`` that no pyplot state knows of.
 
     Raises:
-        InputError: If the flow lacks the quantity, noise or network, mixes units, or ``quantity`` is none of the three.
+        InputError: If the flow lacks the quantity, noise or network, ``quantity`` is none of the three, or the rows mix
+            units, kinds, probes, readouts of one layer, or numbers of samples.
 
     Cost:
         About a second for 12 layers; memory of a few megabytes.
@@ -79,13 +83,9 @@ def phases(
             '"label_information" or "cka".'
         )
     rows = select(flow, quantity, noise=noise, networks=networks)
-    averages, pairs = rows.averages(), {}
-    if quantity != "label_information":
-        pairs = {name: matching(rows, name) for name in rows.networks}
-        partner = [pairs[str(n)].get(str(la)) for n, la in zip(averages["network"], averages["layer"], strict=True)]
-        averages = averages[averages["teacher_layer"].eq(pd.Series(partner, index=averages.index))]
+    pairs = {name: matching(rows, name) for name in rows.networks} if quantity != "label_information" else {}
     with figure_style():
-        panels = _PhasePanels(rows, averages, pairs)
+        panels = _PhasePanels(rows, _paired(rows.averages(), pairs), pairs)
         keys = panels.draw()
         entropy = label_entropy(flow) if quantity == "label_information" and rows.unit == "nats" else None
         if quantity == "label_information":
@@ -95,23 +95,36 @@ def phases(
                 ax.axhline(entropy, color=SOFT, linestyle=(0, (1, 3)), linewidth=0.9, label="H(Y)")
             keys.append(line_key(f"H(Y) = {entropy:.2f} {rows.unit}", color=SOFT, linestyle=(0, (1, 3)), width=0.9))
         panels.limit(top=1.0 if quantity != "label_information" else entropy)
-        panels.close(flow, keys)
+        drawn = _paired(rows.students, pairs)
+        panels.close(flow, keys, [verdict_strip(drawn, "phase", rows.phases)] if verdicts else [])
     return panels.figure
 
 
-def accuracy(flow: Flow, *, percent: bool = False, networks: Sequence[str] | None = None) -> Figure:
+def _paired(table: pd.DataFrame, pairs: dict[str, dict[str, str]]) -> pd.DataFrame:
+    """Keep the rows of each student layer with its partner; all rows where nothing is paired."""
+    if not pairs:
+        return table
+    partner = [pairs[str(n)].get(str(la)) for n, la in zip(table["network"], table["layer"], strict=True)]
+    return table[table["teacher_layer"].eq(pd.Series(partner, index=table.index))]
+
+
+def accuracy(
+    flow: Flow, *, percent: bool = False, networks: Sequence[str] | None = None, verdicts: bool = True
+) -> Figure:
     """Accuracy by phase: one line per student network with its seed band, the final teacher as a dashed line.
 
     Args:
         flow: What :func:`mikit.trace` returned, from stores with noted accuracies.
         percent: Draw percent instead of fractions.
         networks: Student networks to draw; by default all.
+        verdicts: Whether to draw the strip of verdicts, by phase. Accuracies are noted, not measured, so that it shows
+            which phases have one and nothing more.
 
     Returns:
         A ``matplotlib.figure.Figure`` that no pyplot state knows of.
 
     Raises:
-        InputError: If no accuracy was noted, or a network is unknown.
+        InputError: If no accuracy was noted, a network is unknown, or units are mixed.
 
     Cost:
         A quarter of a second.
@@ -150,7 +163,8 @@ def accuracy(flow: Flow, *, percent: bool = False, networks: Sequence[str] | Non
         ax.set_xlabel("phase (not to scale)")
         if bool(averages["unreliable"].any()):
             keys.append(hollow_key())
-        finish(fig, "Accuracy by phase", keys, caption_facts(flow, rows))
+        bands = [verdict_strip(rows.students, "phase", order)] if verdicts else []
+        finish(fig, "Accuracy by phase", keys, caption_facts(flow, rows), bands=bands)
     return fig
 
 
@@ -263,8 +277,8 @@ class _PhasePanels:
         for ax in self.axes:
             ax.set_ylim(low * 1.1 if low < 0 else 0.0, ceiling)
 
-    def close(self, flow: Flow, keys: list[Any]) -> None:
-        """Write labels, legend and caption."""
+    def close(self, flow: Flow, keys: list[Any], bands: Sequence[Band]) -> None:
+        """Write labels, legend, bands and caption."""
         label = {
             "recovered_share": "share recovered (0 to 1)",
             "label_information": f"label information ({self.rows.unit})",
@@ -292,4 +306,4 @@ class _PhasePanels:
         facts.append("Phases at equal distances, not to scale")
         if short_names(self.layers, 14) != self.layers:
             facts.append("Layer names shortened")
-        finish(self.figure, title, keys, facts)
+        finish(self.figure, title, keys, facts, bands=bands)

@@ -15,7 +15,17 @@ from mikit.flow.snapshots import depth_match
 if TYPE_CHECKING:
     from mikit.flow import Flow
 
-__all__ = ["Rows", "choose_phases", "label_entropy", "layers_of", "matching", "present", "select"]
+__all__ = [
+    "Rows",
+    "choose_phases",
+    "label_entropy",
+    "layers_of",
+    "matching",
+    "present",
+    "refuse_mixtures",
+    "select",
+    "teacher_layers",
+]
 
 _UNITS = {
     "label_information": ("nats", "bits"),
@@ -140,6 +150,7 @@ def select(flow: Flow, quantity: str, *, noise: float | None = None, networks: S
     if not teacher.empty:
         teacher = teacher[teacher["phase"].eq(teacher["phase"].max())]
     _refuse_repeats(students, quantity)
+    refuse_mixtures(pd.concat([students, teacher]), quantity)
     return Rows(quantity, unit, chosen, levels, students, teacher)
 
 
@@ -156,6 +167,49 @@ def _one_unit(rows: pd.DataFrame, quantity: str) -> str:
             "The frame mislabels its unit."
         )
     return units[0]
+
+
+def refuse_mixtures(rows: pd.DataFrame, quantity: str) -> None:
+    """Refuse rows that must not share an axis: of several kinds, probes, numbers of samples, or readouts of a layer.
+
+    Args:
+        rows: Rows of one quantity, as they are to be drawn.
+        quantity: The quantity.
+
+    Raises:
+        InputError: If the rows differ in one of these; it says which rows, and what to do.
+    """
+    if quantity == "accuracy":
+        return
+    for column, what, why, instead in (
+        ("kind", "kinds", "They do not compare.", "Keep one kind, or draw two figures"),
+        ("probe", "probes", "Another probe reads another amount.", "Trace all of them with one probe"),
+        ("n", "numbers of samples N", "What is read grows with N.", "Trace all of them on the same samples"),
+    ):
+        found = rows[column].unique()
+        if len(found) > 1:
+            raise InputError(
+                f"The rows of {quantity} have {len(found)} {what}: {_told(rows, column)}. {why} {instead}; "
+                f'flow.frame[flow.frame["{column}"].eq(...)] keeps one.'
+            )
+    students = rows[rows["role"].eq("student")]
+    for layer, own in students.groupby("layer", sort=False):
+        if len(readouts := own["readout"].unique()) > 1:
+            raise InputError(
+                f"The rows of {quantity} at layer {layer!r} have {len(readouts)} readouts: "
+                f"{_told(own, 'readout')}. A layer read in another way is another layer. Record it under another name, "
+                'or keep one readout with flow.frame[flow.frame["readout"].eq(...)].'
+            )
+
+
+def _told(rows: pd.DataFrame, column: str, most: int = 3) -> str:
+    """Return which values a column has, and for each the first row that has it."""
+    firsts = rows.drop_duplicates(column)
+    said = []
+    for row in firsts.head(most).to_dict("records"):
+        value = f"{row[column]:,}" if column == "n" else repr(row[column])
+        said.append(f"{value} ({row['network']}, seed {row['seed']}, phase {row['phase']}, layer {row['layer']})")
+    return ", ".join(said) + (f" and {len(firsts) - most} more" if len(firsts) > most else "")
 
 
 def _chosen_noise(levels: tuple[float, ...], noise: float | None, quantity: str) -> float | None:
