@@ -63,10 +63,16 @@ def write_table(out: Path, name: str, table: pd.DataFrame, text: str, figure: st
     """Write a table as CSV, JSON and Markdown and its figure, and print the Markdown."""
     table.to_csv(out / f"{name}.csv", index=False)
     (out / f"{name}.json").write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n")
-    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     with matplotlib.rc_context({"font.size": 8}):
         mikit.plot.save_figure(draw(), out, figure)
-    print(f"\n{text}\n\nWritten to {out}.")
+    write_markdown(out, name, text)
+    print(f"Written to {out}.")
+
+
+def write_markdown(out: Path, name: str, text: str) -> None:
+    """Write a text in Markdown, and print it."""
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n")
 
 
 def trial_table(comparison: Comparison) -> pd.DataFrame:

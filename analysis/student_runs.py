@@ -53,6 +53,7 @@ class Pairing(NamedTuple):
     some: ImagePart
     generator: torch.Generator
     parts: Parts
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +270,7 @@ def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method:
 
     def watched(epoch: int, network: nn.Module) -> None:
         if way.watch is not None and (epoch in PHASES or epoch == plan.epochs):
-            phases.append(way.watch(Pairing(network, teacher, part, random_stream(seed, "losses"), parts), epoch))
+            phases.append(way.watch(Pairing(network, teacher, part, random_stream(seed, "losses"), parts, seed), epoch))
 
     try:
         if way.build is None:
@@ -277,7 +278,7 @@ def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method:
         else:
             generator = random_stream(seed, "losses")
             some = part.rows(torch.randperm(len(part), generator=generator)[: settings.batch])
-            built = way.build(Pairing(student, source, some, generator, parts))
+            built = way.build(Pairing(student, source, some, generator, parts, seed))
             terms = {name: replace(term, weight=weight * term.weight) for name, term in built.items()}
             curve = train_student(
                 student, source, terms, images, labels, plan, views=parts.data.views, on_epoch=watched
@@ -294,7 +295,7 @@ def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method:
     if failed is None and way.look is not None:
         views = parts.data.views(part.images, generator=random_stream(seed, "views"))
         looked_at = ImagePart(views, part.labels, part.ids)
-        looks = way.look(Pairing(student, source, looked_at, random_stream(seed, "losses"), parts), terms)
+        looks = way.look(Pairing(student, source, looked_at, random_stream(seed, "losses"), parts, seed), terms)
     content = {
         "method": method,
         "seed": seed,
