@@ -53,7 +53,8 @@ class PKT(PairedGap):
             teacher's rows are all neighbours alike, which gives no standard.
 
     Cost:
-        ``2 n² (d_s + d_t)`` operations, about three times that with the gradient; a few strips of memory.
+        ``2 n² (d_s + d_t)`` operations, about three times that with the gradient; a few strips of memory. Whole maps
+        are read for their Gram matrix and not copied: see :func:`mikit.functional.pkt`.
 
     Pitfalls:
         Not information: it compares who is near whom. A batch defines the neighbours, so drop a short last batch, and

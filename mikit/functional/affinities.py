@@ -6,21 +6,20 @@ logarithms cancel but for their last digits; sums of such ratios keep theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, final
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mikit.errors import InputError
+from mikit.functional.affinity_kernels import affinities, entries_of
 from mikit.functional.closed import closed_form, full_precision
-from mikit.functional.pairwise import Gradient, Strip, scores, squared_distances
-from mikit.functional.samples import centred, require_one_device, require_paired, require_rows, working_dtype
+from mikit.functional.pairwise import Strip
+from mikit.functional.samples import require_one_device, require_paired, require_rows, working_dtype
 
 __all__ = ["affinity", "pkt"]
 
-# Under the root of a distance, in squared units of the features: rows that coincide have a gradient.
-_UNDER_THE_ROOT = 1e-6
 # Inside the logarithm of the released code.
 _RELEASED_EPSILON = 1e-7
 
@@ -70,7 +69,9 @@ def pkt(
 
     Cost:
         2 n² (d_s + d_t) operations for the value, and 4 n² d more for the gradient of a side of width d, in the same
-        pass; O(n (d_s + d_t)) memory and a few strips. Second derivatives are refused.
+        pass; O(n (d_s + d_t)) memory and a few strips. A side of 2 n columns or more, such as whole maps, is read for
+        its Gram matrix and once more for its gradient, 2 n² d operations each, and not copied; O(n²) memory. Second
+        derivatives are refused.
 
     Pitfalls:
         - Not information. It compares who is near whom.
@@ -105,8 +106,8 @@ def pkt(
     epsilon = _RELEASED_EPSILON if released and divergence == "kl" else 0.0
     total = torch.zeros((), dtype=torch.float64, device=student.device)
     for one in ("cosine", "student") if kernel == "combined" else (kernel,):
-        own, aim = (_prepared(rows, one, dtype) for rows in (student, teacher))
-        total = total + _between_rows(own, aim, one, divergence, diagonal or released, epsilon, strip)
+        (own, own_given), (aim, aim_given) = (entries_of(rows, one, dtype) for rows in (student, teacher))
+        total = total + _between(own, aim, own_given, aim_given, one, divergence, diagonal or released, epsilon, strip)
     return (total / student.shape[0] if released else total).to(dtype)
 
 
@@ -149,15 +150,18 @@ def affinity(
     require_rows(x, "x", fewest=2)
     dtype = working_dtype(x)
     with full_precision(x.device):
-        sides = _affinities(_prepared(x, kernel, dtype), kernel, diagonal=diagonal, epsilon=0.0, wanted=False)
-        return torch.cat([part.values.clone() for part in sides.strips(strip)])
+        entries, given = entries_of(x, kernel, dtype)
+        side = affinities(entries, kernel, given=given, diagonal=diagonal, epsilon=0.0, wanted=False)
+        return torch.cat([part.values.clone() for part in side.strips(strip)])
 
 
 @closed_form
-def _between_rows(
+def _between(
     wants: Sequence[bool],
     student: Tensor,
     teacher: Tensor,
+    student_given: bool,
+    teacher_given: bool,
     kernel: str,
     divergence: str,
     diagonal: bool,
@@ -166,8 +170,8 @@ def _between_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = student.shape[0]
     own, aim = (
-        _affinities(rows, kernel, diagonal=diagonal, epsilon=epsilon, wanted=want)
-        for rows, want in zip((student, teacher), wants, strict=True)
+        affinities(of, kernel, given=given, diagonal=diagonal, epsilon=epsilon, wanted=want)
+        for of, given, want in zip((student, teacher), (student_given, teacher_given), wants, strict=True)
     )
     minus_one = student.new_tensor(-1.0)
     symmetric = divergence == "jeffreys"
@@ -217,108 +221,6 @@ def _to_the_kernel(slopes: Tensor, part: Strip, epsilon: float, buffer: Tensor) 
 
 def _row_products(a: Tensor, b: Tensor, buffer: Tensor) -> Tensor:
     return torch.mul(a, b, out=buffer).sum(dim=1)
-
-
-# ---------------------------------------------------------------------------------------------------- the kernels
-
-
-class _Affinities(Protocol):
-    def strips(self, strip: int | None) -> Iterator[Strip]:
-        """Yield the probabilities, plus epsilon, a strip of whole rows at a time."""
-
-    def add(self, part: Strip, slopes: Tensor, factor: float) -> None:
-        """Take in ``factor`` times the derivatives in the kernel, times the sums of the kernel's rows."""
-
-    def gradient(self) -> Tensor:
-        """Return the gradient in the rows, if it was wanted."""
-
-
-def _affinities(rows: Tensor, kernel: str, *, diagonal: bool, epsilon: float, wanted: bool) -> _Affinities:
-    family = _Cosines if kernel == "cosine" else _Students
-    return family(rows, diagonal=diagonal, epsilon=epsilon, wanted=wanted)
-
-
-@final
-class _Cosines:
-    """Probabilities in proportion to 1 plus the cosine, of rows of length 1.
-
-    The sums of the kernel's rows are linear in the rows, so that they are known before any pair is: the matrix product
-    yields probabilities.
-    """
-
-    def __init__(self, rows: Tensor, *, diagonal: bool, epsilon: float, wanted: bool) -> None:
-        exact = rows.to(torch.float64)
-        sums = exact @ exact.sum(dim=0) + exact.shape[0]
-        if not diagonal:
-            sums -= exact.square().sum(dim=1) + 1
-        least = 16 * torch.finfo(rows.dtype).eps
-        sums = sums.clamp_min(least * (rows.shape[0] - (not diagonal)))
-        self._diagonal, self._sums = diagonal, sums[:, None].to(rows.dtype)
-        self._least = least / self._sums + epsilon
-        self._left = torch.cat([rows / self._sums, 1 / self._sums + epsilon], dim=1)
-        self._right = torch.cat([rows, torch.ones_like(self._sums)], dim=1)
-        self._gradient = Gradient(rows, rows, (wanted, wanted))
-
-    def strips(self, strip: int | None) -> Iterator[Strip]:
-        for part in scores(self._left, self._right, strip=strip):
-            torch.maximum(part.values, self._least[part.rows], out=part.values)
-            if not self._diagonal:
-                part.own_of(part.values).zero_()
-            yield part
-
-    def add(self, part: Strip, slopes: Tensor, factor: float) -> None:
-        self._gradient.add(part, slopes, per_row=factor / self._sums[part.rows])
-
-    def gradient(self) -> Tensor:
-        one, other = self._gradient.both()
-        return one + other
-
-
-@final
-class _Students:
-    """Probabilities in proportion to Student's t of the distance, of centred rows."""
-
-    def __init__(self, rows: Tensor, *, diagonal: bool, epsilon: float, wanted: bool) -> None:
-        self._rows, self._diagonal, self._epsilon = rows, diagonal, epsilon
-        self._sums = rows.new_empty(rows.shape[0], 1)
-        self._gradient = Gradient(rows, rows, (wanted, wanted), scale=1.0)
-
-    def strips(self, strip: int | None) -> Iterator[Strip]:
-        for part in squared_distances(self._rows, self._rows, strip=strip):
-            own = part.own_of(part.values)
-            own.zero_()
-            part.values.add_(_UNDER_THE_ROOT).sqrt_().add_(1).reciprocal_()
-            if not self._diagonal:
-                own.zero_()
-            torch.sum(part.values, dim=1, keepdim=True, out=self._sums[part.rows])
-            part.values.div_(self._sums[part.rows])
-            if self._epsilon:
-                part.values.add_(self._epsilon)
-            yield part
-
-    def add(self, part: Strip, slopes: Tensor, factor: float) -> None:
-        sums = self._sums[part.rows]
-        kernel = (part.values - self._epsilon).mul_(sums)
-        # The kernel falls by K³ / 2 (1 - K) for a unit of the squared distance.
-        weights = kernel.pow(3).div_(1 - kernel).mul_(slopes).mul_(-factor / 2 / sums)
-        part.own_of(weights).zero_()
-        self._gradient.add(part, weights)
-
-    def gradient(self) -> Tensor:
-        one, other = self._gradient.both()
-        return one + other
-
-
-def _prepared(rows: Tensor, kernel: str, dtype: torch.dtype) -> Tensor:
-    """Return what the kernel is a function of: directions, or rows around their mean."""
-    rows = rows.to(dtype)
-    if kernel == "student":
-        return centred(rows)[0]
-    # Directions do not change with the length, so a constant factor keeps squares in range, gradient and all.
-    largest = rows.detach().abs().amax(dim=1, keepdim=True)
-    rows = rows / torch.where(largest > 0, largest, 1.0)
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows * torch.where(largest > 0, 1 / torch.where(largest > 0, length, 1.0), 0.0)
 
 
 def _require_known(name: str, value: str | None, known: tuple[str | None, ...]) -> None:

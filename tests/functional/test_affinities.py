@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from mikit.errors import InputError
 from mikit.functional.affinities import affinity, pkt
 
+Drawn = Callable[[int], tuple[Tensor, Tensor]]
 STRIPS = [None, 1, 3, 7]
 EVERY = list(itertools.product(["cosine", "student", "combined"], ["kl", "jeffreys"], [False, True]))
 
@@ -23,6 +25,12 @@ def _rows(n: int, d: int, seed: int) -> Tensor:
 def _pair(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     teacher = _rows(n, 4, seed)
     return teacher[:, :3].tanh() + 0.3 * _rows(n, 3, seed + 1), teacher
+
+
+def _wide_pair(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return rows that are read through their Gram matrices."""
+    student, teacher = _pair(n, seed)
+    return student @ _rows(3, 2 * n + 1, seed + 8) - 1, teacher @ _rows(4, 3 * n, seed + 9) + 0.5
 
 
 def _kernel(a: list[float], b: list[float], kernel: str) -> float:
@@ -57,20 +65,24 @@ def _in_double(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
     return ((p if divergence == "kl" else p - q) * (p.log() - q.log())).sum(dim=1).mean()
 
 
+@pytest.mark.parametrize("drawn", [_pair, _wide_pair])
 @pytest.mark.parametrize("strip", STRIPS)
 @pytest.mark.parametrize(("kernel", "divergence", "diagonal"), EVERY)
-def test_the_value_equals_the_naive_loop(kernel: str, divergence: str, diagonal: bool, strip: int | None) -> None:
-    student, teacher = _pair(7)
+def test_the_value_equals_the_naive_loop(
+    kernel: str, divergence: str, diagonal: bool, strip: int | None, drawn: Drawn
+) -> None:
+    student, teacher = drawn(7)
     student[1], teacher[4] = 2 * student[0], teacher[3]  # one direction twice, one point twice
     value = pkt(student, teacher, kernel=kernel, divergence=divergence, diagonal=diagonal, strip=strip)
     assert value.item() == pytest.approx(_by_loops(student, teacher, kernel, divergence, diagonal), abs=1e-12)
 
 
+@pytest.mark.parametrize("drawn", [_pair, _wide_pair])
 @pytest.mark.parametrize("strip", STRIPS)
 @pytest.mark.parametrize("kernel", ["cosine", "student"])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_the_whole_matrix(kernel: str, diagonal: bool, strip: int | None) -> None:
-    _, rows = _pair(7)
+def test_the_whole_matrix(kernel: str, diagonal: bool, strip: int | None, drawn: Drawn) -> None:
+    _, rows = drawn(7)
     rows[2] = rows[0]
     expected = torch.tensor(_probabilities(rows, kernel, diagonal), dtype=torch.float64)
     found = affinity(rows.requires_grad_(), kernel=kernel, diagonal=diagonal, strip=strip)
@@ -81,9 +93,10 @@ def test_the_whole_matrix(kernel: str, diagonal: bool, strip: int | None) -> Non
         assert torch.allclose(affinity(rows, kernel=kernel, diagonal=diagonal), expected, atol=1e-13)
 
 
+@pytest.mark.parametrize("drawn", [_pair, _wide_pair])
 @pytest.mark.parametrize(("kernel", "divergence", "diagonal"), EVERY)
-def test_gradients(kernel: str, divergence: str, diagonal: bool) -> None:
-    student, teacher = _pair(5)
+def test_gradients(kernel: str, divergence: str, diagonal: bool, drawn: Drawn) -> None:
+    student, teacher = drawn(5)
     student[1] = student[0]
     inputs = student.requires_grad_(), teacher.requires_grad_()
 
@@ -242,6 +255,39 @@ def test_rows_of_zeros() -> None:
     assert nothing.grad.isfinite().all()
 
 
+def test_wide_rows_of_zeros_and_of_any_length() -> None:
+    student, teacher = _wide_pair(6)
+    plain = pkt(student, teacher).item()
+    lengths = torch.tensor([[1e-15], [1.0], [1e15], [3.0], [1e-4], [1e3]])
+    assert pkt(lengths * student.float(), teacher.float()).item() == pytest.approx(plain, rel=1e-5)
+    student[2:4] = 0
+    student.requires_grad_()
+    pkt(student, teacher, kernel="combined").backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    of_cosine = torch.autograd.grad(pkt(student, teacher), student)[0]
+    assert not of_cosine[2:4].any()
+    assert of_cosine[0].any()
+    found = affinity(student)
+    assert torch.allclose(found[2, [0, 1, 3, 4, 5]], torch.tensor(1 / 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kernel", ["cosine", "student", "combined"])
+def test_wide_rows_in_single_precision(kernel: str) -> None:
+    samples = [torch.relu(rows @ _rows(rows.shape[1], 3000, 4) + 0.5) for rows in _pair(64)]
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        student, teacher = (rows.float().to(dtype).requires_grad_() for rows in samples)
+        value = pkt(student, teacher, kernel=kernel, divergence="jeffreys")
+        results.append((value.double(), *(part.double() for part in torch.autograd.grad(value, (student, teacher)))))
+    for found, exact in zip(*results, strict=True):
+        # Rows lie on a surface of few columns: what is left of sums 50 times as large is rounded as those are.
+        assert (found - exact).norm() < (1e-6 if kernel == "cosine" else 2e-5) * exact.norm()
+    offset = pkt(*(rows.float() + 1e4 for rows in samples), kernel="student").item()
+    exact = pkt(*((rows.float() + 1e4).double() for rows in samples), kernel="student").item()
+    assert offset == pytest.approx(exact, rel=1e-5)
+
+
 @pytest.mark.parametrize(("kernel", "divergence", "diagonal"), EVERY)
 def test_invariances(kernel: str, divergence: str, diagonal: bool) -> None:
     def of(s: Tensor, t: Tensor) -> float:
@@ -308,9 +354,10 @@ def test_bad_input_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("drawn", [_pair, _wide_pair])
 @pytest.mark.parametrize("kernel", ["cosine", "combined"])
-def test_the_compiler_takes_it_whole(kernel: str) -> None:
-    student, teacher = _pair(40)
+def test_the_compiler_takes_it_whole(kernel: str, drawn: Drawn) -> None:
+    student, teacher = drawn(40)
     student.requires_grad_()
     compiled = torch.compile(lambda s: pkt(s, teacher, kernel=kernel), fullgraph=True, backend="aot_eager")
     plain = pkt(student, teacher, kernel=kernel)
