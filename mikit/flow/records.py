@@ -44,8 +44,18 @@ Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Information = tuple[RotatedInformation, RotatedInformation]
 
-_SCHEMA_VERSION = 1
-_RECOVERY = ("noise", "student_noise", "held_out", "in_sample", "corrected", "ceiling", "standard_error", "folds")
+_SCHEMA_VERSION = 2
+_RECOVERY = (
+    "noise",
+    "student_noise",
+    "information",
+    "held_out",
+    "in_sample",
+    "corrected",
+    "ceiling",
+    "standard_error",
+    "folds",
+)
 _FACTOR = ("scale", "sizes", "sums", "spectrum", "axes", "fit_spectra", "fit_axes", "held_out")
 
 

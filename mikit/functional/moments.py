@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from mikit.errors import InputError
+from mikit.functional.log_determinants import corrected_log_determinant
 
 __all__ = [
     "LayerFactor",
@@ -69,8 +70,16 @@ class LayerFactor:
         return int(self.spectrum.shape[0])
 
     def ceiling(self, noise: float) -> float:
-        """Return ``½ Σ log(1 + λ_i / σ²)`` in nats: what a noisy copy of the layer says about the layer."""
-        return 0.5 * float(np.log1p(self.spectrum / noise**2).sum())
+        """Return ``½ Σ log(1 + λ_i / σ²)`` in nats: what a noisy copy of the layer says about the layer.
+
+        The ``λ_i`` are those of the law: the bias that the sample's have for few rows is taken out
+        (:func:`~mikit.functional.log_determinants.corrected_log_determinant`).
+
+        Raises:
+            InputError: If there are not more rows than columns.
+        """
+        degrees = self.rows - 1
+        return 0.5 * corrected_log_determinant(self.spectrum * (self.rows / degrees) / noise**2, degrees)
 
     def effective_dimension(self, noise: float) -> float:
         """Return ``Σ λ_i / (λ_i + σ²)``: how many directions stand out of the noise."""

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from mikit.errors import InputError
+from mikit.functional.log_determinants import corrected_information
 from mikit.functional.moments import (
     Array,
     LayerFactor,
@@ -43,16 +44,22 @@ class Recovery:
     Attributes:
         noise: Teacher noise ``σ`` in RMS SDs.
         student_noise: Student noise in RMS SDs.
-        held_out: Mean held-out log-score over the folds, in nats; below the truth.
-        in_sample: Plug-in information of all rows, in nats; above the truth.
-        corrected: ``in_sample - d_eff(T) d_eff(S) / 2n``, in nats: right for independent layers, too low otherwise.
-        ceiling: The teacher layer's ceiling, in nats.
+        information: ``in_sample`` freed from the bias of few rows
+            (:func:`~mikit.functional.log_determinants.corrected_information`), in nats.
+        held_out: Mean held-out log-score over the folds, in nats; below the truth, but where the layers are nearly
+            functions of each other.
+        in_sample: Plug-in information of all rows, in nats; above the truth, but where the layers are nearly functions
+            of each other.
+        corrected: ``in_sample - d_eff(T) d_eff(S) / 2n``, in nats: right for independent layers, too low otherwise. It
+            prefers narrow layers among equals, which is why layers are matched by it.
+        ceiling: The teacher layer's ceiling, freed from the same bias, in nats.
         standard_error: Delete-one-fold jackknife standard error of the share.
         folds: Number of folds.
     """
 
     noise: float
     student_noise: float
+    information: float
     held_out: float
     in_sample: float
     corrected: float
@@ -62,20 +69,20 @@ class Recovery:
 
     @property
     def midpoint(self) -> float:
-        """Middle of the bracket from ``held_out`` to ``in_sample``, in nats."""
+        """Middle of the bracket from ``held_out`` to ``in_sample``, in nats, to hold ``information`` against."""
         return 0.5 * (self.held_out + self.in_sample)
 
     @property
     def share(self) -> float:
-        """The midpoint over the ceiling; NaN for a teacher layer that never varies."""
-        return self.midpoint / self.ceiling if self.ceiling > 0 else float("nan")
+        """``information`` over the ceiling; NaN for a teacher layer that never varies."""
+        return self.information / self.ceiling if self.ceiling > 0 else float("nan")
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % sampling interval of the share, widened to hold the bracket.
 
-        Student's t, with one degree of freedom less than there are folds. The midpoint's own bias is unknown, but the
-        bracket bounds it: with few rows the bracket is the wider of the two.
+        Student's t, with one degree of freedom less than there are folds. With few rows the bracket is the wider of the
+        two, and says how much rests on the correction.
         """
         reach = float(student_t.ppf(0.975, self.folds - 1)) * self.standard_error
         ends = (self.held_out, self.in_sample) if self.ceiling > 0 else ()
@@ -90,8 +97,9 @@ def recover(
 
     Formula: with ``t' = t + σ z`` and ``s' = s + σ_s z``, ``held_out`` is the mean over the folds of
     ``E[log q(t' | s') - log q(t')]``, ``q`` the Gaussian with the moments of the other folds; ``in_sample`` is
-    ``-½ log|I - C Cᵀ|`` with ``C`` the whitened cross-covariance of all rows; the share is their midpoint over
-    ``½ Σ log(1 + λ_i / σ²)``.
+    ``-½ log|I - C Cᵀ|`` with ``C`` the whitened cross-covariance of all rows. ``information`` is ``in_sample`` without
+    the bias that the sampled spectra of both layers and of the joint layer put into it, and the share is
+    ``information`` over ``½ Σ log(1 + λ_i / σ²)``, freed from it likewise.
 
     Args:
         student: Factor of the student layer.
@@ -113,10 +121,12 @@ def recover(
     Pitfalls:
         It sees linear dependence only and is no mutual information of the noiseless layers. The answer depends on
         ``σ``; conclusions should hold for several. Early layers share the input and score high untrained: compare with
-        the untrained network. Below ``5 (d_t + d_s)`` rows both ends of the bracket are far off.
+        the untrained network. Below ``5 (d_t + d_s)`` rows both ends of the bracket are far off. The correction holds
+        for rows whose overall size is about the same (:mod:`mikit.functional.log_determinants`).
 
     Source:
-        Gaussian mutual information and data processing; the bracket and its midpoint are mikit's own.
+        Gaussian mutual information and data processing; the correction is the Marchenko-Pastur equation's [known]; the
+        bracket is mikit's own.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -145,6 +155,7 @@ def recover(
     fit, held_out = fold_covariances(a, b, products)
     fit = a.fit_axes.transpose(0, 2, 1) @ fit @ b.fit_axes
     held_out = a.fit_axes.transpose(0, 2, 1) @ held_out @ b.fit_axes
+    degrees = a.rows - 1
     summed: dict[float, tuple[Array, Array, Array]] = {}
     found = []
     for level in noise:
@@ -156,12 +167,21 @@ def recover(
         scores, fit_information = _fold_scores(a, gram, moved, noise_a)
         in_sample = _information(_lower_root(whole_gram, 1.0 / np.sqrt(a.spectrum + noise_a**2)[None]))[0]
         fit_ceilings = 0.5 * np.log1p(teacher.fit_spectra / level**2).sum(axis=1)
-        excess = a.effective_dimension(noise_a) * b.effective_dimension(noise_b) / (2 * a.rows)
+        spectra = (side.spectrum * (side.rows / degrees) / own**2 for side, own in ((a, noise_a), (b, noise_b)))
+
+        def shifted(shifts: Array, noise_a: float = noise_a, noise_b: float = noise_b) -> Array:
+            factors = shifts[:, None] * (degrees / a.rows)
+            q = whole / np.sqrt(b.spectrum + factors * noise_b**2)[:, None, :]
+            own_weights = 1.0 / np.sqrt(a.spectrum + factors * noise_a**2)
+            return _information(_lower_root(q @ q.transpose(0, 2, 1), own_weights))
+
         ceiling = teacher.ceiling(level)
+        excess = a.effective_dimension(noise_a) * b.effective_dimension(noise_b) / (2 * a.rows)
         found.append(
             Recovery(
                 noise=float(level),
                 student_noise=float(student_noise),
+                information=corrected_information(*spectra, shifted, degrees),
                 held_out=float((scores * a.sizes).sum() / a.rows),
                 in_sample=float(in_sample),
                 corrected=float(in_sample) - excess,
@@ -215,8 +235,8 @@ def recovered_share(
     Example:
         >>> rng = np.random.default_rng(0)
         >>> t = rng.standard_normal((2000, 3))
-        >>> [round(r.share, 1) for r in recovered_share(rng.standard_normal((2000, 3)), t, noise=[0.3])]
-        [-0.0]
+        >>> [round(abs(r.share), 2) for r in recovered_share(rng.standard_normal((2000, 3)), t, noise=[0.3])]
+        [0.0]
     """
     if student.ndim != 2 or teacher.ndim != 2 or student.shape[0] != teacher.shape[0]:
         raise InputError(
