@@ -167,7 +167,8 @@ def recover(
         scores, fit_information = _fold_scores(a, gram, moved, noise_a)
         in_sample = _information(_lower_root(whole_gram, 1.0 / np.sqrt(a.spectrum + noise_a**2)[None]))[0]
         fit_ceilings = 0.5 * np.log1p(teacher.fit_spectra / level**2).sum(axis=1)
-        spectra = (side.spectrum * (side.rows / degrees) / own**2 for side, own in ((a, noise_a), (b, noise_b)))
+        whitened_a = a.spectrum * (a.rows / degrees) / noise_a**2
+        whitened_b = b.spectrum * (b.rows / degrees) / noise_b**2
 
         def shifted(shifts: Array, noise_a: float = noise_a, noise_b: float = noise_b) -> Array:
             factors = shifts[:, None] * (degrees / a.rows)
@@ -181,7 +182,7 @@ def recover(
             Recovery(
                 noise=float(level),
                 student_noise=float(student_noise),
-                information=corrected_information(*spectra, shifted, degrees),
+                information=corrected_information(whitened_a, whitened_b, shifted, degrees),
                 held_out=float((scores * a.sizes).sum() / a.rows),
                 in_sample=float(in_sample),
                 corrected=float(in_sample) - excess,
