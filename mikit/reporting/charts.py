@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -13,6 +13,7 @@ import pandas as pd
 from mikit.plot.drawing import caption_facts, network_colors
 from mikit.plot.naming import short_names
 from mikit.plot.tables import Rows, label_entropy, layers_of, matching, present, select, teacher_layers
+from mikit.reporting.numbers import short_numbers
 
 if TYPE_CHECKING:
     from mikit.flow import Flow
@@ -115,7 +116,7 @@ FIGURES = (
 )
 
 
-def charts(flow: Flow) -> dict[str, Any]:
+def charts(flow: Flow, marks: Mapping[tuple[str, int, str], tuple[int, int]] | None = None) -> dict[str, Any]:
     """The numbers of all figures, ready for JSON.
 
     Formula: per network, phase, layer and teacher layer the mean, smallest, largest and SD (divisor n - 1) over seeds;
@@ -123,6 +124,8 @@ def charts(flow: Flow) -> dict[str, Any]:
 
     Args:
         flow: The flow.
+        marks: By network, phase and layer: in how many runs label information rises with depth there, and in how many
+            it is impossible.
 
     Returns:
         ``phases`` (of all students, ascending), ``networks`` with their colours, ``entropy``, ``reasons``,
@@ -150,13 +153,18 @@ def charts(flow: Flow) -> dict[str, Any]:
     phases = sorted(int(phase) for phase in students["phase"].unique())
     networks = [str(name) for name in students["network"].unique()]
     reasons: dict[str, int] = {"": 0}
-    quantities = {}
+    quantities: dict[str, Any] = {}
     for quantity in drawn:
         first = select(flow, quantity)
         levels = [_level(flow, select(flow, quantity, noise=one), phases, networks, reasons)
                   for one in (first.noises or (None,))]  # fmt: skip
         start = first.noises.index(first.noise) if first.noise is not None else 0
         quantities[quantity] = {"unit": first.unit, "start": start, "levels": levels}
+    for level in quantities.get("label_information", {"levels": ()})["levels"]:
+        for part in level["parts"]:
+            found = [(marks or {}).get((networks[part["network"]], phase, layer), (0, 0))
+                     for phase in phases for layer in part["layers"]]  # fmt: skip
+            part |= {"rises": [rises for rises, _ in found], "impossible": [wrong for _, wrong in found]}
     colors = network_colors(networks)
     return {
         "phases": phases,
@@ -244,7 +252,7 @@ def _grid(
     for name in ("mean", "smallest", "largest", "sd", "low", "high", "untrained", "null"):
         values = np.full(size, np.nan)
         values[spot] = own[name].to_numpy(dtype=float)
-        grid[name] = _short(values)
+        grid[name] = short_numbers(values)
     told = [reasons.setdefault(str(text), len(reasons)) for text in own["reasons"]]
     # -1 where the flow has no row at all.
     for name, codes in (("verdict", own["verdict"].to_numpy()), ("count", own["count"].to_numpy()), ("reason", told)):
@@ -252,10 +260,6 @@ def _grid(
         whole[spot] = codes
         grid[name] = whole.tolist()
     return grid
-
-
-def _short(values: Iterable[float]) -> list[float | None]:
-    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
 
 
 def _places(layers: list[str], ticks: list[str]) -> list[float]:
@@ -272,7 +276,7 @@ def _teacher(rows: Rows, ticks: list[str]) -> dict[str, Any] | None:
     layers = [str(name) for name in table["layer"]]
     runs = int(rows.teacher["seed"].nunique())
     said = f"teacher, phase {int(rows.teacher['phase'].max())} ({runs} run{'s' if runs > 1 else ''})"
-    return {"layers": layers, "x": _places(layers, ticks), "mean": _short(table["mean"]), "said": said}
+    return {"layers": layers, "x": _places(layers, ticks), "mean": short_numbers(table["mean"]), "said": said}
 
 
 def _range(rows: Rows, teacher: dict[str, Any] | None) -> list[float]:

@@ -10,7 +10,7 @@ function blank(ink, height, top) {
     margin: { l: 58, r: 14, t: top, b: 20 }, shapes: [], annotations: [],
     hoverlabel: { align: "left", bgcolor: ink.shade, bordercolor: ink.soft, font: { color: ink.ink, size: 12 } },
     legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", yref: "container", itemclick: false,
-      itemdoubleclick: false, font: { size: 11.5 }, bgcolor: "rgba(0,0,0,0)" },
+      itemdoubleclick: false, tracegroupgap: 0, font: { size: 11.5 }, bgcolor: "rgba(0,0,0,0)" },
     transition: { duration: 0 },
   };
 }
@@ -60,8 +60,8 @@ function curve(traces, x, values, look) {
   const single = values.count.every((n) => n < 2) && values.low.some((low) => low !== null);
   traces.push({ type: "scatter", mode: "lines+markers", x, y: values.mean, ...axes, name, showlegend: legend,
     legendgroup: name, connectgaps: look.connect, hovertext: texts, hoverinfo: "text",
-    line: { color, width: 2 }, marker: { size: 6, color: values.verdict.map((code) => (code === 3 ? look.paper : color)),
-      line: { color, width: 1.5 } },
+    line: { color, width: 2 }, marker: { size: look.symbols ? look.symbols.map((symbol) => (symbol === "circle" ? 6 : 9)) : 6, symbol: look.symbols ?? "circle",
+      color: values.verdict.map((code) => (code === 3 ? look.paper : color)), line: { color, width: 1.5 } },
     ...(single ? { error_y: { type: "data", symmetric: false, thickness: 1, width: 2, color,
       array: values.mean.map((mean, i) => (values.high[i] === null || mean === null ? 0 : values.high[i] - mean)),
       arrayminus: values.mean.map((mean, i) => (values.low[i] === null || mean === null ? 0 : mean - values.low[i])) } } : {}) });
@@ -71,13 +71,34 @@ function curve(traces, x, values, look) {
 const plain = (x, y, color, dash, width, axes, name, legend) => ({ type: "scatter", mode: "lines", x, y, ...axes, name,
   showlegend: legend, line: { color, dash, width }, hoverinfo: "skip", connectgaps: true });
 
+// Colours of the maps, dark to light, and what is legible on them.
+const STOPS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+function blend(stops, share) {
+  const place = Math.min(1, Math.max(0, share)) * (stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2), high = channels(stops[low + 1]);
+  return channels(stops[low]).map((value, i) => value + (high[i] - value) * (place - low));
+}
+const luminance = (rgb) => rgb.map((value) => value / 255).map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const legible = (rgb) => (1.05 / (luminance(rgb) + 0.05) >= (luminance(rgb) + 0.05) / 0.05 ? "#ffffff" : "#000000");
+
+// Numbers printed in the cells of a map, each in the colour that stands out from its cell.
+const numbersOn = (n, rows, columns, text, color) => {
+  const spots = rows.flatMap((i) => columns.map((j) => [i, j])).filter(([i, j]) => text(i, j));
+  return { type: "scatter", mode: "text", x: spots.map(([, j]) => j), y: spots.map(([i]) => i), xaxis: `x${suffix(n)}`, yaxis: `y${suffix(n)}`, hoverinfo: "skip",
+    showlegend: false, cliponaxis: false, text: spots.map(([i, j]) => text(i, j)), textfont: { size: 10.5, color: spots.map(([i, j]) => color(i, j)) } };
+};
+
 const FIELDS = ["mean", "smallest", "largest", "low", "high", "verdict", "count"];
 const pick = (part, spots) => Object.fromEntries(FIELDS.map((name) => [name, spots.map((spot) => part[name][spot])]));
 const spotOf = (part, phase, i, j) => (phase * part.layers.length + i) * part.others.length + j;
 const unitOf = (data, chart) => ({ nats: "nats", bits: "bits", share: "0 to 1", fraction: "fraction" })[data.quantities[chart.quantity].unit];
 
+// What data processing forbids: a cross where any seed is impossible, a triangle where every seed rises with depth.
+const symbolOf = (part, spot) => (part.impossible[spot] > 0 ? "x" : part.rises[spot] > 0 && part.rises[spot] >= part.count[spot] ? "triangle-up" : "circle");
+
 function alongLayers(data, chart, level, parts, state, width, ink) {
-  const traces = [], cells = [], axes = { xaxis: "x", yaxis: "y" };
+  const traces = [], cells = [], axes = { xaxis: "x", yaxis: "y" }, flagged = new Set();
   const names = parts.map((part) => clip(data.networks[part.network].name, 34));
   const last = level.ticks.length - 1;
   for (const [k, part] of parts.entries()) {
@@ -86,8 +107,10 @@ function alongLayers(data, chart, level, parts, state, width, ink) {
     const lines = spots.map((spot, i) => said(data, chart.quantity, level, part, spot, state.phase, part.layers[i], ""));
     const floor = spots.map((spot) => part.untrained[spot]);
     if (floor.some((value) => value !== null)) traces.push(plain(part.x, floor, color, "dot", 1.2, axes, "", false));
+    const symbols = chart.quantity === "label_information" ? spots.map((spot) => symbolOf(part, spot)) : undefined;
+    for (const symbol of symbols ?? []) flagged.add(symbol);
     const at = curve(traces, part.x, pick(part, spots), { color, axes, name: inert(names[k]), legend: true, paper: ink.paper, dark: ink.dark,
-      connect: false, texts: lines.map(hover) });
+      connect: false, texts: lines.map(hover), symbols });
     cells.push(lines.map((words, i) => ({ curve: at, point: i, subplot: "xy", words })));
   }
   const keys = [...names], ends = [-0.35, last + 0.35];
@@ -119,9 +142,14 @@ function alongLayers(data, chart, level, parts, state, width, ink) {
       keys.push("labels permuted (null)");
     }
   }
+  for (const [symbol, words] of [["triangle-up", "reads more than the layer before"], ["x", "impossible"]]) {
+    if (!flagged.has(symbol)) continue;
+    traces.push({ type: "scatter", mode: "markers", x: [null], y: [null], ...axes, name: words, hoverinfo: "skip", marker: { symbol, size: 9, color: ink.soft } });
+    keys.push(words);
+  }
   const top = legendHeight(keys, width);
-  const layout = blank(ink, 370 + top, top);
-  layout.margin.b = 46;
+  const layout = blank(ink, 382 + top, top);
+  layout.margin.b = 58;
   layout.xaxis = axisOf(ink, [0, 1], { range: ends, tickvals: level.ticks.map((_, i) => i), ticktext: level.ticks.map(inert),
     automargin: true, showgrid: false, title: { text: "layer, input to output", font: { size: 12 } } });
   layout.yaxis = axisOf(ink, [0, 1], { range: limits, title: { text: `${chart.axis} (${unitOf(data, chart)})`, font: { size: 12 } } });
@@ -169,11 +197,11 @@ function alongPhases(data, chart, level, parts, state, width, ink) {
       taught = true;
     }
   }
+  if (taught) keys.push(level.teacher.said);
   if (floors) {
     traces.push(plain([null], [null], ink.soft, "dot", 1.2, { xaxis: "x", yaxis: "y" }, "untrained", true));
     keys.push("untrained");
   }
-  if (taught) keys.push(level.teacher.said);
   const legend = legendHeight(keys, width), top = legend + (count > 1 ? 22 : 0);
   const layout = blank(ink, plan.total + top + 52, top);
   layout.margin.b = 52;

@@ -1,12 +1,39 @@
 // The figures follow one state: phase, noise, hidden networks, the network that maps are compared with.
 const DRAW = { layers: alongLayers, phases: alongPhases, map: layerMaps };
 
+// A table below a reading: cells are words, lines of words, or words with a mark.
+function tell(table, caption, content) {
+  table.parentElement.hidden = caption.hidden = content === null;
+  if (content === null) return;
+  const fill = (cell, lines) => {
+    for (const line of [lines].flat()) {
+      const row = make("div", typeof line === "string" ? line : line.text);
+      if (typeof line !== "string") row.append(" ", make("span", line.mark, `mark ${line.mark.replace(/\W/g, "-")}`));
+      cell.append(row);
+    }
+    return cell;
+  };
+  const head = make("tr"), body = make("tbody");
+  content.head.forEach((name) => { const cell = make("th", name); cell.scope = "col"; head.append(cell); });
+  for (const [first, ...rest] of content.rows) {
+    const row = make("tr"), name = make("th", first);
+    name.scope = "row";
+    row.append(name, ...rest.map((lines) => fill(make("td"), lines)));
+    body.append(row);
+  }
+  const top = make("thead");
+  top.append(head);
+  caption.textContent = content.caption;
+  table.replaceChildren(top, body);
+}
+
 function setUpFigures(data) {
   const last = data.phases.length - 1;
   const state = { phase: last, noise: data.quantities.recovered_share?.start ?? 0, hidden: new Set(), base: null };
   const figures = [...document.querySelectorAll("section[data-figure]")].map((section) => ({
     section, box: section.querySelector(".chart"), strip: section.querySelector(".strip"), facts: section.querySelector(".facts"),
-    reading: section.querySelector(".reading"), chart: { ...section.dataset }, near: false, stale: true, at: [0, 0], made: null,
+    reading: section.querySelector(".reading"), choices: section.querySelector(".choices"), told: section.querySelector(".told"), caption: section.querySelector(".caption"), choice: {},
+    chart: { ...section.dataset }, near: false, stale: true, at: [0, 0], made: null,
   }));
   const levelOf = ({ chart }) => {
     const { levels } = data.quantities[chart.quantity];
@@ -45,7 +72,24 @@ function setUpFigures(data) {
     figure.strip.replaceChildren(...(total ? [bar] : []), make("span", text));
   }
 
+  const show = (figure) => {
+    figure.box.style.height = `${figure.made.layout.height}px`;
+    Plotly.react(figure.box, figure.made.traces, figure.made.layout, { displaylogo: false, responsive: false, scrollZoom: false,
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { filename: figure.chart.figure, scale: 2 } });
+  };
+
+  function drawReading(figure, moved) {
+    figure.stale = false;
+    if (moved && figure.made) return;
+    const { figure: name } = figure.chart;
+    figure.made = READ[name](data, data.readings[name], figure.choice, state, figure.box.clientWidth, colors());
+    figure.facts.textContent = figure.made.facts;
+    show(figure);
+    tell(figure.told, figure.caption, figure.made.table);
+  }
+
   function draw(figure, moved) {
+    if (figure.chart.reading) return drawReading(figure, moved);
     const level = levelOf(figure), ink = colors();
     const parts = level.parts.filter((part) => !state.hidden.has(part.network));
     strip(figure, level, parts);
@@ -58,15 +102,13 @@ function setUpFigures(data) {
     figure.made = DRAW[figure.chart.kind](data, figure.chart, level, parts, state, figure.box.clientWidth, ink);
     const note = figure.made.note ? `${figure.made.note} ` : "";
     figure.facts.textContent = note + level.facts;
-    figure.box.style.height = `${figure.made.layout.height}px`;
-    Plotly.react(figure.box, figure.made.traces, figure.made.layout, { displaylogo: false, responsive: false, scrollZoom: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { filename: figure.chart.figure, scale: 2 } });
+    show(figure);
   }
 
   function refresh(moved = false) {
     for (const figure of figures) {
       if (figure.near) draw(figure, moved && !figure.stale);
-      else figure.stale = true;
+      else if (!(moved && figure.chart.reading)) figure.stale = true;
     }
   }
   const all = () => figures.forEach((figure) => { if (figure.stale) draw(figure, false); });
@@ -144,6 +186,7 @@ function setUpFigures(data) {
   choices();
   find("console").hidden = false;
   for (const figure of figures) {
+    if (figure.chart.reading) ASK[figure.chart.figure](data, data.readings[figure.chart.figure], figure, () => drawReading(figure, false));
     figure.box.addEventListener("keydown", (event) => walk(figure, event));
     figure.box.addEventListener("blur", () => { figure.reading.textContent = ""; Plotly.Fx.unhover(figure.box); });
   }
@@ -165,14 +208,4 @@ function setUpFigures(data) {
   });
   addEventListener("beforeprint", all);
   return { restyle: () => { paint(); refresh(); } };
-}
-
-function setUpScheme(restyle) {
-  const root = document.documentElement, button = find("scheme"), system = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => (root.dataset.scheme ?? (system.matches ? "dark" : "light")) === "dark";
-  const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
-  button.addEventListener("click", () => { root.dataset.scheme = dark() ? "light" : "dark"; name(); restyle(); });
-  system.addEventListener("change", () => { name(); restyle(); });
-  button.hidden = false;
-  name();
 }

@@ -17,11 +17,12 @@ function layerMaps(data, chart, level, parts, state, width, ink) {
   layout.margin = { l: left, r: 84, t: 30, b: below };
   const limit = base === undefined ? level.range[1] / 1.05
     : Math.max(0.05, ...shown.flatMap((part) => part.mean.map((value, spot) => Math.abs((value ?? 0) - (base.mean[spot] ?? value ?? 0)))));
-  const scale = base === undefined ? "Viridis" : [[0, ink.network("#b2182b")], [0.5, ink.paper], [1, ink.network("#2166ac")]];
-  layout.coloraxis = { colorscale: scale, cmin: base === undefined ? 0 : -limit, cmax: limit, colorbar: { thickness: 12, len: Math.min(1, 220 / plan.total),
+  const stops = base === undefined ? STOPS : [ink.network("#b2182b"), ink.paper, ink.network("#2166ac")];
+  const share = (number) => (base === undefined ? number / limit : (number / limit + 1) / 2);
+  layout.coloraxis = { colorscale: stops.map((color, i) => [i / (stops.length - 1), color]), cmin: base === undefined ? 0 : -limit, cmax: limit, colorbar: { thickness: 12, len: Math.min(1, 220 / plan.total),
     lenmode: "fraction", y: 1, yanchor: "top", x: 1.01, outlinewidth: 0, tickfont: { size: TICK },
-    title: { text: base === undefined ? chart.axis.split(" ").map(inert).join("<br>") : "difference", font: { size: 11 } } } };
-  const traces = [], cells = [];
+    title: { text: base === undefined ? `${chart.axis.split(" ").map(inert).join("<br>")}<br> ` : "difference<br> ", font: { size: 11 } } } };
+  const traces = [], texts = [], cells = [];
   const print = plan.wide / across >= 25;
   for (const [n, part] of shown.entries()) {
     const place = plan.places[n], rows = part.layers.map((_, i) => i), columns = part.others.map((_, j) => j);
@@ -41,11 +42,9 @@ function layerMaps(data, chart, level, parts, state, width, ink) {
         + `${clear(i, j) ? ", above 3 seed SD" : ""}`);
       return words;
     }));
-    const two = (number) => (number === null ? "" : number.toFixed(2).replace(/^(-?)0\./, "$1."));
     traces.push({ type: "heatmap", z: rows.map((i) => columns.map((j) => value(i, j))), x: columns, y: rows, xaxis: `x${suffix(n)}`,
-      yaxis: `y${suffix(n)}`, coloraxis: "coloraxis", xgap: 1, ygap: 1, hovertext: lines.map((row) => row.map(hover)), hoverinfo: "text", hoverongaps: true,
-      ...(print ? { text: rows.map((i) => columns.map((j) => (base === undefined || clear(i, j) ? two(value(i, j)) : ""))),
-        texttemplate: "%{text}", textfont: { size: 10.5 } } : {}) });
+      yaxis: `y${suffix(n)}`, coloraxis: "coloraxis", xgap: 1, ygap: 1, hovertext: lines.map((row) => row.map(hover)), hoverinfo: "text", hoverongaps: true });
+    if (print) texts.push(numbersOn(n, rows, columns, (i, j) => (base === undefined || clear(i, j) ? two(value(i, j)) : ""), (i, j) => legible(blend(stops, share(value(i, j))))));
     for (const i of rows) (cells[i] ??= [])[n * across + across - 1] = undefined;
     lines.forEach((row, i) => row.forEach((words, j) => {
       cells[i][n * across + j] = { curve: n, point: [i, j], subplot: `x${suffix(n)}y${suffix(n)}`, words };
@@ -67,5 +66,5 @@ function layerMaps(data, chart, level, parts, state, width, ink) {
   }
   const note = base === undefined ? `Student layers upward, teacher layers to the right. Outlined: the student layer ${chart.quantity === "cka" ? "most similar to" : "that recovers most of"} a teacher layer.`
     : "Numbers are printed only where the difference exceeds three seed SD: a screen, not a test. Networks whose layers have other names are left out.";
-  return { traces, layout, cells, note };
+  return { traces: [...traces, ...texts], layout, cells, note };
 }

@@ -17,17 +17,21 @@ from markupsafe import Markup
 
 from mikit.atomic import sync_folder, write_atomically
 from mikit.errors import InputError
+from mikit.flow.data_processing import data_processing_flags
 from mikit.plot.tables import present
 from mikit.reporting.charts import FIGURES, charts
 from mikit.reporting.columns import columns_of
-from mikit.reporting.wording import LIMITS, findings, listed, measured, reasons_counted, verdicts_counted
+from mikit.reporting.divergence_readings import flags_told, marks_of
+from mikit.reporting.overview import overview, starting_points
+from mikit.reporting.readings import READINGS, readings
+from mikit.reporting.wording import LIMITS, findings, listed, reasons_counted, verdicts_counted
 
 if TYPE_CHECKING:
     from mikit.flow import Flow
 
 __all__ = ["report"]
 
-_SCRIPTS = ("reading.js", "drawing.js", "maps.js", "figures.js", "table.js")
+_SCRIPTS = ("reading.js", "drawing.js", "maps.js", "paths.js", "matches.js", "figures.js", "scheme.js", "table.js")
 _START = """
 const data = await unpack();
 setUpTable(data.table);
@@ -100,7 +104,10 @@ def _page(flow: Flow) -> str:
     script = "\n".join(['"use strict";', "(async () => {", *parts, _START, "})();", ""])
     plotly = _plotly()
     frame = flow.frame
-    content = charts(flow) | {"table": columns_of(frame)}
+    flags = data_processing_flags(flow)
+    content = charts(flow, marks_of(flags)) | {"table": columns_of(frame)}
+    read = readings(flow, [one["name"] for one in content["networks"]], content["phases"], flags)
+    content["readings"] = {name: one["drawn"] for name, one in read.items() if one["drawn"] is not None}
     # autoescape escapes every name; only what mikit and plotly ship, and base64, is marked as markup.
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True)
     return environment.from_string(room.joinpath("report.html").read_text(encoding="utf-8")).render(
@@ -108,8 +115,11 @@ def _page(flow: Flow) -> str:
         f"script-src {_hashed(plotly)} {_hashed(script)}; base-uri 'none'; form-action 'none'",
         title=_title(flow),
         style=_shipped(room.joinpath("report.css").read_text(encoding="utf-8")),
-        measured=measured(flow),
-        findings=findings(flow),
+        overview=overview(flow),
+        starts=starting_points(flow, {name for name, one in read.items() if one["drawn"] is not None}),
+        findings=[*findings(flow), *(sentence for one in read.values() for sentence in one["said"])],
+        readings=[vars(one) | read[one.name] for one in READINGS],
+        flags=flags_told(flow, flags),
         figures=[vars(one) | {"drawn": present(flow, one.quantity)} for one in FIGURES],
         counts=_counts(frame),
         reasons=_reasons(frame),

@@ -40,6 +40,8 @@ function colors() {
 
 const veil = (hex, share) => `${hex}${Math.round(255 * share).toString(16).padStart(2, "0")}`;
 
+const runs = (some, all) => (all > 1 ? `${some} of ${all} runs` : "this run");
+
 // What one point says, line by line: where, value, spread, references, verdict.
 function said(data, quantity, level, part, spot, phase, layer, other) {
   const unit = { nats: " nats", bits: " bits" }[data.quantities[quantity].unit] ?? "";
@@ -56,6 +58,8 @@ function said(data, quantity, level, part, spot, phase, layer, other) {
   const beside = [["untrained", "untrained"], ["null", "rows permuted"]].filter(([name]) => at(name) !== null);
   if (beside.length) lines.push(beside.map(([name, words]) => `${words} ${digits(at(name))}`).join(", "));
   if (level.noise !== null) lines.push(`teacher noise σ = ${level.noise}`);
+  if (part.rises?.[spot]) lines.push(`reads more than the layer before in ${runs(part.rises[spot], at("count"))}: easier to read, no information added`);
+  if (part.impossible?.[spot]) lines.push(`impossible in ${runs(part.impossible[spot], at("count"))}: more than H(Y)`);
   const reason = data.reasons[at("reason")];
   lines.push(`${data.verdicts[at("verdict")]}${reason ? `: ${reason}` : ""}${at("count") > 1 ? " (worst of the seeds)" : ""}`);
   return lines;

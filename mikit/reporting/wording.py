@@ -9,21 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mikit.plot.tables import Rows, label_entropy, layers_of, matching, present, select
+from mikit.plot.tables import Rows, label_entropy, matching, present, select
 
 if TYPE_CHECKING:
     from mikit.flow import Flow
 
-__all__ = ["LIMITS", "findings", "measured", "reasons_counted", "verdicts_counted"]
+__all__ = ["LIMITS", "VERDICT_ORDER", "findings", "listed", "reasons_counted", "verdicts_counted"]
 
-_PLAIN = {
-    "label_information": "how much each layer tells about the labels (label information)",
-    "label_gap": "how that differs from the teacher's layer at the same relative depth (label gap)",
-    "recovered_share": "which share of each teacher layer can be recovered from each student layer, up to added noise "
-    "(recovered share)",
-    "cka": "how similar the layers are as geometries (linear CKA)",
-    "accuracy": "the accuracy noted with the activations",
-}
+VERDICT_ORDER = ("trustworthy", "caution", "unreliable")
+"""Verdicts in the order of trust."""
 
 LIMITS = (
     "“The student has learned the teacher's layer.” A share above 0 is no transfer: it must lie above the untrained "
@@ -41,54 +35,19 @@ LIMITS = (
 
 
 def listed(items: Sequence[object], most: int = 12) -> str:
-    """Items as a phrase.
+    """Items as a phrase; semicolons part items that hold commas themselves.
 
     Examples:
         >>> listed(["a", "b", "c"])
         'a, b and c'
+        >>> listed(["alone", "VID", "VID, pairing broken"])
+        'alone; VID; and VID, pairing broken'
     """
     names = [str(item) for item in items]
+    comma, last = ("; ", "; and ") if any("," in name for name in names) else (", ", " and ")
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
-
-
-def measured(flow: Flow) -> list[str]:
-    """Who was compared, when, on how many samples, and what was measured."""
-    frame = flow.frame
-    if frame.empty:
-        return ["This flow holds no rows: nothing was measured."]
-    students, teachers = frame[frame["role"].eq("student")], frame[frame["role"].eq("teacher")]
-    sentences = []
-    networks = [str(n) for n in students["network"].unique()]
-    if networks:
-        each = [f"{n} ({_runs(students[students['network'].eq(n)])})" for n in networks]
-        phases = sorted(int(p) for p in students["phase"].unique())
-        layers = layers_of(students[students["layer"].ne("")])
-        sentences.append(
-            f"{len(networks)} student network{'s' if len(networks) > 1 else ''}: {listed(each)}, "
-            f"at {'phases' if len(phases) > 1 else 'phase'} {listed(phases, 20)}"
-            + (f", in {len(layers)} layer{'s' if len(layers) > 1 else ''}: {listed(layers, 20)}." if layers else ".")
-        )
-    teacher = [str(n) for n in teachers["network"].unique()] or [str(flow.settings.get("teacher") or "not named")]
-    last = f", at its last phase {int(teachers['phase'].max())}" if not teachers.empty else ""
-    runs = f" ({_runs(teachers)})" if not teachers.empty else ""
-    sentences.append(f"The teacher: {listed(teacher)}{runs}{last}.")
-    counts = sorted({int(n) for n in frame["n"].dropna() if n > 0})
-    if counts:
-        many = f"N = {counts[0]:,}" if len(counts) == 1 else f"between {counts[0]:,} and {counts[-1]:,}"
-        readouts = sorted({str(r) for r in frame["readout"] if isinstance(r, str) and r})
-        sentences.append(f"Probe samples: {many}; readout: {listed(readouts) if readouts else 'not recorded'}.")
-    found = [_PLAIN.get(str(q), str(q)) for q in frame["quantity"].unique()]
-    sentences.append(f"Measured: {'; '.join(found)}.")
-    if not frame["quantity"].eq("label_information").any():
-        sentences.append("No labels were given, so nothing here says what the layers know about the task.")
-    return sentences
-
-
-def _runs(rows: pd.DataFrame) -> str:
-    seeds = sorted(rows["seed"].unique())
-    return f"1 run, seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} runs, seeds {listed(seeds)}"
+        return f"{comma.join(names[:most])}{last}{len(names) - most} more"
+    return names[0] if len(names) == 1 else f"{comma.join(names[:-1])}{last}{names[-1]}" if names else "none"
 
 
 def findings(flow: Flow) -> list[str]:
@@ -200,10 +159,9 @@ def _accuracy_findings(rows: Rows) -> list[str]:
 
 def verdicts_counted(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows per quantity and verdict, with the verdicts in the order of trust."""
-    order = ["trustworthy", "caution", "unreliable"]
     counts = pd.crosstab(frame["quantity"], frame["verdict"].replace("", "not judged").fillna("not judged"))
-    known = [name for name in order if name in counts.columns]
-    return counts[[*known, *(name for name in counts.columns if name not in order)]]
+    known = [name for name in VERDICT_ORDER if name in counts.columns]
+    return counts[[*known, *(name for name in counts.columns if name not in VERDICT_ORDER)]]
 
 
 def reasons_counted(frame: pd.DataFrame) -> list[tuple[str, str, int]]:

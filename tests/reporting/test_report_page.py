@@ -22,6 +22,8 @@ from mikit.flow import trace
 from mikit.reporting import report
 
 HOSTILE = "<script>alert(1)</script>\"'&</pre></script><!--"
+FIGURES = ["phases", "flow", "maps", "gap", "label-phases", "cka", "accuracy"]
+READINGS = ["changes", "divergence", "paths", "match"]
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 PLOTLY = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
 
@@ -111,7 +113,7 @@ def test_the_policy_allows_exactly_the_two_scripts(page):
 def test_figures_hold_the_averages_of_the_frame(page, run):
     """Against a loop over the rows of the frame, at every place."""
     data, names = page.data, ["student alone", "student + VID"]
-    assert page.drawn == ["phases", "flow", "maps", "gap", "label-phases", "cka", "accuracy"]
+    assert page.drawn == [*FIGURES, *READINGS]
     assert [one["name"] for one in data["networks"]] == names
     for quantity, found in data["quantities"].items():
         rows = run.frame[run.frame["quantity"].eq(quantity) & run.frame["role"].eq("student")]
@@ -190,7 +192,7 @@ def test_the_words_are_computed_from_the_frame(page, run):
     assert f"student alone recovers on average {average:.2f} of the matching teacher layer" in page.words
     score = frame[frame["quantity"].eq("accuracy") & frame["network"].eq("student alone") & frame["phase"].eq(30)]
     assert f"student alone {score['value'].mean():.1%}" in page.words
-    assert "2 student networks: student alone (3 runs, seeds 0, 1 and 2) and student + VID" in page.words
+    assert "2 student networks: student alone (3 runs, seeds 0, 1 and 2); and student + VID" in page.words
     assert "N = 5,000; readout: pool" in page.words
     assert "a screen, not a test" in page.words
 
@@ -319,6 +321,7 @@ def test_a_real_trace_becomes_a_page(tmp_path):
         students.append(student)
     flow = trace(teacher, students, labels=labels, noise=(0.3, 1.0), probe="lda")
     page = Page(report(flow, tmp_path / "report").read_text(encoding="utf-8"))
-    assert len(page.drawn) == 7
+    assert page.drawn == [*FIGURES, "changes", "divergence", "match"]
+    assert "No comparison: it takes two students." in page.words
     assert "student alone tells most about the labels in layer" in page.words
     assert "N = 700" in page.words
