@@ -116,7 +116,7 @@ def measure_chosen(plan: Plan, chosen: Chosen, task: ChosenPlace) -> Measurement
     places = [place, (0, plan.last, other)] if other else [place]
 
     def made() -> Arrays:
-        seed, folds = chosen_seed(plan), len(instruments.deal.folds)
+        seed, folds = plan.noise_seed, len(instruments.deal.folds)
         x = _rows(plan, place, instrument)
         if not other:
             assert instruments.labels is not None
@@ -128,11 +128,6 @@ def measure_chosen(plan: Plan, chosen: Chosen, task: ChosenPlace) -> Measurement
     if not other:
         decides["labels"] = plan.labels_hash
     return measurement_from(plan.fetch("instrument", made, places, **decides))
-
-
-def chosen_seed(plan: Plan) -> int:
-    """Return the seed of the instruments: decided by the rows' order, which the trace's seed decides."""
-    return int(plan.rows_hash[:8], 16) % 2**31
 
 
 def chosen_rows(

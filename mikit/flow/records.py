@@ -23,6 +23,7 @@ from mikit.atomic import TEMPORARY_PREFIX, sync_folder, write_atomically
 from mikit.errors import InputError
 from mikit.estimators.labels import RotatedInformation
 from mikit.functional.moments import LayerFactor, Similarity
+from mikit.functional.noisy_information import NoisyInformation
 from mikit.functional.recovery import Recovery
 from mikit.measurement import Measurement
 
@@ -37,6 +38,8 @@ __all__ = [
     "measurement_to",
     "pair_from",
     "pair_to",
+    "plane_from",
+    "plane_to",
     "record_key",
 ]
 
@@ -56,6 +59,7 @@ _RECOVERY = (
     "standard_error",
     "folds",
 )
+_PLANE = ("noise", "value", "standard_error", "ceiling")
 _FACTOR = ("scale", "sizes", "sums", "spectrum", "axes", "fit_spectra", "fit_axes", "held_out")
 
 
@@ -182,6 +186,16 @@ def pair_from(content: Arrays) -> Pair:
     if "null_recoveries" not in content:
         return Pair(*found)
     return Pair(*found, _recoveries_from(content["null_recoveries"]), _similarity_from(content["null_similarity"]))
+
+
+def plane_to(found: tuple[NoisyInformation, ...]) -> dict[str, Array]:
+    """Return what a layer tells of the input, by noise level, as an array."""
+    return {"levels": np.array([[getattr(one, name) for name in _PLANE] for one in found], dtype=np.float64)}
+
+
+def plane_from(content: Arrays) -> tuple[NoisyInformation, ...]:
+    """Return what :func:`plane_to` described."""
+    return tuple(NoisyInformation(**dict(zip(_PLANE, row, strict=True))) for row in content["levels"].tolist())
 
 
 def measurement_to(measurement: Measurement) -> dict[str, Array]:

@@ -48,7 +48,7 @@ COLUMNS: Mapping[str, str] = {
     "verdict": "str",
     "reasons": "str",
 }
-QUANTITIES = ("label_information", "label_gap", "recovered_share", "cka", "accuracy")
+QUANTITIES = ("label_information", "label_gap", "recovered_share", "cka", "input_information", "accuracy")
 
 SKIPPED = "skipped"
 """The verdict on a row that was asked for and not measured, because the budget of time was used up."""

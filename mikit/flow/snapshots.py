@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mikit.errors import InputError
@@ -26,9 +27,12 @@ from mikit.flow.records import (
     information_to,
     pair_from,
     pair_to,
+    plane_from,
+    plane_to,
     record_key,
 )
 from mikit.functional.moments import LayerFactor, Similarity, cross_products, factor_layer, factored_cka, principal_axes
+from mikit.functional.noisy_information import NoisyInformation, noisy_input_information
 from mikit.functional.recovery import Recovery, recover, require_rows
 
 __all__ = [
@@ -64,6 +68,7 @@ class Instruments:
     noise: tuple[float, ...]
     student_noise: float
     reduce: int | None
+    plane: tuple[float, ...] = ()
 
     def information(self, rows: Array) -> tuple[RotatedInformation, RotatedInformation] | None:
         """Return label information, and that of moved labels from one fold's turn; None without labels."""
@@ -75,6 +80,11 @@ class Instruments:
         moved = codes[self.deal.shifted()]
         null = rotated_information(rows, moved, parts, classes=classes, probe=self.probe, turns=1)
         return found, null
+
+    def told_of_input(self, rows: Array, seed: int) -> tuple[NoisyInformation, ...]:
+        """Return what the rows tell of the input at every level of the plane's noise."""
+        generator = torch.Generator().manual_seed(seed)
+        return noisy_input_information(torch.from_numpy(rows), self.plane, generator=generator)
 
     def width(self, width: int) -> int:
         """Return how many columns of a layer enter the comparison with the teacher."""
@@ -106,12 +116,14 @@ class Snapshot:
         width: Columns of the layer.
         compared: Columns that entered the comparison with the teacher.
         information: Label information, and that of labels moved within their folds; None without labels.
+        input_information: What the layer tells of the input, by noise level; empty where that was not asked for.
         pairs: By teacher layer; empty for the teacher.
     """
 
     width: int
     compared: int
     information: tuple[RotatedInformation, RotatedInformation] | None
+    input_information: tuple[NoisyInformation, ...] = ()
     pairs: Mapping[str, Pair] = field(default_factory=dict)
 
 
@@ -142,6 +154,11 @@ class Plan:
     def last(self) -> int:
         """The teacher's last phase, which students are compared with."""
         return self.runs[0].store.phases[-1]
+
+    @property
+    def noise_seed(self) -> int:
+        """The seed of sampled noise and of trained instruments: decided by the rows' order, and so by the seed."""
+        return int(self.rows_hash[:8], 16) % 2**31
 
     def fetch(self, what: str, measure: Callable[[], Arrays], places: Sequence[Place], **decides: Any) -> Arrays:
         """Return a measurement of the layers at ``places``, from its record where there is one."""
@@ -189,6 +206,18 @@ class _Layer:
         decides = {"probe": instruments.probe, "labels": self.plan.labels_hash}
         return information_from(self.plan.fetch("label information", measure, [self.place], **decides))
 
+    def input_information(self) -> tuple[NoisyInformation, ...]:
+        """Return what the layer tells of the input; empty where that was not asked for."""
+        plan = self.plan
+        levels = plan.instruments.plane
+        if not levels:
+            return ()
+
+        def measure() -> Arrays:
+            return plane_to(plan.instruments.told_of_input(self.rows, plan.noise_seed))
+
+        return plane_from(plan.fetch("input information", measure, [self.place], noise=list(levels)))
+
 
 def depth_match(index: int, count: int, others: int) -> int:
     """Return which of ``others`` layers lies at the same relative depth as layer ``index`` of ``count``."""
@@ -230,7 +259,7 @@ def teacher_layer(plan: Plan, place: Place) -> Snapshot:
     own = _Layer(plan, place)
     information = own.information()
     width = _held(plan, place[2], own).factor.width
-    return Snapshot(plan.width(place), width, information)
+    return Snapshot(plan.width(place), width, information, own.input_information())
 
 
 def snapshot(plan: Plan, place: Place) -> Snapshot:
@@ -241,8 +270,9 @@ def snapshot(plan: Plan, place: Place) -> Snapshot:
     own = _Layer(plan, place)
     information = own.information()
     width = plan.width(place)
+    plane = own.input_information()
     if place[0] == 0:
-        return Snapshot(width, width, information)
+        return Snapshot(width, width, information, plane)
     run, teacher = plan.runs[place[0]], plan.runs[0]
     matching = depth_match(run.layers.index(place[2]), len(run.layers), len(teacher.layers))
     instruments = plan.instruments
@@ -259,7 +289,7 @@ def snapshot(plan: Plan, place: Place) -> Snapshot:
 
         both = [place, (0, plan.last, name)]
         pairs[name] = pair_from(plan.fetch("pair", measure, both, moved=index == matching, **decides))
-    return Snapshot(width, instruments.width(width), information, pairs)
+    return Snapshot(width, instruments.width(width), information, plane, pairs)
 
 
 def _held(plan: Plan, layer: str, own: _Layer | None = None) -> TeacherLayer:

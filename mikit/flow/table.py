@@ -13,7 +13,7 @@ from mikit.estimators.labels import RotatedInformation
 from mikit.flow.joining import Run
 from mikit.flow.result import SKIPPED
 from mikit.flow.snapshots import Instruments, Pair, Place, Snapshot, depth_match
-from mikit.flow.verdicts import of_gap, of_information, of_share, of_similarity
+from mikit.flow.verdicts import of_gap, of_information, of_input_information, of_share, of_similarity
 from mikit.functional.probes import label_entropy
 
 __all__ = ["Measured", "rows_of"]
@@ -22,6 +22,7 @@ Measured = Mapping[tuple[int, int, str], Snapshot]
 """Snapshots by the run's position, the phase and the layer."""
 
 _NAN = math.nan
+_PLANE = {"quantity": "input_information", "unit": "nats", "kind": "estimate", "probe": "", "d_y": 0}
 
 
 def rows_of(
@@ -59,6 +60,7 @@ def rows_of(
                     rows += _skipped_rows(runs, position, measured, where, instruments, str(reason))
                     continue
                 rows += _label_rows(runs, measured, (position, phase, layer), where, instruments, entropy)
+                rows += _plane_rows(found, untrained, where)
                 for name, pair in found.pairs.items():
                     before = None if untrained is None else untrained.pairs[name]
                     rows += _pair_rows(runs, run, name, found, pair, before, measured, where)
@@ -173,6 +175,22 @@ def _label_rows(
     }
 
 
+def _plane_rows(found: Snapshot, before: Snapshot | None, where: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what the layer tells of the input, by noise level."""
+    for position, one in enumerate(found.input_information):
+        verdict, reasons = of_input_information(one, n=where["n"])
+        yield {
+            **where,
+            **_PLANE,
+            **_with_interval(one.value, one.standard_error, where["n"]),
+            "ceiling": one.ceiling,
+            "untrained": _NAN if before is None else before.input_information[position].value,
+            "noise": one.noise,
+            "verdict": verdict,
+            "reasons": reasons,
+        }
+
+
 def _pair_rows(
     runs: Sequence[Run],
     run: Run,
@@ -258,6 +276,8 @@ def _skipped_rows(
             index = depth_match(where["layer_index"], len(run.layers), len(teacher.layers))
             place = {"teacher_layer": teacher.layers[index], "teacher_layer_index": index, "teacher_phase": last}
             yield {**bare, **known, **place, "quantity": "label_gap"}
+    for level in instruments.plane:
+        yield {**bare, **_PLANE, "noise": level, "ceiling": math.log(where["n"])}
     if run.role == "teacher":
         return
     for index, name in enumerate(teacher.layers):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mikit.activations import ActivationStore
-from mikit.errors import InputError
 from mikit.flow.chosen_pairs import (
     Chosen,
     ChosenPlace,
@@ -25,15 +21,13 @@ from mikit.flow.chosen_pairs import (
     measure_chosen,
 )
 from mikit.flow.joining import Run, deal_rows, labels_of, refuse_training_rows, row_order, runs_of
-from mikit.flow.records import Records
 from mikit.flow.result import Flow, frame_of
-from mikit.flow.run_folder import finish_run, run_records
+from mikit.flow.run_folder import finish_run
 from mikit.flow.snapshots import Instruments, Place, Plan, Snapshot, forget, refuse_wide, snapshot, teacher_layer
 from mikit.flow.table import rows_of
+from mikit.flow.trace_settings import array_hash, records_of, require_plane, require_settings, settings_of
 from mikit.flow.working import Budget, coarse_to_fine, done, progress_bar, shares_memory, working_with
-from mikit.functional.probes import label_entropy
 from mikit.measurement import Measurement
-from mikit.provenance import library_versions
 
 __all__ = ["trace"]
 
@@ -52,6 +46,8 @@ def trace(
     reduce: int | None = None,
     pairs_with: Any = None,
     pairs: str | Sequence[Sequence[str]] = "same depth",
+    information_plane: bool = False,
+    plane_noise: Sequence[float] = (0.3, 1.0, 3.0),
     seed: int = 0,
     jobs: int | None = None,
     backend: str | None = None,
@@ -64,8 +60,9 @@ def trace(
 
     Formula: per layer ``I_V = H(Y) - held-out cross-entropy`` of a linear probe; per student layer and layer of the
     teacher's last phase the recovered share ``I(s + σ_s z; t + σ z) / C(σ)`` of Gaussian laws with the layers' moments,
-    ``C = ½ Σ log(1 + λ_i / σ²)``, each layer divided by its RMS SD at that phase, and linear CKA. The value of a share
-    is the middle of its held-out and in-sample values.
+    ``C = ½ Σ log(1 + λ_i / σ²)``, each layer divided by its RMS SD at that phase, and linear CKA. Both
+    informations are of all rows, freed from the bias of few rows (:func:`~mikit.functional.recovery.recover`); the
+    held-out and in-sample values stand beside them.
 
     Rows are joined by sample id across stores and phases, whatever their order; all curves share rows and folds.
 
@@ -90,7 +87,10 @@ def trace(
             ``probe`` says what read it. One that explains labels (``"label_qmi"``, ``"ross"``) is measured at every
             layer of every network. Threads measure these one after another; processes side by side.
         pairs: For which pairs: ``"same depth"``, ``"all"``, or a list of (student layer, teacher layer).
-        seed: Seed of the folds and permutations.
+        information_plane: Whether to measure what every layer, with noise added, tells of the input: rows
+            ``input_information``, see :func:`mikit.functional.noisy_input_information`. They read all columns.
+        plane_noise: Noise levels of those rows, in RMS SDs of the layer at that phase.
+        seed: Seed of the folds, the permutations and the noise.
         jobs: Workers, each with one thread of linear algebra; the numbers do not depend on how many. One by default, or
             as many as ``joblib.parallel_config`` says.
         backend: What the workers are: ``"threading"`` (the default) or ``"loky"`` (processes), or ``"dask"`` or
@@ -151,18 +151,20 @@ def trace(
     start = time.perf_counter()
     stores = [students] if isinstance(students, ActivationStore) else list(students)
     levels = tuple(float(level) for level in np.atleast_1d(np.asarray(noise, dtype=np.float64)))
-    _require_settings(levels, student_noise, probe, reduce, jobs, budget)
+    plane = tuple(float(level) for level in plane_noise) if information_plane else ()
+    require_settings(levels, student_noise, probe, reduce, jobs, budget)
+    require_plane(plane, information_plane)
     time_left = Budget(budget)
     runs = runs_of(teacher, stores, layers, phases)
     deal = deal_rows(np.asarray(teacher.ids(teacher.phases[-1])), folds, seed)
     for run in runs:
         refuse_training_rows(run, deal)
     orders = {(i, phase): row_order(run, phase, runs[0], deal) for i, run in enumerate(runs) for phase in run.measured}
-    instruments = Instruments(deal, labels_of(runs, labels, deal), probe, levels, student_noise, reduce)
+    instruments = Instruments(deal, labels_of(runs, labels, deal), probe, levels, student_noise, reduce, plane)
     refuse_wide(runs, instruments)
     chosen = chosen_instruments(pairs_with, pairs, runs, instruments)
-    settings = {**_settings(runs, instruments, seed), "pairs_with": chosen.described()}
-    labels_hash = None if instruments.labels is None else _hash(instruments.labels[0])
+    settings = {**settings_of(runs, instruments, seed), "pairs_with": chosen.described()}
+    labels_hash = None if instruments.labels is None else array_hash(instruments.labels[0])
     decides = {
         **{name: settings[name] for name in ("noise", "student_noise", "folds", "probe", "reduce", "seed", "teacher")},
         "phases": None if phases is None else [int(phase) for phase in phases],
@@ -171,9 +173,11 @@ def trace(
         "pairs_with": settings["pairs_with"],
         "pairs": chosen.pairs if isinstance(chosen.pairs, str) else [list(pair) for pair in chosen.pairs],
     }
-    sizes = ",".join(str(fold.stop) for fold in deal.folds)
-    with working_with(backend), _records(out, decides, runs, overwrite) as records:
-        plan = Plan(secrets.token_hex(8), runs, orders, instruments, records, f"{_hash(deal.ids)} {sizes}", labels_hash)
+    if plane:
+        decides["plane_noise"] = list(plane)
+    rows_hash = f"{array_hash(deal.ids)} {','.join(str(fold.stop) for fold in deal.folds)}"
+    with working_with(backend), records_of(out, decides, runs, overwrite) as records:
+        plan = Plan(secrets.token_hex(8), runs, orders, instruments, records, rows_hash, labels_hash)
         try:
             tasks = _tasks(plan)
             measured = _measured(plan, tasks, jobs, time_left, progress)
@@ -239,102 +243,9 @@ def _tasks(plan: Plan) -> list[Place]:
     for position, run in enumerate(plan.runs):
         phases = run.measured
         if position == 0:
-            if plan.instruments.labels is None:
+            if plan.instruments.labels is None and not plan.instruments.plane:
                 continue
             phases = tuple(phase for phase in phases if phase != plan.last)
         for rank, index in enumerate(coarse_to_fine(len(phases))):
             ranked += [(rank, (position, phases[index], layer)) for layer in run.layers]
     return [place for _, place in sorted(ranked, key=lambda one: one[0])]
-
-
-@contextmanager
-def _records(
-    out: str | Path | None, decides: dict[str, Any], runs: Sequence[Run], overwrite: bool
-) -> Iterator[Records | None]:
-    """Give the folder of records: in ``out``, in a temporary one for processes of this machine, or none for threads."""
-    within, near = shares_memory()
-    if out is not None:
-        stores = [run.store for run in runs]
-        for run in runs:  # before anything is written, since a damaged store is bad input
-            for phase in run.measured:
-                for layer in run.layers:
-                    run.store.content(layer, phase)
-        named = [(run.role, run.network, run.seed) for run in runs]
-        inputs = [store.path for store in stores]
-        with run_records(Path(out), decides, named, overwrite=overwrite, inputs=inputs) as records:
-            yield records
-    elif within:
-        yield None
-    elif near:
-        with tempfile.TemporaryDirectory(prefix="mikit-trace-") as folder:
-            yield Records(Path(folder))
-    else:
-        raise InputError(
-            "The workers are on a cluster and share what they measure through a folder, and none was named. Pass out=, "
-            "a folder that every worker sees."
-        )
-
-
-def _hash(values: np.ndarray) -> str:
-    """Return a hash of ids or labels; of text without the padding that depends on the longest."""
-    content = np.ascontiguousarray(values)
-    if content.dtype.kind in "US":
-        return hashlib.sha256("\0".join(content.tolist()).encode()).hexdigest()
-    return hashlib.sha256(content.astype(np.int64).tobytes()).hexdigest()
-
-
-def _require_settings(
-    noise: tuple[float, ...],
-    student_noise: float,
-    probe: str,
-    reduce: int | None,
-    jobs: int | None,
-    budget: float | None,
-) -> None:
-    if not noise or not all(np.isfinite(level) and level > 0 for level in (*noise, student_noise)):
-        raise InputError(
-            f"noise is {noise} and student_noise {student_noise}; both must be positive, in units of the layer's RMS "
-            "SD. Without noise the information between two deterministic layers is infinite or undefined."
-        )
-    if len(set(noise)) < len(noise):
-        raise InputError(f"noise names a level twice: {noise}.")
-    if probe not in ("logistic", "lda", "mlp", "knn"):
-        raise InputError(f'probe is "{probe}"; use "logistic", "lda", "mlp" or "knn".')
-    if reduce is not None and reduce < 1:
-        raise InputError(f"reduce is {reduce}; at least 1 principal component must be left.")
-    if jobs is not None and (jobs == 0 or jobs < -1):
-        raise InputError(f"jobs is {jobs}; pass a number of workers, or -1 for one per core.")
-    if budget is not None and not (np.isfinite(budget) and budget > 0):
-        raise InputError(f"budget is {budget}; pass a positive number of minutes.")
-
-
-def _settings(runs: Sequence[Run], instruments: Instruments, seed: int) -> dict[str, Any]:
-    labels = instruments.labels
-    return {
-        "n": len(instruments.deal.ids),
-        "classes": None if labels is None else labels[1],
-        "label_entropy": None if labels is None else label_entropy(labels[0]),
-        "noise": list(instruments.noise),
-        "student_noise": instruments.student_noise,
-        "folds": len(instruments.deal.folds),
-        "probe": instruments.probe,
-        "reduce": instruments.reduce,
-        "seed": seed,
-        "teacher": runs[0].network,
-        "networks": list(dict.fromkeys(run.network for run in runs[1:])),
-        "seeds": sorted({run.seed for run in runs[1:]}),
-        "readouts": {run.network: {layer: run.store.readout(layer) for layer in run.layers} for run in runs},
-        "runs": [
-            {
-                "network": run.network,
-                "role": run.role,
-                "seed": run.seed,
-                "layers": list(run.layers),
-                "phases": list(run.phases),
-                "model_hash": run.store.model_hash,
-                "data_hash": run.store.data_hash,
-            }
-            for run in runs
-        ],
-        "versions": library_versions(),
-    }

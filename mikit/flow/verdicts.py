@@ -7,9 +7,10 @@ import math
 from mikit.estimators.labels import RotatedInformation
 from mikit.flow.snapshots import Pair
 from mikit.functional.moments import Similarity
+from mikit.functional.noisy_information import NoisyInformation
 from mikit.functional.recovery import Recovery
 
-__all__ = ["Verdict", "of_gap", "of_information", "of_share", "of_similarity"]
+__all__ = ["Verdict", "of_gap", "of_information", "of_input_information", "of_share", "of_similarity"]
 
 Verdict = tuple[str, str]
 
@@ -49,6 +50,24 @@ def of_information(
         told.append((1, "a probe did not converge"))
     if width > (n - 2 * n // folds) / 2:
         told.append((1, "wide layer: fewer than two rows per column to fit the probe to"))
+    return _worst(told)
+
+
+def of_input_information(found: NoisyInformation, *, n: int) -> Verdict:
+    """Return the verdict on what a noisy layer tells of the input.
+
+    Args:
+        found: The information.
+        n: Rows.
+    """
+    told = _rows(n)
+    share = found.value / found.ceiling
+    if share >= 0.92:
+        told.append(
+            (2, f"{share:.0%} of log N, the most these rows can show: at this noise the value counts rows, not layers")
+        )
+    elif share >= 0.6:
+        told.append((1, f"{share:.0%} of log N, the most these rows can show: probably low by a tenth or more"))
     return _worst(told)
 
 
