@@ -16,7 +16,7 @@ from typing import Annotated
 import pandas as pd
 import student_comparing as shared
 import typer
-from student_flow import traced, watched
+from student_flow import HELD_BACK, traced, watched
 from student_methods import METHODS, mimkd, scaled, student_alone, vid
 from student_report import write_markdown
 from student_runs import ALONE, Method
@@ -24,7 +24,6 @@ from student_runs import ALONE, Method
 import mikit
 
 NOISE = 0.3
-HELD_BACK = 3000  # of the training images of a file: nobody learns from them, so the probe can show them
 VARIANTS = {
     ALONE: student_alone,
     "vid": Method(title="VID", build=vid),

@@ -17,6 +17,7 @@ from mikit.distillation import PhaseRecorder
 from mikit.models import ResNet8
 
 TEACHER = "teacher"
+HELD_BACK = 3000  # of the training images of a file: nobody learns from them, so the probe can show them
 
 
 class Probe(NamedTuple):
