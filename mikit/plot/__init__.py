@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from mikit.plot.curves import flow, gap
 from mikit.plot.heatmaps import maps
+from mikit.plot.maps_animation import animate_maps
 from mikit.plot.match_maps import matching
 from mikit.plot.phase_readings import change_points, divergence
 from mikit.plot.progress import accuracy, phases
@@ -38,6 +39,7 @@ from mikit.plot.two_axes import both_axes
 
 __all__ = [
     "accuracy",
+    "animate_maps",
     "both_axes",
     "change_points",
     "divergence",

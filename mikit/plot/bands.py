@@ -15,8 +15,9 @@ from mikit.plot.naming import clip_text, short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
-__all__ = ["Band", "Progress", "VerdictStrip", "verdict_strip"]
+__all__ = ["BAND_COLORS", "Band", "Progress", "VerdictStrip", "verdict_strip"]
 
 _INK, _SOFT = "#222222", "#5a5a5a"
 _LOOKS: dict[str, tuple[str, str, str, str]] = {  # face, hatch, colour of hatch and edge, ink
@@ -27,8 +28,12 @@ _LOOKS: dict[str, tuple[str, str, str, str]] = {  # face, hatch, colour of hatch
 }
 """Four verdicts that differ in lightness and in hatch, so that neither colour vision nor a colour printer is needed."""
 
+BAND_COLORS = ("#0173b2", "#e2e2e2", *(color for look in _LOOKS.values() for color in (look[0], look[2])))
+"""What the bands are painted with."""
+
 _LETTERS = {"trustworthy": "T", "caution": "C", "unreliable": "U", SKIPPED: "S"}
 _LINE, _CELL, _PAD = 0.135, 0.15, 0.02
+_ABOVE = 0.05
 _WIDEST_CELL = 1.25
 _CHARACTER, _NAME = 0.0505, 0.054
 
@@ -68,11 +73,11 @@ class VerdictStrip(Band):
 
     def height(self, width: float) -> float:
         """Inches it needs in a figure of this width."""
-        return len(self._lines(width)) * _LINE + _CELL + _LINE + _PAD
+        return _ABOVE + len(self._lines(width)) * _LINE + _CELL + _LINE + _PAD
 
     def draw(self, fig: Figure, left: float, bottom: float, width: float) -> None:
         """Draw heading with its key, the cells, and their names below."""
-        top = bottom + self.height(width)
+        top = bottom + self.height(width) - _ABOVE
         for number, line in enumerate(self._lines(width)):
             y = top - (number + 1) * _LINE
             for x, word, text in line:
@@ -121,7 +126,7 @@ class VerdictStrip(Band):
         return lines
 
 
-def verdict_strip(table: pd.DataFrame, by: str, order: Sequence[object]) -> VerdictStrip:
+def verdict_strip(table: pd.DataFrame, by: str, order: Sequence[int] | Sequence[str]) -> VerdictStrip:
     """Count the verdicts of rows by a column.
 
     Args:
@@ -146,27 +151,27 @@ def verdict_strip(table: pd.DataFrame, by: str, order: Sequence[object]) -> Verd
 
 
 @final
-@dataclass(frozen=True)
 class Progress(Band):
     """One cell for each phase of an animation, dark up to the phase that is shown.
 
-    Attributes:
+    Args:
         phases: All phases.
-        at: Place of the one that is shown.
     """
 
-    phases: tuple[int, ...]
-    at: int = 0
+    def __init__(self, phases: Sequence[int]) -> None:
+        self.phases = tuple(phases)
+        self.boxes: list[Rectangle] = []
+        self.title: Text | None = None
 
     def height(self, width: float) -> float:
         """Inches it needs."""
-        return 2 * _LINE + 0.09 + _PAD
+        return 2 * _ABOVE + 2 * _LINE + 0.09 + _PAD
 
     def draw(self, fig: Figure, left: float, bottom: float, width: float) -> None:
         """Draw the phase's name, the bar, and the numbers of the phases below it."""
         y = bottom + _PAD + _LINE
-        title = f"phase {self.phases[self.at]}  ({self.at + 1} of {len(self.phases)} recordings)"
-        _say(fig, left, y + 0.09 + 0.075, title, size=8.5, color=_INK, weight="bold")
+        self.title = _say(fig, left, y + 0.09 + 0.085, "", size=8.5, color=_INK)
+        self.title.set_fontweight("bold")
         cell = min(width / len(self.phases), _WIDEST_CELL)
         names = tuple(map(str, self.phases))
         every = _label_every(names, cell)
@@ -175,14 +180,22 @@ class Progress(Band):
                 ((left + place * cell) / _wide(fig), y / _tall(fig)),
                 (cell - min(0.03, 0.12 * cell)) / _wide(fig),
                 0.08 / _tall(fig),
-                facecolor="#0173b2" if place <= self.at else "#e2e2e2",
                 linewidth=0,
                 transform=fig.transFigure,
             )
-            box.set_gid("progress done" if place <= self.at else "progress to come")
             fig.add_artist(box)
+            self.boxes.append(box)
             if place % every == 0:
                 _say(fig, left + (place + 0.5) * cell, y - 0.075, name, size=6.2, ha="center")
+        self.show(0)
+
+    def show(self, at: int) -> None:
+        """Move on to the phase in this place."""
+        assert self.title is not None
+        self.title.set_text(f"phase {self.phases[at]}  ({at + 1} of {len(self.phases)} recordings)")
+        for place, box in enumerate(self.boxes):
+            box.set_facecolor("#0173b2" if place <= at else "#e2e2e2")
+            box.set_gid("progress done" if place <= at else "progress to come")
 
 
 def _label_every(names: Sequence[str], cell: float) -> int:
@@ -206,20 +219,10 @@ def _tall(fig: Figure) -> float:
     return float(fig.get_size_inches()[1])
 
 
-def _say(
-    fig: Figure,
-    x: float,
-    y: float,
-    text: str,
-    *,
-    size: float,
-    ha: str = "left",
-    color: str = _SOFT,
-    weight: str = "normal",
-) -> None:
+def _say(fig: Figure, x: float, y: float, text: str, *, size: float, ha: str = "left", color: str = _SOFT) -> Text:
     said = fig.text(x / _wide(fig), y / _tall(fig), text, ha=ha, va="center", fontsize=size, color=color)
-    said.set_fontweight(weight)
     said.set_gid("band")
+    return said
 
 
 def _box(fig: Figure, x: float, y: float, wide: float, tall: float, word: str, *, gid: str) -> None:

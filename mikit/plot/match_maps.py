@@ -11,8 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from mikit.plot.drawing import INK, SOFT, figure_style, finish, name_ticks
-from mikit.plot.heatmaps import two_digits
+from mikit.plot.drawing import INK, SOFT, figure_style, finish
+from mikit.plot.map_cells import OUTLINE, draw_cells, is_dark, name_layers, print_cells
 from mikit.plot.naming import clip_text, short_names
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["matching"]
 
-_OUTLINE, _EMPTY = "#e69f00", "#d9d9d9"
 _TITLES = {
     "directional": "most recoverable from",
     "held_out": "held-out score alone",
@@ -98,11 +97,11 @@ def matching(
                 ax.set_ylabel(f"{clip_text(found.network, 24)}\nstudent layer")
             if place >= len(pooled) - across:
                 ax.set_xlabel("teacher layer")
-        keys = [Patch(facecolor="none", edgecolor=_OUTLINE, linewidth=1.5, label="chosen")]
+        keys = [Patch(facecolor="none", edgecolor=OUTLINE, linewidth=1.5, label="chosen")]
         if any(found.tied.any() for _, found in pooled):
             keys.append(Patch(facecolor="none", edgecolor=SOFT, hatch="////", linewidth=0, label="tie: within 2 SE"))
         if any(found.declared.any() for _, found in pooled):
-            keys.append(Patch(facecolor="none", edgecolor=_OUTLINE, linestyle="--", label="by convention"))
+            keys.append(Patch(facecolor="none", edgecolor=OUTLINE, linestyle="--", label="by convention"))
         finish(figure, "Which teacher layer each rule picks", keys, _facts(match, [found for _, found in pooled]))
     return figure
 
@@ -115,32 +114,20 @@ def _draw(ax: Axes, rule: str, found: Pooled, cell: float) -> None:
     palette = seaborn.color_palette("mako_r" if close else "mako", as_cmap=True)
     top = max(float(np.nanmax(values)), 1e-12)
     scale = Normalize(0.0, 1.0 if close and top <= 1 else top)
-    ax.set_facecolor(_EMPTY)
-    ax.grid(False)
-    ax.pcolormesh(np.ma.masked_invalid(values), cmap=palette, norm=scale, edgecolors="white", linewidth=0.4)
-    ax.set_aspect("equal")
-    ax.tick_params(length=0)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_visible(False)
-    for (row, column), value in np.ndenumerate(values):
-        red, green, blue = palette(scale(value))[:3]
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        ink = "white" if dark else INK
-        if found.tied[row, column]:
-            hatched = Rectangle((column, row), 1, 1, fill=False, hatch="////", linewidth=0, edgecolor=ink, alpha=0.55)
-            hatched.set_gid("tied")
-            ax.add_patch(hatched)
-        size = 7.0 if cell >= 0.33 else 5.8
-        told = ax.text(column + 0.5, row + 0.5, two_digits(float(value)), ha="center", va="center", fontsize=size)
-        told.set_color(ink)
-        told.set_in_layout(False)
+    draw_cells(ax, values, palette, scale)
+    colors = palette(scale(values))
+    for row, column in np.argwhere(found.tied):
+        ink = "white" if is_dark(colors[row, column]) else INK
+        hatched = Rectangle((column, row), 1, 1, fill=False, hatch="////", linewidth=0, edgecolor=ink, alpha=0.55)
+        hatched.set_gid("tied")
+        ax.add_patch(hatched)
+    print_cells(ax, values, colors, np.isfinite(values), cell)
     for row, column in enumerate(found.chosen):
-        box = Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, edgecolor=_OUTLINE, linewidth=1.7)
+        box = Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, edgecolor=OUTLINE, linewidth=1.7)
         box.set_linestyle("--" if found.declared[row] else "-")
         box.set_gid("chosen")
         ax.add_patch(box)
-    name_ticks(ax, found.teacher_layers, [i + 0.5 for i in range(len(found.teacher_layers))], cell, upright_below=0.3)
-    name_ticks(ax, found.layers, [i + 0.5 for i in range(len(found.layers))], cell, axis="y")
+    name_layers(ax, found.layers, found.teacher_layers, cell)
 
 
 def _facts(match: LayerMatch, pooled: Sequence[Pooled]) -> list[str]:

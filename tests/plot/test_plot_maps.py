@@ -88,9 +88,31 @@ def test_unreliable_cells_are_marked(run):
     assert "hollow: judged unreliable" in [t.get_text() for t in fig.legends[0].get_texts()]
 
 
-def test_at_most_four_phases_and_only_layer_by_layer_quantities(run):
-    with pytest.raises(InputError, match="up to 4"):
-        plot.maps(run, phases=[0, 1, 2, 4, 8])
+def test_eight_phases_go_on_in_a_second_block_with_the_same_scales(make_flow):
+    phases = (0, 1, 2, 4, 8, 16, 30)
+    fig = plot.maps(make_flow(phases=phases, seeds=(0, 1), noises=(0.3,)), phases=phases)
+    axes = maps_of(fig)
+    assert len(axes) == 3 * 7
+    titled = [ax.get_title(loc="left") for ax in axes if ax.get_title(loc="left")]
+    assert titled == [f"phase {phase}" for phase in phases]
+    assert [len(ax.texts) for ax in axes if ax.get_title(loc="left")] == [36] * 7
+    differences = [ax for ax in axes if ax.get_xlabel() == "teacher layer"]
+    assert len(differences) == 7
+    assert len({ax.collections[0].norm.vmax for ax in differences}) == 1
+    others = [ax for ax in axes if ax not in differences]
+    assert len({ax.collections[0].norm.vmax for ax in others}) == 1
+    tops = {ax.get_title(loc="left"): ax.get_position().y0 for ax in axes if ax.get_title(loc="left")}
+    assert tops["phase 0"] == pytest.approx(tops["phase 4"])
+    assert tops["phase 0"] > tops["phase 8"] + 0.3
+    lefts = {ax.get_title(loc="left"): ax.get_position().x0 for ax in axes if ax.get_title(loc="left")}
+    assert lefts["phase 2"] == pytest.approx(lefts["phase 30"])
+    assert len(maps_of(plot.maps(make_flow(phases=phases, seeds=(0,), noises=(0.3,))))) == 12
+
+
+def test_at_most_eight_phases_and_only_layer_by_layer_quantities(make_flow, run):
+    many = make_flow(phases=range(9), seeds=(0,), noises=(0.3,), labels=False)
+    with pytest.raises(InputError, match="up to 8"):
+        plot.maps(many, phases=list(range(9)))
     with pytest.raises(InputError, match="no layer by layer map"):
         plot.maps(run, quantity="label_information")
 
