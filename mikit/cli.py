@@ -16,6 +16,7 @@ from mikit.bench_commands import bench
 from mikit.capture_command import capture
 from mikit.distill_command import distill
 from mikit.errors import InputError
+from mikit.flow_commands import match, phases
 from mikit.options import Jobs, Json, Overwrite, Seed, require_free_json
 from mikit.outputs import DEMO, REPORT, new_folder, require_free, write_text
 from mikit.terminal import Steps, answered, refuse, say, show_measurement, show_table
@@ -141,7 +142,22 @@ def trace(
     reduce: Annotated[int | None, typer.Option(help="Compare wider layers by this many principal components.")] = None,
     pairs_with: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Another instrument for pairs at the same depth; repeat it for several."),
+        typer.Option(metavar="NAME", help="Another instrument, such as auto or label_hsic; repeat it for several."),
+    ] = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PAIRS",
+            help="What --pairs-with reads: same-depth (the default), all, screen (same depth and largest share), or "
+            "STUDENT_LAYER=TEACHER_LAYER, repeated for several.",
+        ),
+    ] = None,
+    information_plane: Annotated[
+        bool, typer.Option("--information-plane", help="Also read what every layer with noise tells of the input.")
+    ] = False,
+    plane_noise: Annotated[
+        list[float] | None,
+        typer.Option(help="Noise of --information-plane; repeat it for several. 0.3, 1 and 3 by default."),
     ] = None,
     budget: Annotated[
         float | None,
@@ -175,6 +191,9 @@ def trace(
             probe=probe,
             reduce=reduce,
             pairs_with=pairs_with,
+            pairs=_pairs(pairs),
+            information_plane=information_plane,
+            plane_noise=plane_noise or None,
             seed=seed,
             jobs=jobs or cpu_count(),
             backend="loky" if processes else "threading",
@@ -243,6 +262,8 @@ def demo(
 
 app.command()(distill)
 app.command()(capture)
+app.command()(phases)
+app.command()(match)
 
 
 @app.command()
@@ -255,6 +276,21 @@ def doctor() -> None:
     show_table(("", "", ""), [(item.name, "pass" if item.well else "fail", item.sentence) for item in found])
     if not all(item.well for item in found):
         raise refuse("mikit does not work here as it should; see the lines marked fail.", 1)
+
+
+def _pairs(given: list[str] | None) -> str | list[tuple[str, str]]:
+    """Return the pairs of layers that were named, or the rule for them."""
+    rules = {"same-depth": "same depth", "all": "all", "screen": "screen"}
+    if not given:
+        return rules["same-depth"]
+    if len(given) == 1 and given[0] in rules:
+        return rules[given[0]]
+    pairs = [one.partition("=") for one in given]
+    if wrong := [one for one, (own, sign, other) in zip(given, pairs, strict=True) if not (own and sign and other)]:
+        raise InputError(
+            f'--pairs is "{wrong[0]}"; pass {", ".join(rules)}, or STUDENT_LAYER=TEACHER_LAYER, repeated for several.'
+        )
+    return [(own, other) for own, _, other in pairs]
 
 
 @contextmanager
