@@ -15,17 +15,26 @@ from mikit.estimators.discrepancy import Discrepancy
 from mikit.flow.joining import Run, read_rows
 from mikit.flow.records import Arrays, measurement_from, measurement_to
 from mikit.flow.result import QUANTITIES, SKIPPED
-from mikit.flow.snapshots import Instruments, Place, Plan, depth_match
+from mikit.flow.screening import screened_partners, screening_level
+from mikit.flow.snapshots import Instruments, Place, Plan, Snapshot, depth_match
 from mikit.measurement import Measurement
 from mikit.measuring import measure
 
-__all__ = ["Chosen", "ChosenPlace", "chosen_instruments", "chosen_places", "chosen_rows", "measure_chosen"]
+__all__ = [
+    "Chosen",
+    "ChosenPlace",
+    "chosen_instruments",
+    "chosen_places",
+    "chosen_rows",
+    "measure_chosen",
+    "screened_out",
+]
 
 Instrument = Estimator | type[Estimator]
 ChosenPlace = tuple[Place, str, int]
 """A layer, the teacher layer (empty for labels), and which of the instruments."""
 
-SAME_DEPTH, ALL = "same depth", "all"
+SAME_DEPTH, ALL, SCREEN = "same depth", "all", "screen"
 
 
 @final
@@ -35,7 +44,7 @@ class Chosen:
 
     Attributes:
         instruments: Instruments or their classes.
-        pairs: ``"same depth"``, ``"all"``, or pairs of a student layer and a teacher layer.
+        pairs: ``"same depth"``, ``"all"``, ``"screen"``, or pairs of a student layer and a teacher layer.
     """
 
     instruments: tuple[Instrument, ...]
@@ -72,11 +81,16 @@ def chosen_instruments(
             )
         if one.explains == "labels" and instruments.labels is None:
             raise InputError(f'"{name}" explains labels, and there are none. Pass labels, or set those of the stores.')
+    if not found and pairs != SAME_DEPTH:
+        raise InputError(
+            f"pairs is {pairs!r}, but no instrument reads them: the defaults compare every pair of layers. Name "
+            "one with pairs_with (--pairs-with), or leave out pairs."
+        )
     wanted: str | tuple[tuple[str, str], ...]
     if isinstance(pairs, str):
-        if pairs not in (SAME_DEPTH, ALL):
+        if pairs not in (SAME_DEPTH, ALL, SCREEN):
             raise InputError(
-                f'pairs is "{pairs}"; use "{SAME_DEPTH}", "{ALL}", or a list of (student, teacher) layers.'
+                f'pairs is "{pairs}"; use "{SAME_DEPTH}", "{ALL}", "{SCREEN}", or a list of (student, teacher) layers.'
             )
         wanted = pairs
     else:
@@ -108,6 +122,26 @@ def chosen_places(plan: Plan, chosen: Chosen, order: Sequence[Place]) -> list[Ch
     return found
 
 
+def screened_out(
+    plan: Plan, chosen: Chosen, places: Sequence[ChosenPlace], measured: Mapping[Place, Snapshot]
+) -> dict[ChosenPlace, str]:
+    """Return which places the cheap share says nothing for, with the reason; none unless that was asked for."""
+    if chosen.pairs != SCREEN:
+        return {}
+    partners = screened_partners(plan, measured)
+    level = screening_level(plan.instruments.noise)
+    found = {}
+    for task in places:
+        place, other, _ = task
+        kept = partners.get((place[0], place[2]), ())
+        if other and other not in kept:
+            found[task] = (
+                f"not measured: by the recovered share at noise {level:g} this layer goes with "
+                f'{" or ".join(map(repr, kept))}, and only that was read; trace with pairs="all" to read every pair'
+            )
+    return found
+
+
 def measure_chosen(plan: Plan, chosen: Chosen, task: ChosenPlace) -> Measurement:
     """Measure one layer with one instrument, from its record where there is one."""
     place, other, index = task
@@ -131,9 +165,13 @@ def measure_chosen(plan: Plan, chosen: Chosen, task: ChosenPlace) -> Measurement
 
 
 def chosen_rows(
-    plan: Plan, chosen: Chosen, tasks: Sequence[ChosenPlace], found: Mapping[ChosenPlace, Measurement], reason: str
+    plan: Plan,
+    chosen: Chosen,
+    tasks: Sequence[ChosenPlace],
+    found: Mapping[ChosenPlace, Measurement],
+    reasons: Mapping[ChosenPlace, str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each task, measured or skipped; ``reason`` says why one was skipped."""
+    """Yield a row for each task, measured or skipped; ``reasons`` say why one was skipped."""
     for task in tasks:
         place, other, index = task
         position, phase, layer = place
@@ -163,7 +201,7 @@ def chosen_rows(
             "probe": "",
         }
         if one is None:
-            yield {**row, "value": float("nan"), "verdict": SKIPPED, "reasons": reason}
+            yield {**row, "value": float("nan"), "verdict": SKIPPED, "reasons": reasons[task]}
             continue
         low, high = one.interval
         yield {
@@ -195,7 +233,7 @@ def _rows(plan: Plan, place: Place, instrument: Instrument) -> torch.Tensor:
 
 def _partners(runs: Sequence[Run], place: Place, chosen: Chosen) -> list[str]:
     run, teacher = runs[place[0]], runs[0]
-    if chosen.pairs == ALL:
+    if chosen.pairs in (ALL, SCREEN):
         return list(teacher.layers)
     if isinstance(chosen.pairs, str):
         return [teacher.layers[depth_match(run.layers.index(place[2]), len(run.layers), len(teacher.layers))]]

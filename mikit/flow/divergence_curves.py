@@ -30,11 +30,12 @@ def flow_divergences(flow: Flow, *, quantity: str = "label_information") -> pd.D
     Args:
         flow: A flow traced with labels.
         quantity: What stands for ``ω``: label information, or the name of an instrument that explains labels and that
-            the flow was traced with, such as ``"label_qmi"``.
+            the flow was traced with, such as ``"label_hsic"`` or ``"label_qmi"``.
 
     Returns:
         One row per network, seed, phase and matching: ``total``, ``intermediate``, ``last``, ``last_share`` (of the
-        total), ``standard_error``, ``floor`` (what sampling alone adds at the same depth: the sum of squared errors).
+        total), ``standard_error``, ``floor`` (what sampling alone adds at the same depth: the sum of squared errors),
+        and ``partners``: ``κ`` itself, the name of a teacher layer for each of the student's in their order.
 
     Unit: nats², or the square of the quantity's own unit.
 
@@ -97,6 +98,7 @@ def flow_divergences(flow: Flow, *, quantity: str = "label_information") -> pd.D
                     "last_share": found.last / found.total if found.total > 0 else np.nan,
                     "standard_error": _error(own, target, errors, target_errors, partners),
                     "floor": float((errors**2 + target_errors[list(depth)] ** 2).sum()),
+                    "partners": tuple(theirs["layer"].iloc[list(partners)]),
                 }
             )
     return pd.DataFrame(rows)

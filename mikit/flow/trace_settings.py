@@ -20,7 +20,9 @@ from mikit.flow.working import shares_memory
 from mikit.functional.probes import label_entropy
 from mikit.provenance import library_versions
 
-__all__ = ["array_hash", "records_of", "require_plane", "require_settings", "settings_of"]
+__all__ = ["array_hash", "plane_levels", "records_of", "require_settings", "settings_of"]
+
+_PLANE_NOISE = (0.3, 1.0, 3.0)
 
 
 @contextmanager
@@ -85,15 +87,26 @@ def require_settings(
         raise InputError(f"budget is {budget}; pass a positive number of minutes.")
 
 
-def require_plane(levels: tuple[float, ...], wanted: bool) -> None:
-    """Raise :class:`~mikit.errors.InputError` unless the levels of the plane are positive and different."""
+def plane_levels(wanted: bool, noise: Sequence[float] | None) -> tuple[float, ...]:
+    """Return the noise levels of the information plane; none where it is not wanted.
+
+    Raises:
+        InputError: Unless they are positive and different, or if there are levels for a plane that is not wanted.
+    """
     if not wanted:
-        return
+        if noise is not None:
+            raise InputError(
+                f"plane_noise is {tuple(noise)}, but no information plane was asked for. Ask for it with "
+                "information_plane=True (--information-plane), or leave out plane_noise."
+            )
+        return ()
+    levels = _PLANE_NOISE if noise is None else tuple(float(level) for level in noise)
     if not levels or not all(np.isfinite(level) and level > 0 for level in levels) or len(set(levels)) < len(levels):
         raise InputError(
             f"plane_noise is {levels}; pass positive numbers, each once, in units of the layer's RMS SD. Without noise "
             "the information between a layer and the input is infinite or undefined."
         )
+    return levels
 
 
 def settings_of(runs: Sequence[Run], instruments: Instruments, seed: int) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from mikit.flow.chosen_pairs import (
     chosen_places,
     chosen_rows,
     measure_chosen,
+    screened_out,
 )
 from mikit.flow.joining import Run, deal_rows, labels_of, refuse_training_rows, row_order, runs_of
 from mikit.flow.result import Flow, frame_of
 from mikit.flow.run_folder import finish_run
 from mikit.flow.snapshots import Instruments, Place, Plan, Snapshot, forget, refuse_wide, snapshot, teacher_layer
 from mikit.flow.table import rows_of
-from mikit.flow.trace_settings import array_hash, records_of, require_plane, require_settings, settings_of
+from mikit.flow.trace_settings import array_hash, plane_levels, records_of, require_settings, settings_of
 from mikit.flow.working import Budget, coarse_to_fine, done, progress_bar, shares_memory, working_with
 from mikit.measurement import Measurement
 
@@ -47,7 +48,7 @@ def trace(
     pairs_with: Any = None,
     pairs: str | Sequence[Sequence[str]] = "same depth",
     information_plane: bool = False,
-    plane_noise: Sequence[float] = (0.3, 1.0, 3.0),
+    plane_noise: Sequence[float] | None = None,
     seed: int = 0,
     jobs: int | None = None,
     backend: str | None = None,
@@ -86,10 +87,12 @@ def trace(
             is measured by :func:`mikit.measure` and gets rows of its own unit, kind and verdict, called by its name;
             ``probe`` says what read it. One that explains labels (``"label_qmi"``, ``"ross"``) is measured at every
             layer of every network. Threads measure these one after another; processes side by side.
-        pairs: For which pairs: ``"same depth"``, ``"all"``, or a list of (student layer, teacher layer).
+        pairs: For which pairs: ``"same depth"``, ``"all"``, a list of (student layer, teacher layer), or ``"screen"``
+            for costly instruments: the same depth, and the teacher layer of which the student's layer recovers the
+            largest share at its last phase. All other pairs have the verdict ``"skipped"`` and the reason.
         information_plane: Whether to measure what every layer, with noise added, tells of the input: rows
             ``input_information``, see :func:`mikit.functional.noisy_input_information`. They read all columns.
-        plane_noise: Noise levels of those rows, in RMS SDs of the layer at that phase.
+        plane_noise: Noise levels of those rows, in RMS SDs of the layer at that phase; 0.3, 1 and 3 by default.
         seed: Seed of the folds, the permutations and the noise.
         jobs: Workers, each with one thread of linear algebra; the numbers do not depend on how many. One by default, or
             as many as ``joblib.parallel_config`` says.
@@ -151,9 +154,8 @@ def trace(
     start = time.perf_counter()
     stores = [students] if isinstance(students, ActivationStore) else list(students)
     levels = tuple(float(level) for level in np.atleast_1d(np.asarray(noise, dtype=np.float64)))
-    plane = tuple(float(level) for level in plane_noise) if information_plane else ()
     require_settings(levels, student_noise, probe, reduce, jobs, budget)
-    require_plane(plane, information_plane)
+    plane = plane_levels(information_plane, plane_noise)
     time_left = Budget(budget)
     runs = runs_of(teacher, stores, layers, phases)
     deal = deal_rows(np.asarray(teacher.ids(teacher.phases[-1])), folds, seed)
@@ -182,12 +184,15 @@ def trace(
             tasks = _tasks(plan)
             measured = _measured(plan, tasks, jobs, time_left, progress)
             others = chosen_places(plan, chosen, tasks)
-            found = _chosen(plan, chosen, others, jobs, time_left, progress)
+            reasons = screened_out(plan, chosen, others, measured)
+            asked = [place for place in others if place not in reasons]
+            found = _chosen(plan, chosen, asked, jobs, time_left, progress)
         finally:
             forget(plan.token)
         skipped = {place: time_left.sentence for place in tasks if place not in measured}
         rows = rows_of(runs, measured, instruments, skipped)
-        rows += sorted(chosen_rows(plan, chosen, others, found, time_left.sentence), key=_in_order(runs, chosen))
+        reasons |= {place: time_left.sentence for place in asked if place not in found}
+        rows += sorted(chosen_rows(plan, chosen, others, found, reasons), key=_in_order(runs, chosen))
         settings["wall_time"] = time.perf_counter() - start
         flow = Flow(frame_of(rows), settings)
         if out is not None:
