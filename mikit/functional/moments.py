@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from mikit.errors import InputError
+from mikit.functional.leading_axes import leading_axes
 from mikit.functional.log_determinants import corrected_log_determinant
 
 __all__ = [
@@ -30,6 +31,7 @@ Array = NDArray[Any]
 Part = Array | slice
 
 _BLOCK = 1024
+_WIDE = 1024
 
 
 @final
@@ -229,11 +231,18 @@ def factored_cka(student: LayerFactor, teacher: LayerFactor, cross: Array) -> Si
 
 
 def principal_axes(rows: Array, count: int) -> Array:
-    """Return the ``count`` directions of largest variance of centred rows as columns ``(d, count)``."""
-    if not 1 <= count <= rows.shape[1]:
-        raise InputError(f"{count} principal components were asked of {rows.shape[1]} columns.")
-    axes = np.linalg.eigh(cross_products(rows, rows, [slice(None)])[0])[1]
-    return np.ascontiguousarray(axes[:, ::-1][:, :count].astype(rows.dtype))
+    """Return the ``count`` directions of largest variance of centred rows as columns ``(d, count)``.
+
+    From 1,024 columns on, a small ``count`` is found without the covariance where the spectrum allows it
+    (:mod:`mikit.functional.leading_axes`).
+    """
+    width = rows.shape[1]
+    if not 1 <= count <= width:
+        raise InputError(f"{count} principal components were asked of {width} columns.")
+    found = leading_axes(rows, count, most=width // 4) if width >= _WIDE and 16 * count <= width else None
+    if found is None:
+        found = np.linalg.eigh(cross_products(rows, rows, [slice(None)])[0])[1][:, ::-1][:, :count]
+    return np.ascontiguousarray(found.astype(rows.dtype))
 
 
 def cross_covariance(products: Array, sum_a: Array, sum_b: Array, n: int) -> Array:

@@ -173,12 +173,11 @@ def fit_logistic_probe(
     if not ridges or min(ridges) <= 0:
         raise InputError(f"The ridges are {tuple(ridges)}; pass at least one, all positive.")
     n, d = z.shape
-    covariance = (z.T @ z).astype(np.float64) / n
     if d <= _WIDEST_ROTATION:
-        spectrum, axes = np.linalg.eigh(covariance)
+        spectrum, axes = np.linalg.eigh((z.T @ z).astype(np.float64) / n)
         z = z @ axes.astype(z.dtype)
     else:
-        spectrum, axes = np.diagonal(covariance).copy(), None
+        spectrum, axes = np.einsum("ij,ij->j", z, z).astype(np.float64) / n, None
     objective = LogisticObjective(z, codes, classes)
 
     def fitted(ridge: float, weights: Array, bias: Array, tolerance: float) -> tuple[Array, Array, float, int]:
