@@ -30,11 +30,14 @@ from __future__ import annotations
 
 from mikit.plot.curves import flow, gap
 from mikit.plot.heatmaps import maps
+from mikit.plot.instruments import estimator_panel
 from mikit.plot.maps_animation import animate_maps
 from mikit.plot.match_maps import matching
 from mikit.plot.phase_readings import change_points, divergence
+from mikit.plot.planes import information_plane
 from mikit.plot.progress import accuracy, phases
 from mikit.plot.saving import save_figure
+from mikit.plot.students_apart import students
 from mikit.plot.two_axes import both_axes
 
 __all__ = [
@@ -43,10 +46,13 @@ __all__ = [
     "both_axes",
     "change_points",
     "divergence",
+    "estimator_panel",
     "flow",
     "gap",
+    "information_plane",
     "maps",
     "matching",
     "phases",
     "save_figure",
+    "students",
 ]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from mikit.flow import Flow
 
-__all__ = ["accuracy", "phase_ticks", "phases"]
+__all__ = ["accuracy", "keep_pairs", "phase_ticks", "phases"]
 
 _NULL = "#9a9a9a"
 
@@ -85,7 +85,7 @@ def phases(
     rows = select(flow, quantity, noise=noise, networks=networks)
     pairs = {name: matching(rows, name) for name in rows.networks} if quantity != "label_information" else {}
     with figure_style():
-        panels = _PhasePanels(rows, _paired(rows.averages(), pairs), pairs)
+        panels = _PhasePanels(rows, keep_pairs(rows.averages(), pairs), pairs)
         keys = panels.draw()
         entropy = label_entropy(flow) if quantity == "label_information" and rows.unit == "nats" else None
         if quantity == "label_information":
@@ -95,12 +95,12 @@ def phases(
                 ax.axhline(entropy, color=SOFT, linestyle=(0, (1, 3)), linewidth=0.9, label="H(Y)")
             keys.append(line_key(f"H(Y) = {entropy:.2f} {rows.unit}", color=SOFT, linestyle=(0, (1, 3)), width=0.9))
         panels.limit(top=1.0 if quantity != "label_information" else entropy)
-        drawn = _paired(rows.students, pairs)
+        drawn = keep_pairs(rows.students, pairs)
         panels.close(flow, keys, [verdict_strip(drawn, "phase", rows.phases)] if verdicts else [])
     return panels.figure
 
 
-def _paired(table: pd.DataFrame, pairs: dict[str, dict[str, str]]) -> pd.DataFrame:
+def keep_pairs(table: pd.DataFrame, pairs: dict[str, dict[str, str]]) -> pd.DataFrame:
     """Keep the rows of each student layer with its partner; all rows where nothing is paired."""
     if not pairs:
         return table

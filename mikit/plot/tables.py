@@ -32,6 +32,7 @@ _UNITS = {
     "label_gap": ("nats", "bits"),
     "recovered_share": ("share",),
     "cka": ("dimensionless",),
+    "input_information": ("nats", "bits"),
     "accuracy": ("fraction",),
 }
 _MISSING = {
@@ -39,6 +40,7 @@ _MISSING = {
     "label_gap": "It was traced without labels; pass labels= to mikit.trace.",
     "recovered_share": "It holds no comparison of a student with a teacher; pass student stores to mikit.trace.",
     "cka": "It holds no comparison of a student with a teacher; pass student stores to mikit.trace.",
+    "input_information": "It was traced without the information plane. Pass information_plane=True to mikit.trace.",
     "accuracy": "No accuracy was noted with the activations; call store.note(phase, accuracy=...) when capturing.",
 }
 _NEEDED = frozenset(
@@ -120,7 +122,8 @@ def select(flow: Flow, quantity: str, *, noise: float | None = None, networks: S
 
     Args:
         flow: The flow.
-        quantity: ``"label_information"``, ``"label_gap"``, ``"recovered_share"``, ``"cka"`` or ``"accuracy"``.
+        quantity: ``"label_information"``, ``"label_gap"``, ``"recovered_share"``, ``"cka"``, ``"input_information"`` or
+            ``"accuracy"``.
         noise: Teacher noise to read; by default 0.3 where measured, otherwise the middle level.
         networks: Student networks to keep, in this order; by default all.
 
