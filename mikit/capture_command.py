@@ -33,7 +33,9 @@ def capture(
             "train_labels, test_images and test_labels, of which the test part is taken.",
         ),
     ],
-    layers: Annotated[str, typer.Option(metavar="NAMES", help="Layers to record, with commas between.")],
+    layers: Annotated[
+        str, typer.Option(metavar="NAMES", help="Layers to record, with commas between; layer2:pool4 names a readout.")
+    ],
     out: Annotated[Path, typer.Option(metavar="STORE", help="Store to make, or to go on with.")],
     pattern: Annotated[
         str,

@@ -7,11 +7,13 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from mikit.activations.layer_names import listed, module_and_readout, readouts_by_layer
 from mikit.activations.readout import Readout, parse_readout
 from mikit.errors import InputError
 
@@ -53,7 +55,7 @@ class CapturedActivations(Mapping[str, Tensor]):
     def __getitem__(self, layer: str) -> Tensor:
         if layer not in self._layers:
             raise InputError(
-                f"The layer {layer!r} is not captured; the captured layers are {_listed(self._layers)}. Add it to the "
+                f"The layer {layer!r} is not captured; the captured layers are {listed(self._layers)}. Add it to the "
                 "layers passed to capture."
             )
         if self._unfinished and not self._running:
@@ -125,10 +127,11 @@ def capture(
 
     Args:
         model: Any module; also one wrapped for distributed training.
-        layers: Dotted module names, as in ``model.named_modules()``; each once.
+        layers: Dotted module names, as in ``model.named_modules()``; each once. ``"layer2:pool4"`` is what the readout
+            ``"pool4"`` gives of ``layer2``: a module can be read in several ways in one pass.
         readout: What to keep of an activation: a name (:data:`~mikit.activations.readout.READOUT_NAMES`) or readout for
-            all layers, or one for each layer. ``"pool"`` gives ``(n, c)``; ``"whole"`` keeps feature maps for losses
-            that read them.
+            all layers, or one for each layer that names none itself. ``"pool"`` gives ``(n, c)``; ``"whole"`` keeps
+            feature maps for losses that read them.
         detach: Cut the gradient. Set False for the student of a distillation loss.
         device: Where to keep the activations; by default where they are.
         dtype: Floating-point type to keep them in; by default as the model gives them.
@@ -163,7 +166,8 @@ def capture(
         mikit.errors.InputError: The model has no module 'conv'. Its modules are '0', '1', '2' and '3'.
     """
     modules = _modules_by_name(model, layers)
-    readouts = _readout_of_each(readout, tuple(modules))
+    readouts = readouts_by_layer(readout, tuple(modules))
+    _refuse_twins(modules, readouts)
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"Activations are kept as floating-point numbers; dtype is {dtype}.")
     acts = CapturedActivations(tuple(modules))
@@ -227,7 +231,7 @@ def _first_tensor(output: Any) -> Tensor:
     elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         first = output[0]
     else:
-        held = f" with the keys {_listed(tuple(map(str, output)))}" if isinstance(output, Mapping) else ""
+        held = f" with the keys {listed(tuple(map(str, output)))}" if isinstance(output, Mapping) else ""
         raise InputError(
             f"It returns a {type(output).__name__}{held}, neither a tensor nor a tuple that begins with one. Capture a "
             "module inside it that returns a tensor."
@@ -261,18 +265,28 @@ def _modules_by_name(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Mo
             )
         if name in found:
             raise InputError(f"The layer {name!r} stands twice in layers. Name each layer once.")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        module = module_and_readout(name)[0]
+        if module not in known:
+            if name.partition(":")[0] in known:
+                parse_readout(name.partition(":")[2])  # The module is there, so it is the readout that is not.
+            close = difflib.get_close_matches(module, known, n=3, cutoff=0.5)
             if close:
-                advice = f"Did you mean {_listed(close, 'or')}?"
+                advice = f"Did you mean {listed(close, 'or')}?"
             else:
-                advice = f"Its modules are {_listed(tuple(known))}." if known else "It has no modules inside."
+                advice = f"Its modules are {listed(tuple(known))}." if known else "It has no modules inside."
             raise InputError(f"The model has no module {name!r}. {advice}")
-        for other, module in found.items():
-            if module is known[name]:
-                raise InputError(f"The layers {other!r} and {name!r} are the same module. Name it once.")
-        found[name] = known[name]
+        found[name] = known[module]
     return found
+
+
+def _refuse_twins(modules: Mapping[str, nn.Module], readouts: Mapping[str, Readout]) -> None:
+    """Raise where two layers are one module, read in one way."""
+    for (one, first), (other, second) in combinations(modules.items(), 2):
+        if first is second and readouts[one] == readouts[other]:
+            raise InputError(
+                f"The layers {one!r} and {other!r} are the same module, read in the same way. Name it once, or with "
+                f'different readouts: "{module_and_readout(one)[0]}:pool4".'
+            )
 
 
 def _without_compilation(model: nn.Module) -> nn.Module:
@@ -294,22 +308,3 @@ def _without_compilation(model: nn.Module) -> nn.Module:
     original = getattr(model, "_orig_mod", model) if isinstance(model, optimized) else model
     assert isinstance(original, nn.Module)
     return original
-
-
-def _readout_of_each(
-    readout: str | Readout | Mapping[str, str | Readout], layers: tuple[str, ...]
-) -> dict[str, Readout]:
-    if not isinstance(readout, Mapping):
-        return dict.fromkeys(layers, parse_readout(readout))
-    if missing := [layer for layer in layers if layer not in readout]:
-        raise InputError(f"readout names none for the layers {_listed(missing)}. Give one for each layer.")
-    if extra := [layer for layer in readout if layer not in layers]:
-        raise InputError(f"readout names {_listed(extra)}, which is not among the layers {_listed(layers)}.")
-    return {layer: parse_readout(readout[layer]) for layer in layers}
-
-
-def _listed(names: Sequence[str], word: str = "and") -> str:
-    shown = [repr(name) for name in names[:12]]
-    if len(names) > 12:
-        return f"{', '.join(shown)} and {len(names) - 12} more"
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {word} {shown[-1]}"

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mikit.activations.hashing import hash_of_model
-from mikit.activations.readout import Readout, parse_readout
+from mikit.activations.layer_names import readouts_by_layer
+from mikit.activations.readout import Readout
 from mikit.activations.recorder import Recorder
 from mikit.activations.store import ActivationStore
 from mikit.errors import InputError
@@ -314,8 +315,9 @@ def _require_same_layers(
             f"The store {str(store.path)!r} holds the layers {list(store.layers)}, not {list(layers)}. Name the same "
             "layers to go on with it, or another folder."
         )
+    wanted_of = readouts_by_layer(readout, tuple(layers))
     for layer in store.layers:
-        wanted = parse_readout(readout[layer] if isinstance(readout, Mapping) else readout).name
+        wanted = wanted_of[layer].name
         if wanted != store.readout(layer):
             raise InputError(
                 f'The store {str(store.path)!r} holds layer {layer!r} by the readout "{store.readout(layer)}", not '

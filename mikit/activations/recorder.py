@@ -48,7 +48,7 @@ class Recorder:
         images: The inputs, ``(n, ...)``, the same for all networks that are to be compared; a mapping of tensors is
             passed by keyword.
         ids: Their sample ids, ``(n,)``.
-        layers: Layers to record.
+        layers: Layers to record; ``"layer2:pool4"`` names a readout of its own, as for :func:`~mikit.capture`.
         schedule: Phases to record, as :func:`~mikit.phase_schedule` gives them; 0 is the untrained network.
         labels: Class indices, ``(n,)``. They are set in the store, and the accuracy on the inputs is noted with every
             phase.

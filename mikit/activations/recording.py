@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Wei
 
 from mikit.activations.admission import checked_ids
 from mikit.activations.capturing import capture
-from mikit.activations.readout import Readout, parse_readout
+from mikit.activations.layer_names import readouts_by_layer
+from mikit.activations.readout import Readout
 from mikit.activations.store import ActivationStore
 from mikit.errors import InputError
 
@@ -44,7 +45,7 @@ def record_activations(
         model: The network; inputs are moved to the device of its first parameter.
         batches: Batches in the order of ``ids``. A tensor is passed on as it is; of a tuple or list (inputs, labels)
             the first entry; a mapping by keyword. A loader that shuffles is refused: its order is not that of ``ids``.
-        layers: Dotted module names.
+        layers: Dotted module names, or a module and its readout, ``"layer2:pool4"``; under that name it is stored.
         store: Where to append.
         ids: One sample id per row, ``(n,)``, whole numbers or strings.
         phase: Which phase of training this is, from 0; an epoch, say.
@@ -113,7 +114,7 @@ def record_rows(
     """
     sample_ids = checked_ids(list(ids) if isinstance(ids, range) else ids, "ids")
     classes = None if labels is None else class_indices(labels, sample_ids.shape[0])
-    names = _names(readout, layers)
+    names = {layer: how.name for layer, how in readouts_by_layer(readout, tuple(layers)).items()}
     held: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     rows = written = size = right = 0
 
@@ -165,7 +166,7 @@ def collect_activations(
     Args:
         model: The network.
         batches: Batches, as for :func:`record_activations`.
-        layers: Dotted module names.
+        layers: Dotted module names, as for :func:`~mikit.activations.capture`.
         readout: As for :func:`~mikit.activations.capture`.
         dtype: Floating-point type to keep.
 
@@ -272,12 +273,6 @@ def _run(model: nn.Module, batch: Any, device: torch.device | None) -> Any:
 
 def _moved(value: Any, device: torch.device | None) -> Any:
     return value.to(device) if isinstance(value, Tensor) and device is not None else value
-
-
-def _names(readout: str | Readout | Mapping[str, str | Readout], layers: Sequence[str]) -> dict[str, str]:
-    if isinstance(readout, Mapping):
-        return {layer: parse_readout(value).name for layer, value in readout.items()}
-    return dict.fromkeys(layers, parse_readout(readout).name)
 
 
 def class_indices(labels: Any, rows: int) -> Tensor:
