@@ -102,8 +102,13 @@ def mean_over_classes(
             "class-balanced batches, or use a metric that takes fewer, such as a biased one."
         )
     total = sum(law.share for law in kept)
-    values = torch.stack([law.compared(compare) * (law.share / total) for law in kept])
-    return values.sum(), len(laws) - len(kept)
+    shares, left_out = [law.share / total for law in kept], len(laws) - len(kept)
+    if all(law.weights is None for law in kept):
+        together = metric.mean_between([(law.student, law.teacher) for law in kept], shares)
+        if together is not None:
+            return together, left_out
+    values = torch.stack([law.compared(compare) * share for law, share in zip(kept, shares, strict=True)])
+    return values.sum(), left_out
 
 
 @torch.no_grad()

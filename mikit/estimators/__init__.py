@@ -11,6 +11,7 @@ from mikit.estimators.copula_critic import CopulaCritic
 from mikit.estimators.discrete import PlugIn
 from mikit.estimators.distribution import MMD
 from mikit.estimators.energy import EnergyDistance
+from mikit.estimators.entropic import SinkhornDivergence
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.flows import FlowMI
 from mikit.estimators.gaussian import GaussianMI
@@ -22,7 +23,7 @@ from mikit.estimators.neighbors import KSG, Ross, WeightedKL
 from mikit.estimators.quadratic import CKA, HSIC, QMI, LabelQMI
 from mikit.estimators.ratios import DV, JSD, NWJ, SMILE
 from mikit.estimators.reduced import ReducedKSG
-from mikit.estimators.transport import SinkhornDivergence, SlicedWasserstein, Wasserstein
+from mikit.estimators.transport import SlicedWasserstein, Wasserstein
 from mikit.estimators.variational import VID
 
 __all__ = [

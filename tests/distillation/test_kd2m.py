@@ -81,7 +81,9 @@ class TestForms:
         assert kd(x, y).item() == pytest.approx(expected.item(), rel=1e-5)
         assert kd(x, y, labels=labels).item() == kd(x, y).item()
 
-    @pytest.mark.parametrize("metric", [mikit.MMD(bandwidth=2.0), mikit.Wasserstein(), MeanGap()], ids=repr)
+    @pytest.mark.parametrize(
+        "metric", [mikit.MMD(bandwidth=2.0), mikit.Wasserstein(), MeanGap(), mikit.SinkhornDivergence()], ids=repr
+    )
     def test_by_class_is_the_naive_sum(self, metric: Discrepancy) -> None:
         x, y, _ = batch()
         labels = torch.randint(5, (96,), generator=seeded(3))
