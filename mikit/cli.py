@@ -176,7 +176,7 @@ def trace(
         from mikit.flow.run_folder import require_replaceable
 
         require_replaceable(out, inputs)
-    with Steps(lines=True) as steps, steps.aside("Tracing the information between the layers") as shown:
+    with Steps(lines=True) as steps, steps.aside("Tracing the information between the layers"):
         from joblib import cpu_count
 
         from mikit.activations import ActivationStore, read_array
@@ -200,7 +200,7 @@ def trace(
             out=out,
             overwrite=overwrite,
             budget=budget,
-            progress=shown,
+            progress=True,
         )
     counts = flow.frame["verdict"].value_counts().to_dict()
     summary = {"run": str(out), "rows": len(flow.frame), "verdicts": counts, "settings": flow.settings}

@@ -107,7 +107,7 @@ def trace(
         budget: Minutes after which nothing more is begun. Phases are then measured from coarse to fine: first and last,
             middle, quarters. Rows that did not fit are in the table, with verdict ``"skipped"`` and no value; the
             teacher's last phase is always measured.
-        progress: Show a bar with the time left on standard error.
+        progress: Show a bar with the time left on standard error; where that is no terminal, a line now and then.
 
     Returns:
         A :class:`Flow`. Label information and gaps are V-information in nats, shares are estimates (at most 1 in

@@ -17,6 +17,8 @@ from mikit.errors import InputError
 
 __all__ = ["Budget", "coarse_to_fine", "done", "progress_bar", "shares_memory", "working_with"]
 
+_SECONDS_BETWEEN_LINES = 30.0
+
 Task = TypeVar("Task")
 Found = TypeVar("Found")
 
@@ -120,17 +122,46 @@ def done(
 
 @contextmanager
 def progress_bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call after every task; with ``shown`` it moves a bar, with the time left, on stderr."""
+    """Yield a function to call after every task; with ``shown`` it moves a bar, with the time left, on stderr.
+
+    Where stderr is no terminal, a line is written every half minute.
+    """
     if not shown:
         yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _Lines(total, lambda line: console.print(line, soft_wrap=True, markup=False)).told
+        return
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("Tracing", total=total)
         yield lambda done: bar.update(task, advance=1, description=done)
+
+
+@final
+class _Lines:
+    """Tells now and then how far the work is, and how long the rest takes at the pace so far."""
+
+    def __init__(self, total: int, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._write, self._clock = total, write, clock
+        self._begun = self._last = clock()
+        self._count = 0
+
+    def told(self, done: str) -> None:
+        """Take in that one more task is done, and write a line if half a minute has passed since the last."""
+        self._count += 1
+        now = self._clock()
+        if now - self._last < _SECONDS_BETWEEN_LINES or self._count == self._total:
+            return
+        self._last = now
+        left = (now - self._begun) / self._count * (self._total - self._count)
+        minutes = "under a minute" if left < 60 else f"about {left / 60:.0f} min"
+        self._write(f"{self._count} of {self._total} measured, {minutes} left ({done})")
 
 
 def _alone_on_a_core(work: Callable[[Task], Found], task: Task) -> Found:
