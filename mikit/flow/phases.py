@@ -37,7 +37,8 @@ class PhaseReading:
     """What :func:`read_phases` found.
 
     Attributes:
-        curves: One row per curve and phase: ``value``, ``standard_error`` as it was used, ``fitted`` and ``piece``.
+        curves: One row per curve and phase: ``value``, ``standard_error`` as it was used, ``fitted`` and ``piece``, and
+            from the flow ``unit``, ``kind``, ``probe``, ``readout``, ``n`` and ``verdict``.
         changes: One row per change point: ``before`` and ``phase`` (the change lies between these two recordings),
             ``low`` and ``high`` (phases that hold 95 % of its probability), ``confidence`` (that it lies within one
             recorded step), ``p_value`` (a bound), ``slope_before``, ``slope_after`` (per recorded step) and ``jump``.
@@ -209,7 +210,8 @@ def flow_curves(flow: Flow, quantity: str | None = None, *, noise: float | None 
         count = rows.groupby(["network", "seed"])["layer_index"].transform("max") + 1
         depth = [depth_match(i, n, others) for i, n in zip(rows["layer_index"], count, strict=True)]
         rows = rows[rows["teacher_layer_index"].eq(pd.Series(depth, index=rows.index))]
-    return rows[[*_CURVE, "phase", "value", "standard_error", "unit"]].reset_index(drop=True)
+    kept = ["phase", "value", "standard_error", "unit", "kind", "probe", "readout", "n", "verdict"]
+    return rows[[*_CURVE, *kept]].reset_index(drop=True)
 
 
 def change_points(

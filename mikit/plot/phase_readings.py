@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,16 +12,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
 from mikit.errors import InputError
-from mikit.plot.drawing import MARKERS, SOFT, figure_style, finish, line_key, network_colors
+from mikit.plot.bands import verdict_strip
+from mikit.plot.drawing import INK, MARKERS, SOFT, figure_style, finish, line_key, network_colors
 from mikit.plot.naming import clip_text, short_names
 from mikit.plot.progress import phase_ticks
+from mikit.plot.tables import refuse_mixtures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mikit.flow import PhaseReading
 
-__all__ = ["change_points", "divergence"]
+__all__ = ["Schedule", "change_points", "divergence"]
 
 _MOST = 3
 _LABELS = {
@@ -37,6 +40,7 @@ def change_points(
     quantity: str | None = None,
     networks: Sequence[str] | None = None,
     seed: int | None = None,
+    verdicts: bool = True,
 ) -> Figure:
     """Curves as they were cut: points with two standard errors, the pieces through them, change points as bands.
 
@@ -48,12 +52,14 @@ def change_points(
         quantity: The quantity to draw; by default the first that was read.
         networks: Up to three student networks; by default the first three.
         seed: The seed to draw; by default each network's first.
+        verdicts: Whether to draw the strip of verdicts, by phase.
 
     Returns:
         A ``matplotlib.figure.Figure``, one panel per layer, that no pyplot state knows of.
 
     Raises:
-        InputError: If there is no such quantity, network or seed, or more than three networks are asked for.
+        InputError: If there is no such quantity, network or seed, if more than three networks are asked for, or if the
+            curves mix units, kinds, probes, readouts of one layer, or numbers of samples.
 
     Cost:
         About a second for 12 layers.
@@ -106,36 +112,54 @@ def change_points(
         ]
         if settings.get("n"):
             facts.append(f"N\u00a0=\u00a0{settings['n']:,}")
-        finish(figure, "Where the curves change", keys, facts)
+        judged = curves[curves["verdict"].notna()] if "verdict" in curves else curves.iloc[:0]
+        bands = [verdict_strip(judged, "phase", order)] if verdicts and len(judged) else []
+        finish(figure, "Where the curves change", keys, facts, bands=bands)
     return figure
 
 
-def divergence(reading: PhaseReading, *, matching: str = "same depth", networks: Sequence[str] | None = None) -> Figure:
+def divergence(
+    reading: PhaseReading,
+    *,
+    matching: str = "same depth",
+    networks: Sequence[str] | None = None,
+    schedule: Mapping[int, float] | Schedule | None = None,
+    verdicts: bool = True,
+) -> Figure:
     """Flow divergence ``D_F`` by phase, its last-layer term dotted, on a logarithmic axis.
 
-    Shaded is the step between two recordings in which it falls most, where that is clear.
+    Shaded is the step between two recordings in which it falls most, where that is clear. With the schedule of a loss,
+    a thin panel beneath shows its weight at the same phases.
 
     Args:
         reading: What :func:`mikit.flow.read_phases` returned, of a flow with labels.
         matching: ``"same depth"``, ``"nearest"`` or ``"monotone"``.
         networks: Up to three student networks; by default the first three.
+        schedule: Weight by phase, for every phase drawn; or a :class:`mikit.InformationFlow` whose weights go by the
+            epoch, if phases are epochs: the share of the whole loss that its intermediate layers have.
+        verdicts: Whether to draw the strip of verdicts on the label information behind it, by phase.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of.
+        A ``matplotlib.figure.Figure`` that no pyplot state knows of; with a schedule it has two panels.
 
     Raises:
-        InputError: If the flow had no labels, or there is no such matching or network.
+        InputError: If the flow had no labels, there is no such matching or network, the schedule lacks a phase that is
+            drawn or holds what is no weight, or the label information mixes units, kinds, probes, readouts of one
+            layer, or numbers of samples.
 
     Cost:
         Half a second.
 
     Pitfalls:
         By nearest value nearly all of the divergence is its last term, and the rest is small for any student. Amounts
-        are compared, not contents.
+        are compared, not contents. A weight and a divergence that fall together show no cause: both fall with time.
 
     Examples:
         >>> import mikit
-        >>> figure = mikit.plot.divergence(mikit.flow.read_phases(run))
+        >>> reading = mikit.flow.read_phases(run)
+        >>> figure = mikit.plot.divergence(reading, schedule={phase: 0.9**phase for phase in (0, 1, 2, 4, 8, 16, 30)})
+        >>> len(figure.axes)
+        2
     """
     table = reading.divergences
     if table.empty:
@@ -149,9 +173,18 @@ def divergence(reading: PhaseReading, *, matching: str = "same depth", networks:
     order = sorted(int(phase) for phase in table["phase"].unique())
     seeds = sorted(int(one) for one in table["seed"].unique())
     colors = network_colors(names)
+    labels = reading.curves[reading.curves["quantity"].eq("label_information") & reading.curves["network"].isin(names)]
+    _refuse(labels)
+    weights = None if schedule is None else _weights(schedule, order)
     with figure_style():
-        figure = Figure(figsize=(max(4.6, 0.33 * len(order) + 1.9), 2.7))
-        ax = figure.subplots()
+        width = max(4.6, 0.33 * len(order) + 1.9)
+        if weights is None:
+            figure = Figure(figsize=(width, 2.7))
+            ax = figure.subplots()
+        else:
+            figure = Figure(figsize=(width, 3.5))
+            ax, beneath = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1.0))
+            _draw_weights(beneath, weights, schedule)
         keys = []
         for number, name in enumerate(names):
             own = table[table["network"].eq(name)].groupby("phase")[["total", "last"]].agg(["mean", "min", "max"])
@@ -169,8 +202,9 @@ def divergence(reading: PhaseReading, *, matching: str = "same depth", networks:
         ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_ylabel("D_F (nats², log)")
-        ax.set_xlabel("phase (not to scale)")
-        phase_ticks(ax, order, 3.4)
+        for one in figure.axes:
+            phase_ticks(one, order, 3.4)
+        figure.axes[-1].set_xlabel("phase (not to scale)")
         keys.append(line_key("its last-layer term", color=SOFT, linestyle=":", width=1.3))
         share = table.groupby("phase")["last_share"].mean()
         facts = [
@@ -182,8 +216,72 @@ def divergence(reading: PhaseReading, *, matching: str = "same depth", networks:
             if len(seeds) > 1
             else "1 run, no band",
         ]
-        finish(figure, "Distance of a student's flow from its teacher's", keys, facts)
+        if weights is not None:
+            facts.append("Beneath: the weight at the recorded phases, and not between them")
+        bands = [verdict_strip(labels, "phase", order)] if verdicts and len(labels) else []
+        if verdicts and not bands:
+            facts.append(f"No verdicts: this reading is of {reading.settings['quantity']}, not of label information")
+        finish(figure, "Distance of a student's flow from its teacher's", keys, facts, bands=bands)
     return figure
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What is asked of a loss to draw its schedule: the weights of its layers, the last one's last, by epoch."""
+
+    alpha: float
+    gamma: float
+    schedule: str
+    matching: tuple[int, ...]
+
+
+def _weights(schedule: Mapping[int, float] | Schedule, order: Sequence[int]) -> list[float]:
+    """Return the weight at every phase of ``order``."""
+    if isinstance(schedule, Mapping):
+        missing = [phase for phase in order if phase not in schedule]
+        if missing:
+            raise InputError(
+                f"The schedule has no weight for phases {', '.join(map(str, missing))}. Give one for every phase "
+                f"drawn: {', '.join(map(str, order))}."
+            )
+        weights = [float(schedule[phase]) for phase in order]
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+            raise InputError(f"The schedule holds {weights}; a weight is a number that is not negative.")
+        return weights
+    if not isinstance(schedule, Schedule):
+        raise InputError(
+            f"schedule is a {type(schedule).__name__}; pass a mapping from phase to weight, or an InformationFlow."
+        )
+    if schedule.schedule != "epoch":
+        raise InputError(
+            "The weights of this InformationFlow follow what it measured and not the epoch. Pass the weights that were "
+            "logged while training, as a mapping from phase to weight."
+        )
+    inner = len(schedule.matching) - 1
+    raw = [inner * schedule.alpha * schedule.gamma**epoch for epoch in order]
+    return [weight / (weight + 1.0) for weight in raw]
+
+
+def _draw_weights(ax: Axes, weights: Sequence[float], schedule: Any) -> None:
+    shares = not isinstance(schedule, Mapping)
+    ax.plot(range(len(weights)), weights, color=INK, marker="s", markersize=2.8, linewidth=1.0, label="weight")
+    ax.fill_between(range(len(weights)), 0.0, weights, color=INK, alpha=0.08, linewidth=0, label="_weight")
+    ax.set_ylim(0.0, 1.08 if shares else 1.12 * max([*weights, 1e-12]))
+    ax.set_ylabel("intermediate\nlayers' share" if shares else "weight of\nthe loss")
+
+
+def _refuse(curves: pd.DataFrame) -> None:
+    """Refuse curves of one quantity that must not share an axis; what the flow did not say is not asked."""
+    for unit in ("unit", "kind", "probe", "readout", "n"):
+        if unit not in curves or curves[unit].isna().any():
+            return
+    if len(units := curves["unit"].unique()) > 1:
+        raise InputError(
+            f"The curves of {curves['quantity'].iloc[0]} are in {' and '.join(sorted(units))}: two units cannot share "
+            "one axis. Convert one of them, or draw two figures."
+        )
+    if len(curves):
+        refuse_mixtures(curves.assign(role="student"), str(curves["quantity"].iloc[0]))
 
 
 def _clear_falls(critical: pd.DataFrame, network: str, matching: str) -> list[dict[str, Any]]:
@@ -221,6 +319,7 @@ def _chosen(
             raise InputError(f"{name!r} has no seed {at}; it has {', '.join(map(str, sorted(own['seed'].unique())))}.")
         kept.append((name, at, own[own["seed"].eq(at)]))
     picked = pd.concat([own for _, _, own in kept])
+    _refuse(picked)
     marks = [
         changes[changes["quantity"].eq(what) & changes["network"].eq(name) & changes["seed"].eq(at)]
         for name, at, _ in kept

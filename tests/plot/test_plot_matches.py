@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
-from mikit import InputError, match_layers, plot
+from mikit import InformationFlow, InputError, match_layers, plot
 from mikit.flow import Flow, match_flow, read_phases
 
 
@@ -81,3 +84,68 @@ def test_divergence_has_its_last_term_dotted(run, reading):
     unlabelled = Flow(run.frame[run.frame["quantity"].eq("cka")], run.settings)
     with pytest.raises(InputError, match="without labels"):
         plot.divergence(read_phases(unlabelled))
+
+
+def test_a_schedule_stands_in_a_panel_beneath_at_the_phases_drawn(reading):
+    order = [0, 1, 2, 4, 8, 16, 30]
+    weights = {phase: 2.0 * 0.9**phase for phase in range(40)}
+    figure = plot.divergence(reading, schedule=weights)
+    above, beneath = figure.axes
+    (line,) = [one for one in beneath.lines if one.get_label() == "weight"]
+    np.testing.assert_allclose(line.get_ydata(), [weights[phase] for phase in order])
+    assert above.get_ylabel() == "D_F (nats², log)"
+    assert beneath.get_ylabel() == "weight of\nthe loss"
+    assert (above.get_xlabel(), beneath.get_xlabel()) == ("", "phase (not to scale)")
+    assert above.get_position().height > 2.5 * beneath.get_position().height
+    assert "Beneath: the weight at the recorded phases" in " ".join(figure.texts[-1].get_text().split())
+    assert len(plot.divergence(reading).axes) == 1
+
+
+def test_the_schedule_of_a_loss_is_the_one_it_has_while_training(reading):
+    loss = InformationFlow((0, 1, 2), alpha=20.0, gamma=0.8)
+    expected = []
+    for epoch in (0, 1, 2, 4, 8, 16, 30):
+        loss.set_epoch(epoch)
+        expected.append(sum(loss.weights()[:-1]))
+    loss.set_epoch(3)
+    beneath = plot.divergence(reading, schedule=loss).axes[1]
+    np.testing.assert_allclose(beneath.lines[0].get_ydata(), expected, rtol=1e-9)
+    assert beneath.get_ylabel() == "intermediate\nlayers' share"
+    assert int(loss.epoch) == 3
+    measured = InformationFlow((0, 1), schedule="measured")
+    for schedule, said in (
+        ({0: 1.0, 1: 1.0}, "no weight for phases 2, 4, 8, 16, 30"),
+        (dict.fromkeys((0, 1, 2, 4, 8, 16, 30), math.nan), "a number that is not negative"),
+        (measured, "follow what it measured and not the epoch"),
+        ([1.0], "schedule is a list"),
+    ):
+        with pytest.raises(InputError, match=said):
+            plot.divergence(reading, schedule=schedule)
+
+
+def test_readings_that_mix_what_does_not_compare_are_refused(run, reading):
+    labels = run.frame["quantity"].eq("label_information")
+    later = run.frame["phase"].eq(30)
+    for column, value, said in (
+        ("n", 1000, r"2 numbers of samples N: 5,000 \(student alone, seed 0, phase 0, layer stem\), 1,000"),
+        ("kind", "lower bound", "2 kinds"),
+        ("probe", "lda", "2 probes"),
+        ("readout", "grid", "at layer 'stem' have 2 readouts"),
+        ("unit", "bits", "in bits and nats"),
+    ):
+        mixed = run.frame.assign(**{column: run.frame[column].where(~(labels & later), value)})
+        read = read_phases(dataclasses.replace(run, frame=mixed), quantity="label_information")
+        for draw in (plot.change_points, plot.divergence):
+            with pytest.raises(InputError, match=said):
+                draw(read)
+
+
+def test_readings_carry_the_verdicts_of_their_rows(run, reading):
+    figure = plot.divergence(reading)
+    drawn = [p.get_gid() for p in figure.artists if str(p.get_gid()).startswith("verdict ")]
+    assert "verdict unreliable" in drawn
+    share = read_phases(run, quantity="recovered_share")
+    other = plot.divergence(share)
+    assert not [p for p in other.artists if str(p.get_gid()).startswith("verdict ")]
+    assert "No verdicts: this reading is of recovered_share" in " ".join(other.texts[-1].get_text().split())
+    assert not plot.change_points(share, verdicts=False).artists
