@@ -33,6 +33,7 @@ SIZES = {1: (45,), 2: (27, 18), 4: (14, 13, 11, 7)}
 BARS = {"float64": 1e-10, "float32": 1e-5}
 THROUGH = "three steps through DistributedDataParallel"
 CHUNKED = "CRD, chunks of five rows through DistributedDataParallel"
+LABELLED = "KD2M, energy with each side's logits and sizes"
 
 
 def own_rows(nest: Any, rank: int, sizes: Sequence[int]) -> Any:
@@ -214,7 +215,34 @@ def chunked_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float |
     }
 
 
-WHOLE = {THROUGH: trained_apart, CHUNKED: chunked_apart}
+def labelled_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float | None]:
+    """Return the distances of a loss whose sides have logits of their own, the teacher two rows a rank fewer."""
+    rank = distributed.get_rank()
+    g = torch.Generator().manual_seed(6)
+    fewer = [size - 2 for size in sizes]
+    student, teacher = (torch.randn(sum(some), 6, generator=g).to(dtype) for some in (sizes, fewer))
+    own_logits, aims = (torch.randn(sum(some), 4, generator=g).to(dtype) for some in (sizes, fewer))
+    kd = mikit.KD2M.between(student, teacher, metric="energy", conditional="joint", labels=aims.softmax(1)).to(dtype)
+
+    def formed(loss: nn.Module, student: Tensor, logits: Tensor, teacher: Tensor, aims: Tensor) -> list[list[Tensor]]:
+        weights = [(0.5 * torch.eye(width)).to(dtype).requires_grad_() for width in (6, 4)]
+        value = loss(student @ weights[0], teacher, student_labels=logits @ weights[1], teacher_labels=aims)
+        value.backward()
+        return [[value.detach()], [one.grad for one in weights if one.grad is not None]]
+
+    wanted = formed(kd, student, own_logits, teacher, aims)
+    part = (*own_rows((student, own_logits), rank, sizes), *own_rows((teacher, aims), rank, fewer))
+    found = averaged(formed(mikit.distillation.AcrossRanks(kd), *part))
+    return {
+        "value": distance(found[0], wanted[0], least=1.0),
+        "student": distance(found[1], wanted[1]),
+        "parameters": 0.0,
+        "state": 0.0,
+        "without": distance(averaged(formed(kd, *part))[1], wanted[1]),
+    }
+
+
+WHOLE = {LABELLED: labelled_apart, THROUGH: trained_apart, CHUNKED: chunked_apart}
 
 
 def worker(rank: int, ranks: int, names: Sequence[str], folder: str) -> None:
@@ -276,7 +304,7 @@ def table(found: dict[str, dict[str, float | None]], ranks: Sequence[int], names
                 worst = max(float(one[what] or 0) for what in ("student", "parameters", "state"))
                 cells.append(f"{float(one['value'] or 0):.0e}, {worst:.0e}".replace("0e+00", "0"))
         without = found[f"{name} | float64 | {max(ranks)}"]["without"]
-        said = "" if name in WHOLE else "refuses" if without is None else f"{without:.0%}"
+        said = f"{without:.0%}" if without is not None else "" if name in WHOLE else "refuses"
         lines.append(f"| {name} | {' | '.join(cells)} | {said} |")
     return "\n".join(lines) + "\n"
 

@@ -32,8 +32,8 @@ class AcrossRanks(nn.Module):
 
     Shapes:
         Student ``(n_r, ...)`` and teacher ``(m_r, ...)`` on rank ``r``, or mappings, tuples and lists of such tensors
-        where the loss takes those (:class:`mikit.MIMKD`, :class:`mikit.InformationFlow`); labels ``(n_r,)``. Returns a
-        0-dim tensor, equal on all ranks.
+        where the loss takes those (:class:`mikit.MIMKD`, :class:`mikit.InformationFlow`); labels ``(n_r,)``, or
+        ``(n_r, classes)`` where the loss takes those. Returns a 0-dim tensor, equal on all ranks.
 
     Unit: that of the loss.
 
@@ -76,27 +76,39 @@ class AcrossRanks(nn.Module):
         self._takes = frozenset(inspect.signature(loss.forward).parameters)
 
     def forward(
-        self, x: Any, y: Any, *, labels: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        x: Any,
+        y: Any,
+        *,
+        labels: Tensor | None = None,
+        student_labels: Tensor | None = None,
+        teacher_labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return the loss over the rows of all ranks; the teacher gets no gradient.
+        """Return the loss over the rows of all ranks; the teacher and its labels get no gradient.
 
         Args:
             x: This rank's rows of the student.
             y: This rank's rows of the teacher.
-            labels: This rank's class indices, for a loss that takes them.
+            labels: This rank's class indices or soft labels, for a loss that takes them.
+            student_labels: This rank's soft labels or logits of the student, which get a gradient, for a loss that
+                takes them (:class:`mikit.KD2M` with ``conditional="joint"``).
+            teacher_labels: Likewise of the teacher.
             generator: For a loss that takes one: of the same state on every rank. It is not gathered.
         """
-        options: dict[str, Any] = {}
-        for name, given in (("labels", labels), ("generator", generator)):
-            if given is not None and name not in self._takes:
+        told = {
+            "labels": labels,
+            "student_labels": student_labels,
+            "teacher_labels": None if teacher_labels is None else teacher_labels.detach(),
+        }
+        given = {name: value for name, value in told.items() if value is not None}
+        options: dict[str, Any] = {} if generator is None else {"generator": generator}
+        for name in (*given, *options):
+            if name not in self._takes:
                 raise InputError(f"The loss {type(self.loss).__name__} takes no {name}. Call AcrossRanks without.")
-        told = with_tensors(y, [one.detach() for one in tensors_in(y, "y")])
-        x, y, *rest = gathered_rows((x, told) if labels is None else (x, told, labels))
-        if rest:
-            options["labels"] = rest[0]
-        if generator is not None:
-            options["generator"] = generator
-        value: Tensor = self.loss(x, y, **options)
+        y = with_tensors(y, [one.detach() for one in tensors_in(y, "y")])
+        x, y, given = gathered_rows((x, y, given))
+        value: Tensor = self.loss(x, y, **given, **options)
         return value
 
     def param_groups(self) -> list[dict[str, Any]]:

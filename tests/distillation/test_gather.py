@@ -21,10 +21,11 @@ from mikit.distillation.nested import tensors_in, with_tensors
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ddp_parity.py"
 THROUGH = "three steps through DistributedDataParallel"
 CHUNKED = "CRD, chunks of five rows through DistributedDataParallel"
+LABELLED = "KD2M, energy with each side's logits and sizes"
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    names = ["VID, learned variance", "MIMKD, labels", "PKT", "KD2M, MMD by class", "SlicedWasserstein"]
+    names = ["VID, learned variance", "MIMKD, labels", "PKT", "KD2M, MMD by class", "SlicedWasserstein", LABELLED]
     names += [THROUGH, CHUNKED]
     run = subprocess.run(
         [sys.executable, str(SCRIPT), "--ranks", "2", "--out", str(tmp_path / "found"), "--losses", *names],
@@ -77,6 +78,13 @@ def test_one_process_is_the_loss_itself() -> None:
     assert loss.param_groups()[0]["params"] == crd.param_groups()[0]["params"]
     assert AcrossRanks(nn.CrossEntropyLoss())(x, labels).item() == nn.functional.cross_entropy(x, labels).item()
     assert AcrossRanks(nn.MSELoss()).param_groups() == []
+    kd = mikit.KD2M(conditional="joint", label_weight=2.0, scale=None)
+    sides = {"student_labels": torch.randn(12, 3, generator=g), "teacher_labels": torch.randn(12, 3, generator=g)}
+    assert AcrossRanks(kd)(x, y, **sides).item() == kd(x, y, **sides).item()
+    told = {name: one.clone().requires_grad_() for name, one in sides.items()}
+    AcrossRanks(kd)(x, y, **told).backward()
+    assert told["student_labels"].grad is not None
+    assert told["teacher_labels"].grad is None
     teacher = y.clone().requires_grad_()
     assert AcrossRanks(nn.MSELoss())(x.requires_grad_(), teacher).backward() is None
     assert teacher.grad is None
@@ -113,3 +121,5 @@ def test_what_cannot_be_gathered_is_refused() -> None:
         gathered_rows({"a": 1.0})
     with pytest.raises(mikit.InputError, match="The loss MMD takes no labels"):
         AcrossRanks(mikit.MMD())(x, x, labels=torch.arange(4))
+    with pytest.raises(mikit.InputError, match="The loss CRD takes no teacher_labels"):
+        AcrossRanks(mikit.CRD.between(x, x))(x, x, teacher_labels=x)
