@@ -18,7 +18,7 @@ from mikit.plot.naming import clip_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["estimator_panel"]
+__all__ = ["all_rows", "estimator_panel"]
 
 _NULL = "#efe6d5"
 _LOOKS = {
@@ -72,7 +72,7 @@ def estimator_panel(
     """
     named = _named(measurements)
     _refuse_different(named)
-    rows = _rows(next(iter(named.values())))
+    rows = all_rows(next(iter(named.values())))
     with figure_style():
         figure = Figure(figsize=(6.2, 0.42 * len(named) + 0.85))
         ax = figure.add_subplot()
@@ -111,7 +111,7 @@ def _named(measurements: Mapping[str, Measurement] | Sequence[Measurement]) -> d
     return named
 
 
-def _rows(measured: Measurement) -> int:
+def all_rows(measured: Measurement) -> int:
     """All rows of a measurement: an instrument that is learned reports on a part of them."""
     return sum(measured.sizes[part] for part in ("fit", "select", "report"))
 
@@ -130,7 +130,7 @@ def _refuse_different(named: Mapping[str, Measurement]) -> None:
             "it out; mikit.plot.both_axes draws a discrepancy beside an information."
         )
     for what, said, advice in (
-        (lambda m: f"{_rows(m):,}", "numbers of rows N", "Measure them on the same rows"),
+        (lambda m: f"{all_rows(m):,}", "numbers of rows N", "Measure them on the same rows"),
         (lambda m: "none" if m.noise is None else f"{m.noise:g}", "declared noise", "Measure them with the same noise"),
         (lambda m: m.data_hash[:12], "data", "Measure them on the same two variables"),
     ):

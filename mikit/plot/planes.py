@@ -219,7 +219,7 @@ def _facts(flow: Flow, plane: Rows, labels: Rows, points: pd.DataFrame, phases: 
         "holds all of it. To the left, samples lie closer together in units of the noise",
         f"Across: what the layer plus noise of σ = {plane.noise:g} RMS SDs of the layer tells of the input",
         "Upwards: label information of the layer without noise",
-        f"{points['capped'].mean():.0%} of the points are at the cap",
+        f"{100 * points['capped'].mean():.0f} % of the points are at the cap",
     ]
     if len(plane.noises) > 1:
         facts.append(f"Noise levels measured: {', '.join(f'{level:g}' for level in plane.noises)}")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from mikit.errors import InputError
 from mikit.plot.drawing import GREY, MARKERS, figure_style, finish, line_key
+from mikit.plot.instruments import all_rows
 from mikit.plot.naming import clip_text
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def both_axes(results: BothAxes | Sequence[BothAxes]) -> Figure:
         A ``matplotlib.figure.Figure`` that no pyplot state knows of.
 
     Raises:
-        InputError: If there is no result, or the gaps were measured with different instruments or the information in
-            different units.
+        InputError: If there is no result, or the gaps were measured with different instruments, the information in
+            different units or of different kinds, or the pairs on different numbers of rows.
 
     Cost:
         Less than a second.
@@ -66,6 +67,7 @@ def both_axes(results: BothAxes | Sequence[BothAxes]) -> Figure:
         if len(units) > 1:
             said = "; ".join(" in ".join(part for part in unit if part) for unit in units)
             raise InputError(f"The {what} of these results does not share an axis ({said}). Draw them apart.")
+    _refuse_different(pairs)
     with figure_style():
         figure = Figure(figsize=(5.4, 3.4))
         ax = figure.add_subplot()
@@ -85,6 +87,21 @@ def both_axes(results: BothAxes | Sequence[BothAxes]) -> Figure:
         ax.margins(0.08)
         finish(figure, "Two axes: how far apart the laws are, what rows know of rows", keys, _facts(pairs))
     return figure
+
+
+def _refuse_different(pairs: Sequence[BothAxes]) -> None:
+    """Refuse pairs whose information is of several kinds, or which were read from different numbers of rows."""
+    for what, of, advice in (
+        ("kinds of information", lambda pair: pair.information.kind, "Measure all pairs with one instrument"),
+        (
+            "numbers of rows N",
+            lambda pair: f"{all_rows(pair.information):,}",
+            "Measure all pairs on the same number of rows",
+        ),
+    ):
+        if len({of(pair) for pair in pairs}) > 1:
+            told = ", ".join(f"{pair.name or f'pair {i + 1}'}: {of(pair)}" for i, pair in enumerate(pairs))
+            raise InputError(f"These results have different {what} ({told}). {advice}, or draw them apart.")
 
 
 def _draw_chance(ax: Axes, pairs: Sequence[BothAxes]) -> None:
@@ -121,9 +138,7 @@ def _draw_point(ax: Axes, pair: BothAxes, color: str, marker: str) -> None:
 
 
 def _facts(pairs: Sequence[BothAxes]) -> list[str]:
-    gap = pairs[0].gap
-    counts = sorted({pair.gap.sizes["report"] for pair in pairs})
-    rows = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    gap, rows = pairs[0].gap, f"{all_rows(pairs[0].information):,}"
     instruments = sorted({pair.information.estimator.split("(")[0] for pair in pairs})
     bars = "Bars: 95 % intervals"
     if "debiased" in gap.parts:

@@ -37,6 +37,7 @@ def make_flow(
     labels=True,
     noises=(0.1, 0.3, 1.0),
     accuracy=True,
+    plane=(),
 ):
     """Teacher and students with the values of a real run between its first and its last phase, plus seed noise."""
     rng = np.random.default_rng(7)
@@ -59,6 +60,16 @@ def make_flow(
         for j, layer in enumerate(theirs):
             add(**base, layer=layer, layer_index=j, quantity="label_information", unit="nats", null=-0.002,
                 kind="V-information", value=_at(TEACHER, j, len(theirs)), ceiling=2.303, probe="logistic")  # fmt: skip
+    cap = math.log(5000)
+
+    def add_plane(i, count, gain, **where):
+        for noise in plane:
+            reach = cap * (1 - math.exp(-2 / noise)) * (1 - (0.02 + 0.07 * gain) * i / max(count - 1, 1))
+            at_cap = {"verdict": "unreliable", "reasons": "at log N"} if reach >= 0.92 * cap else {}
+            add(**where, quantity="input_information", unit="nats", value=reach, noise=noise, ceiling=cap, **at_cap)
+
+    for j, layer in enumerate(theirs):
+        add_plane(j, len(theirs), 1.0, **base, layer=layer, layer_index=j)
     if accuracy:
         add(**base, layer="", layer_index=-1, quantity="accuracy", unit="fraction", value=0.74, readout="", n=0)
     last = max(phases)
@@ -88,6 +99,7 @@ def make_flow(
                         add(**where, quantity="label_gap", unit="nats", probe="logistic", kind="V-information",
                             teacher_layer=theirs[depth], teacher_layer_index=depth, teacher_phase=60,
                             value=value - _at(TEACHER, depth, len(theirs)))  # fmt: skip
+                    add_plane(i, len(layers), gain + 0.01 * seed, **where)
                     for j, other in enumerate(theirs):
                         far = abs(i / max(len(layers) - 1, 1) - j / max(len(theirs) - 1, 1))
                         low = _at(UNTRAINED["share"], j, len(theirs)) * (1 - 0.5 * far) + 0.003 * seed
