@@ -220,7 +220,9 @@ def fit_gaussian_probe(
     Formula: ``log q(k | x) = log softmax_k(log π_k + β δ_k(x))`` with ``δ_k = zᵀ C⁻¹ μ_k - ½ μ_kᵀ C⁻¹ μ_k`` and
     ``C = (1 - a) S + a (tr S / d) I``, ``S`` the pooled within-class covariance of the standardised
     features, ``tr S / d`` taken over those that vary. The
-    shrinkage ``a`` and the inverse temperature ``β`` minimise the cross-entropy on the select part.
+    shrinkage ``a`` and the inverse temperature ``β`` minimise the cross-entropy on the select part, whose labels are
+    taken to be at random with probability ``1/(n + 1)``, so that ``β`` stays finite where the part is told apart
+    without a fault.
 
     Args:
         features: ``(n, d)``, float32 or float64.
@@ -358,21 +360,26 @@ def _cross_entropy(rows: tuple[Array, Array], weights: Array, bias: Array) -> fl
 def _best_factor(discriminants: Array, codes: Array, log_prior: Array) -> tuple[float, float]:
     """Return the ``β >= 0`` that minimises the cross-entropy of ``log_prior + β discriminants``, and that value.
 
+    By the rule of succession a row has another label with probability ``1/(n + 1)``, at random by the prior. Without
+    that, rows that are told apart without a fault would have ``β`` grow without end, and a single fault elsewhere cost
+    hundreds of nats.
+
     The cross-entropy is convex in ``β``: Newton's method, held between the ends that are known to enclose the minimum.
     """
     rows = np.arange(codes.shape[0])
-    target = discriminants[rows, codes].mean()
+    fault = 1.0 / (codes.shape[0] + 1)
+    target = (1 - fault) * discriminants[rows, codes].mean() + fault * (discriminants @ np.exp(log_prior)).mean()
     factor, low, high, value = 1.0, 0.0, np.inf, np.inf
-    for _ in range(25):
+    for _ in range(60):
         log_q = log_softmax(log_prior + factor * discriminants)
-        value = -float(log_q[rows, codes].mean())
+        value = -float(((1 - fault) * log_q[rows, codes] + fault * (log_q @ np.exp(log_prior))).mean())
         q = np.exp(log_q)
         expected = (q * discriminants).sum(axis=1)
         slope = float(expected.mean() - target)
         bend = float(((q * discriminants**2).sum(axis=1) - expected**2).mean())
         low, high = (factor, high) if slope < 0 else (low, factor)
-        if slope**2 <= 1e-10 * bend or bend <= 0:
+        if slope**2 <= 1e-10 * bend or slope == 0:
             break
-        step = factor - slope / bend
+        step = factor - slope / bend if bend > 0 else np.inf  # Rounding leaves no curvature where all is certain.
         factor = step if low < step < high else (0.5 * (low + high) if np.isfinite(high) else 2 * factor)
     return factor, value

@@ -96,7 +96,7 @@ def test_gaussian_probe_without_shrinkage_is_bayes_rule() -> None:
     assert np.allclose(probe.log_probabilities(x), expected, atol=1e-8)
 
 
-def test_temperature_minimises_the_cross_entropy_on_the_select_part() -> None:
+def test_temperature_minimises_the_cross_entropy_on_select_rows_of_which_one_may_be_at_fault() -> None:
     x, y = _classes(200, 30, 3, spread=0.3)
     fit, select, _ = _parts(200)
     probe = fit_gaussian_probe(x[fit], y[fit], 3, select=(x[select], y[select]), shrinkages=[1e-3])
@@ -106,9 +106,20 @@ def test_temperature_minimises_the_cross_entropy_on_the_select_part() -> None:
     losses = []
     for factor in (0.98, 1.0, 1.02):
         logits = probe.log_prior + factor * discriminants
-        losses.append(-(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[rows, y[select]].mean())
+        log_q = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        losses.append(-(40 / 41 * log_q[rows, y[select]] + 1 / 41 * log_q @ np.exp(probe.log_prior)).mean())
     assert losses[1] == min(losses)
     assert losses[1] == pytest.approx(probe.select_cross_entropy, abs=1e-9)
+
+
+def test_rows_told_apart_without_a_fault_do_not_make_a_single_fault_elsewhere_cost_hundreds_of_nats() -> None:
+    # Without allowing for a fault the temperature falls with every step of the search, and this row costs 1,700 nats.
+    rng = np.random.default_rng(4)
+    y = np.arange(400) % 2
+    x = rng.standard_normal((400, 3)) + 12.0 * y[:, None]
+    probe = fit_gaussian_probe(x[:200], y[:200], 2, select=(x[200:], y[200:]))
+    wrong = -probe.log_probabilities(np.full((1, 3), 12.0))[0, 0]
+    assert 4 < wrong < 4 * np.log(201)  # A fault in 201 rows is expected, at log 201 nats or somewhat more.
 
 
 @pytest.mark.parametrize("fit", [fit_logistic_probe, fit_gaussian_probe])
