@@ -166,6 +166,10 @@ def trace(
     seed: Seed = 0,
     jobs: Jobs = None,
     processes: Annotated[bool, typer.Option("--processes", help="Let the workers be processes, not threads.")] = False,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DEVICE", help="Where products are computed, such as cuda:0; repeat it, one a worker."),
+    ] = None,
     json_file: Json = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -195,8 +199,9 @@ def trace(
             information_plane=information_plane,
             plane_noise=plane_noise or None,
             seed=seed,
-            jobs=jobs or cpu_count(),
+            jobs=jobs or (len(device) if device else cpu_count()),
             backend="loky" if processes else "threading",
+            device=device or None,
             out=out,
             overwrite=overwrite,
             budget=budget,

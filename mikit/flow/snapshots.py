@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mikit.errors import InputError
 from mikit.estimators.labels import RotatedInformation, rotated_information
+from mikit.flow.devices import lent_device
 from mikit.flow.joining import Deal, Run, read_rows
 from mikit.flow.records import (
     Arrays,
@@ -31,6 +32,7 @@ from mikit.flow.records import (
     plane_to,
     record_key,
 )
+from mikit.functional.device_products import device_cross_products, device_rows
 from mikit.functional.moments import LayerFactor, Similarity, cross_products, factor_layer, factored_cka, principal_axes
 from mikit.functional.noisy_information import NoisyInformation, noisy_input_information
 from mikit.functional.recovery import Recovery, recover, require_rows
@@ -81,10 +83,10 @@ class Instruments:
         null = rotated_information(rows, moved, parts, classes=classes, probe=self.probe, turns=1)
         return found, null
 
-    def told_of_input(self, rows: Array, seed: int) -> tuple[NoisyInformation, ...]:
+    def told_of_input(self, rows: Array, seed: int, device: torch.device | None) -> tuple[NoisyInformation, ...]:
         """Return what the rows tell of the input at every level of the plane's noise."""
         generator = torch.Generator().manual_seed(seed)
-        return noisy_input_information(torch.from_numpy(rows), self.plane, generator=generator)
+        return noisy_input_information(torch.from_numpy(rows).to(device), self.plane, generator=generator)
 
     def width(self, width: int) -> int:
         """Return how many columns of a layer enter the comparison with the teacher."""
@@ -103,7 +105,7 @@ class Instruments:
 class TeacherLayer:
     """A layer of the teacher's last phase: its rows for the cross-products, its factor for everything else."""
 
-    rows: Array
+    rows: Array | torch.Tensor
     factor: LayerFactor
 
 
@@ -140,6 +142,7 @@ class Plan:
         records: Where measurements are kept; None to keep none.
         rows_hash: Hash of the ids in their order and the folds.
         labels_hash: Hash of the labels; None without labels.
+        devices: Where products are computed in float64; none for NumPy's.
     """
 
     token: str
@@ -149,6 +152,7 @@ class Plan:
     records: Records | None
     rows_hash: str
     labels_hash: str | None
+    devices: tuple[str, ...] = ()
 
     @property
     def last(self) -> int:
@@ -165,6 +169,8 @@ class Plan:
         if self.records is None:
             return measure()
         contents = [self.runs[i].store.content(layer, phase) for i, phase, layer in places]
+        if self.devices and what in ("factor", "pair", "input information"):
+            decides["arithmetic"] = "device"  # float32 rows are multiplied in float32 without one
         return self.records.fetch(record_key(what, contents=contents, rows=self.rows_hash, **decides), measure)
 
     def width(self, place: Place) -> int:
@@ -176,8 +182,8 @@ class Plan:
 class _Layer:
     """One layer at one phase, read and factored when it is first asked for."""
 
-    def __init__(self, plan: Plan, place: Place) -> None:
-        self.plan, self.place = plan, place
+    def __init__(self, plan: Plan, place: Place, device: torch.device | None) -> None:
+        self.plan, self.place, self.device = plan, place, device
 
     @cached_property
     def rows(self) -> Array:
@@ -190,7 +196,20 @@ class _Layer:
 
     @cached_property
     def factor(self) -> LayerFactor:
-        return factor_layer(self.compared, self.plan.instruments.deal.folds)
+        return factor_layer(self.compared, self.plan.instruments.deal.folds, device=self.device)
+
+    @cached_property
+    def on_device(self) -> torch.Tensor:
+        assert self.device is not None
+        return device_rows(self.compared, self.device)
+
+    def crossed(self, other: TeacherLayer, order: Array | None = None) -> Array:
+        """Return the cross-products with a teacher layer, with own rows in another order if one is given."""
+        folds = self.plan.instruments.deal.folds
+        if isinstance(other.rows, torch.Tensor):
+            rows = self.on_device if order is None else self.on_device[torch.from_numpy(order).to(self.device)]
+            return device_cross_products(rows, other.rows, folds)
+        return cross_products(self.compared if order is None else self.compared[order], other.rows, folds)
 
     def information(self) -> Information | None:
         """Return label information, and that of moved labels; None without labels."""
@@ -214,7 +233,7 @@ class _Layer:
             return ()
 
         def measure() -> Arrays:
-            return plane_to(plan.instruments.told_of_input(self.rows, plan.noise_seed))
+            return plane_to(plan.instruments.told_of_input(self.rows, plan.noise_seed, self.device))
 
         return plane_from(plan.fetch("input information", measure, [self.place], noise=list(levels)))
 
@@ -244,7 +263,7 @@ def refuse_wide(runs: Sequence[Run], instruments: Instruments) -> None:
                 ) from cause
 
 
-_kept: dict[str, dict[str, TeacherLayer]] = {}
+_kept: dict[str, dict[tuple[str, torch.device | None], TeacherLayer]] = {}
 _keeping = threading.Lock()
 
 
@@ -256,10 +275,11 @@ def forget(token: str) -> None:
 
 def teacher_layer(plan: Plan, place: Place) -> Snapshot:
     """Measure a layer of the teacher's last phase; this process keeps what students are compared with."""
-    own = _Layer(plan, place)
-    information = own.information()
-    width = _held(plan, place[2], own).factor.width
-    return Snapshot(plan.width(place), width, information, own.input_information())
+    with lent_device(plan.devices) as device:
+        own = _Layer(plan, place, device)
+        information = own.information()
+        width = _held(plan, place[2], device, own).factor.width
+        return Snapshot(plan.width(place), width, information, own.input_information())
 
 
 def snapshot(plan: Plan, place: Place) -> Snapshot:
@@ -267,7 +287,12 @@ def snapshot(plan: Plan, place: Place) -> Snapshot:
 
     The comparison on moved rows is made with the teacher layer at the same relative depth only.
     """
-    own = _Layer(plan, place)
+    with lent_device(plan.devices) as device:
+        return _measured(plan, _Layer(plan, place, device))
+
+
+def _measured(plan: Plan, own: _Layer) -> Snapshot:
+    place = own.place
     information = own.information()
     width = plan.width(place)
     plane = own.input_information()
@@ -285,25 +310,26 @@ def snapshot(plan: Plan, place: Place) -> Snapshot:
     for index, name in enumerate(teacher.layers):
 
         def measure(name: str = name, moved: bool = index == matching) -> Arrays:
-            return pair_to(_compared(own, _held(plan, name), moved))
+            return pair_to(_compared(own, _held(plan, name, own.device), moved))
 
         both = [place, (0, plan.last, name)]
         pairs[name] = pair_from(plan.fetch("pair", measure, both, moved=index == matching, **decides))
     return Snapshot(width, instruments.width(width), information, plane, pairs)
 
 
-def _held(plan: Plan, layer: str, own: _Layer | None = None) -> TeacherLayer:
+def _held(plan: Plan, layer: str, device: torch.device | None, own: _Layer | None = None) -> TeacherLayer:
     """Return what this process keeps of a teacher layer; its factor comes from the record where there is one."""
     with _keeping:
         while len(_kept) > 1 and plan.token not in _kept:  # a worker outlives the traces it was part of
             del _kept[next(iter(_kept))]
         ours = _kept.setdefault(plan.token, {})
-        if layer not in ours:
+        if (layer, device) not in ours:
             place = (0, plan.last, layer)
-            own = own or _Layer(plan, place)
+            own = own or _Layer(plan, place, device)
             content = plan.fetch("factor", lambda: factor_to(own.factor), [place], reduce=plan.instruments.reduce)
-            ours[layer] = TeacherLayer(_in_reach(plan, own.compared), factor_from(content))
-        return ours[layer]
+            rows = _in_reach(plan, own.compared) if device is None else own.on_device
+            ours[layer, device] = TeacherLayer(rows, factor_from(content))
+        return ours[layer, device]
 
 
 def _in_reach(plan: Plan, rows: Array) -> Array:
@@ -320,13 +346,12 @@ def _in_reach(plan: Plan, rows: Array) -> Array:
 
 
 def _compared(own: _Layer, other: TeacherLayer, moved: bool) -> Pair:
-    deal = own.plan.instruments.deal
-
-    def both(rows: Array) -> tuple[tuple[Recovery, ...], Similarity]:
-        cross = cross_products(rows, other.rows, deal.folds)
+    def both(cross: Array) -> tuple[tuple[Recovery, ...], Similarity]:
         noise, student_noise = own.plan.instruments.noise, own.plan.instruments.student_noise
         recoveries = recover(own.factor, other.factor, cross, noise=noise, student_noise=student_noise)
         return recoveries, factored_cka(own.factor, other.factor, cross)
 
-    found = both(own.compared)
-    return Pair(*found, *both(own.compared[deal.shifted()])) if moved else Pair(*found)
+    found = both(own.crossed(other))
+    if not moved:
+        return Pair(*found)
+    return Pair(*found, *both(own.crossed(other, own.plan.instruments.deal.shifted())))

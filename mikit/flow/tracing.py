@@ -21,6 +21,7 @@ from mikit.flow.chosen_pairs import (
     measure_chosen,
     screened_out,
 )
+from mikit.flow.devices import devices_of, sharing
 from mikit.flow.joining import Run, deal_rows, labels_of, refuse_training_rows, row_order, runs_of
 from mikit.flow.result import Flow, frame_of
 from mikit.flow.run_folder import finish_run
@@ -52,6 +53,7 @@ def trace(
     seed: int = 0,
     jobs: int | None = None,
     backend: str | None = None,
+    device: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     budget: float | None = None,
@@ -99,6 +101,9 @@ def trace(
         backend: What the workers are: ``"threading"`` (the default) or ``"loky"`` (processes), or ``"dask"`` or
             ``"ray"`` on a cluster, where ``out`` and the stores must lie where every worker sees them. The same is said
             with ``joblib.parallel_config(backend=...)`` around the call.
+        device: Where factors, cross-products and the information plane are computed, in float64: ``"cuda"``,
+            ``"cuda:1"``, or a list, one for each worker. Probes and further instruments stay on the processor. Without
+            it NumPy computes, and multiplies float32 rows in float32.
         out: Folder to write to while measuring, as :meth:`Flow.save` does in the end. Every measurement is a file of
             its own there, named by all that decides it. A run that was killed goes on from them when it is called
             again, at most one measurement for each worker is repeated, and the table is the same; stores and phases
@@ -156,6 +161,8 @@ def trace(
     levels = tuple(float(level) for level in np.atleast_1d(np.asarray(noise, dtype=np.float64)))
     require_settings(levels, student_noise, probe, reduce, jobs, budget)
     plane = plane_levels(information_plane, plane_noise)
+    devices = devices_of(device)
+    jobs = len(devices) if jobs is None and len(devices) > 1 else jobs
     time_left = Budget(budget)
     runs = runs_of(teacher, stores, layers, phases)
     deal = deal_rows(np.asarray(teacher.ids(teacher.phases[-1])), folds, seed)
@@ -177,9 +184,12 @@ def trace(
     }
     if plane:
         decides["plane_noise"] = list(plane)
+    if devices:
+        decides["arithmetic"] = "device"
     rows_hash = f"{array_hash(deal.ids)} {','.join(str(fold.stop) for fold in deal.folds)}"
-    with working_with(backend), records_of(out, decides, runs, overwrite) as records:
-        plan = Plan(secrets.token_hex(8), runs, orders, instruments, records, rows_hash, labels_hash)
+    settings["device"] = list(devices)
+    with working_with(backend), sharing(devices), records_of(out, decides, runs, overwrite) as records:
+        plan = Plan(secrets.token_hex(8), runs, orders, instruments, records, rows_hash, labels_hash, devices)
         try:
             tasks = _tasks(plan)
             measured = _measured(plan, tasks, jobs, time_left, progress)

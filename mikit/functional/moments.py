@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from mikit.errors import InputError
+from mikit.functional.device_products import device_cross_products, device_eigh, device_rows
 from mikit.functional.leading_axes import leading_axes
 from mikit.functional.log_determinants import corrected_log_determinant
 
@@ -113,12 +115,14 @@ def centred(features: Array) -> Array:
     return out
 
 
-def factor_layer(rows: Array, parts: Sequence[Part]) -> LayerFactor:
+def factor_layer(rows: Array, parts: Sequence[Part], *, device: torch.device | None = None) -> LayerFactor:
     """Factor one layer: fold sums, second moments, RMS SD, and the eigenbases that make every noise level cheap.
 
     Args:
         rows: ``(n, d)``, float32 or float64, centred (:func:`centred`).
         parts: Row indices or slices of at least 2 folds that together hold every row once.
+        device: Where to compute products and eigenbases, in float64; None: by NumPy, products of float32 rows in
+            float32 over blocks.
 
     Returns:
         The factor; moments in float64, in units of the RMS SD.
@@ -148,19 +152,23 @@ def factor_layer(rows: Array, parts: Sequence[Part]) -> LayerFactor:
             "least 2 folds that hold every row once."
         )
     sums = np.stack([rows[part].sum(axis=0, dtype=np.float64) for part in parts])
-    seconds = cross_products(rows, rows, parts)
+    if device is None:
+        seconds = cross_products(rows, rows, parts)
+    else:
+        there = device_rows(rows, device)
+        seconds = device_cross_products(there, there, parts)
     n = rows.shape[0]
     mean = sums.sum(axis=0) / n
     covariance = seconds.sum(axis=0) / n - np.outer(mean, mean)
     variance = float(np.trace(covariance)) / rows.shape[1]
     scale = float(np.sqrt(variance)) if variance > 0 else 1.0
     sums, seconds, covariance = sums / scale, seconds / scale**2, covariance / scale**2
-    spectrum, axes = np.linalg.eigh(covariance)
+    spectrum, axes = _eigh(covariance, device)
     others = (n - sizes)[:, None]
     fit_means = (sums.sum(axis=0) - sums) / others
     fit_covariances = (seconds.sum(axis=0) - seconds) / others[..., None]
     fit_covariances -= fit_means[:, :, None] * fit_means[:, None, :]
-    fit_spectra, fit_axes = np.linalg.eigh(fit_covariances)
+    fit_spectra, fit_axes = _eigh(fit_covariances, device)
     held_out = _about(seconds, sums, sums, fit_means, fit_means, sizes)
     held_out = fit_axes.transpose(0, 2, 1) @ held_out @ fit_axes
     return LayerFactor(
@@ -248,6 +256,13 @@ def principal_axes(rows: Array, count: int) -> Array:
 def cross_covariance(products: Array, sum_a: Array, sum_b: Array, n: int) -> Array:
     """Return the covariance of two layers from raw sums over ``n`` rows."""
     return np.asarray(products / n - np.outer(sum_a / n, sum_b / n))
+
+
+def _eigh(matrices: Array, device: torch.device | None) -> tuple[Array, Array]:
+    if device is not None:
+        return device_eigh(matrices, device)
+    values, vectors = np.linalg.eigh(matrices)
+    return values, vectors
 
 
 def _about(products: Array, sums_a: Array, sums_b: Array, means_a: Array, means_b: Array, sizes: Array) -> Array:
