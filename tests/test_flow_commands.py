@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -9,16 +10,24 @@ from mikit.cli import app
 from mikit.flow import Flow, match_flow, read_phases, suggest_pairs
 
 
-@pytest.fixture
-def runs(run, make_flow, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def saved(run, make_flow, tmp_path_factory):
     """A flow of two students, one of one student that the directional rule can read, one of one phase."""
+    folder = tmp_path_factory.mktemp("runs")
+    run.save(folder / "run")
+    one = make_flow(networks=("student alone",), seeds=(0, 1), phases=(0, 8), noises=(0.01, 0.3))
+    Flow(one.frame, one.settings | {"student_noise": 0.3}).save(folder / "one")
+    make_flow(seeds=(0,), phases=(4,), noises=(0.3,)).save(folder / "short")
+    (folder / "folder").mkdir()
+    return folder
+
+
+@pytest.fixture
+def runs(saved, tmp_path, monkeypatch):
+    """A folder of its own for every test, with the runs in it."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    run.save("run")
-    one = make_flow(networks=("student alone",), seeds=(0, 1), phases=(0, 8), noises=(0.01, 0.3))
-    Flow(one.frame, one.settings | {"student_noise": 0.3}).save("one")
-    make_flow(seeds=(0,), phases=(4,), noises=(0.3,)).save("short")
-    (tmp_path / "folder").mkdir()
     return tmp_path
 
 

@@ -11,7 +11,6 @@ function blank(ink, height, top) {
     hoverlabel: { align: "left", bgcolor: ink.shade, bordercolor: ink.soft, font: { color: ink.ink, size: 12 } },
     legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", yref: "container", itemclick: false,
       itemdoubleclick: false, tracegroupgap: 0, font: { size: 11.5 }, bgcolor: "rgba(0,0,0,0)" },
-    transition: { duration: 0 },
   };
 }
 

@@ -99,7 +99,8 @@ const changeSaid = (data, change, unit) => `change between ${data.phases[change.
 
 function nothing(ink, sentence) {
   const layout = blank(ink, 120, 20);
-  layout.xaxis = layout.yaxis = { visible: false };
+  layout.xaxis = { visible: false };
+  layout.yaxis = { visible: false };
   layout.annotations.push({ text: hover([sentence]), showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5, font: { size: 13, color: ink.ink } });
   return { traces: [], layout, cells: [], facts: "", table: null };
 }

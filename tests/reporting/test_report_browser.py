@@ -18,6 +18,7 @@ ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+MAPS_DRAWN = "document.querySelector('#figure-maps .chart').data?.filter(trace => trace.type === 'heatmap').length"
 HOSTILE = "<script>document.title='owned'</script>"
 
 pytestmark = pytest.mark.browser
@@ -39,9 +40,10 @@ def path(make_flow, tmp_path_factory):
     return report(flow, tmp_path_factory.mktemp("browser") / "report")
 
 
-@pytest.fixture(params=[1280, 390], ids=["wide", "phone"])
+@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide-light", "phone-dark"])
 def page(browser, path, request):
-    opened = browser.new_page(viewport={"width": request.param, "height": 900})
+    width, scheme = request.param
+    opened = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     opened.troubles, opened.asked = [], []
     opened.on("console", lambda message: opened.troubles.append(message.text))
     opened.on("pageerror", lambda error: opened.troubles.append(str(error)))
@@ -83,7 +85,8 @@ def move(page, place):
 
 
 def heat(page, name="maps"):
-    return page.evaluate(f"document.querySelector('#figure-{name} .chart').data.map(trace => trace.z)")
+    maps = "filter(trace => trace.type === 'heatmap').map(trace => trace.z)"
+    return page.evaluate(f"document.querySelector('#figure-{name} .chart').data.{maps}")
 
 
 def test_figures_are_drawn_and_nothing_scrolls_sideways(page):
@@ -91,7 +94,7 @@ def test_figures_are_drawn_and_nothing_scrolls_sideways(page):
     drawn = page.evaluate(
         "[...document.querySelectorAll('.chart')].map(c => c.data.length && c.querySelector('svg') !== null)"
     )
-    assert drawn == [True] * 7
+    assert drawn == [True] * 11
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.title().startswith("Information flow")
 
@@ -129,7 +132,7 @@ def test_maps_hold_the_means_of_the_seeds_and_their_difference(page, make_flow):
     page.get_by_label("Maps show").select_option("difference to student alone")
     draw_all(page)
     page.locator("#figure-maps").scroll_into_view_if_needed()
-    until(page, "document.querySelector('#figure-maps .chart').data.length === 1")
+    until(page, MAPS_DRAWN + " === 1")
     (found,) = heat(page)
     gains = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(own, base, strict=True)]
     assert found == [pytest.approx(row, abs=2e-4) for row in gains]
@@ -163,7 +166,7 @@ def test_the_pointer_shows_value_interval_and_verdict(page):
 def test_a_network_can_be_left_out(page):
     page.get_by_label("student alone", exact=True).uncheck()
     page.locator("#figure-maps").scroll_into_view_if_needed()
-    until(page, "document.querySelector('#figure-maps .chart').data?.length === 1")
+    until(page, MAPS_DRAWN + " === 1")
 
 
 def test_dark_and_light(page):
@@ -173,9 +176,10 @@ def test_dark_and_light(page):
     before = page.evaluate(paper)
     page.get_by_role("button", name="Change between dark and light").click()
     page.locator("#figure-phases").scroll_into_view_if_needed()
-    until(page, f"({paper}).includes('#15181c')")
-    assert "rgb(21, 24, 28)" in page.evaluate(paper)
-    assert page.evaluate(paper) != before
+    dark, light = ("#15181c", "rgb(21, 24, 28)"), ("#fff", "rgb(255, 255, 255)")
+    now, body = light if dark[0] in before else dark
+    until(page, f"({paper}).endsWith('{now}')")
+    assert body in page.evaluate(paper)
 
 
 def test_the_kept_rows_come_down_as_csv(page, tmp_path):
