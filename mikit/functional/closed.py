@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Concatenate, ParamSpec, final
 
 import torch
@@ -148,6 +148,10 @@ class _Closed(torch.autograd.Function):
         return None, None, None, None, *found, *(None,) * ctx.unneeded
 
 
+# Torch asks for it in every call, and to work it out takes longer than many a formula of a small batch.
+_Closed.forward.__signature__ = inspect.signature(_Closed.forward)  # type: ignore[attr-defined]
+
+
 @final
 class _Final(torch.autograd.Function):
     """A gradient that must not be differentiated."""
@@ -179,7 +183,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
     Distances and small differences of large sums do not survive the ten bits that TF32 keeps. The setting is one of the
     whole process and is put back afterwards: another thread that multiplies meanwhile shares it.
     """
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    on = torch.is_autocast_enabled(device.type)  # to switch off what is off takes a tenth of a millisecond
+    with torch.no_grad(), torch.autocast(device.type, enabled=False) if on else nullcontext():
         if device.type != "cuda":
             yield
             return

@@ -38,6 +38,8 @@ __all__ = [
 _Array = npt.NDArray[Any]
 
 _MOST_PIVOTS = 10_000_000
+# A mean cost that is smaller than this share of the largest is formed anew, from differences of rows.
+_LEAST_OF_LARGEST = 1e-6
 
 
 @final
@@ -248,11 +250,19 @@ def prepared_samples(
 
 @final
 class Entries(NamedTuple):
-    """The entries of a plan that are not 0; without masses those of an assignment, whose rows are in order."""
+    """The entries of a plan that are not 0; without masses those of an assignment, whose rows are in order.
+
+    Args:
+        rows: Row of the first sample.
+        columns: Row of the second.
+        mass: Float64, of sum 1; None: all the same.
+        cost: Their mean cost, 0-dim, float64, where it is at hand with enough digits; else None.
+    """
 
     rows: Tensor
     columns: Tensor
     mass: Tensor | None
+    cost: Tensor | None
 
 
 def solved_plan(x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, p: float) -> Entries | None:
@@ -266,7 +276,7 @@ def solved_plan(x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tenso
             rows, columns = linear_sum_assignment(costs)
         except ValueError:  # what SciPy says to NaNs
             return None
-        return Entries(torch.from_numpy(rows).to(x.device), torch.from_numpy(columns).to(x.device), None)
+        return Entries(torch.from_numpy(rows).to(x.device), torch.from_numpy(columns).to(x.device), None, None)
     filled_x, filled_y = _filled(x, weights_x).cpu(), _filled(y, weights_y).cpu()
     kept_x, kept_y = filled_x.nonzero()[:, 0], filled_y.nonzero()[:, 0]
     program = linear_programs("Exact transport between samples whose sizes or weights differ")
@@ -277,9 +287,15 @@ def solved_plan(x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tenso
         costs = np.ascontiguousarray(costs[np.ix_(kept_x.numpy(), kept_y.numpy())])
     plan = program.emd(filled_x[kept_x].numpy(), filled_y[kept_y].numpy(), costs, numItermax=_MOST_PIVOTS)
     rows, columns = plan.nonzero()
-    mass = torch.from_numpy(plan[rows, columns])
-    indices = kept_x[torch.from_numpy(rows)], kept_y[torch.from_numpy(columns)]
-    return Entries(indices[0].to(x.device), indices[1].to(x.device), mass.to(x.device))
+    mass = plan[rows, columns]
+    cost = float(mass @ costs[rows, columns])
+    # Costs are differences of squares; of rows that coincide they are rounding, which must not count.
+    digits = cost > _LEAST_OF_LARGEST * float(costs.max())
+    of_x, of_y = torch.from_numpy(rows), torch.from_numpy(columns)
+    if len(kept_x) < n or len(kept_y) < m:
+        of_x, of_y = kept_x[of_x], kept_y[of_y]
+    value = torch.tensor(cost, dtype=torch.float64, device=x.device) if digits else None
+    return Entries(of_x.to(x.device), of_y.to(x.device), torch.from_numpy(mass).to(x.device), value)
 
 
 def _around_the_first(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

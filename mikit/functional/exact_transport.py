@@ -180,18 +180,21 @@ def _transport_cost(
         # There is no plan among NaNs; the answer is what every other formula gives.
         nan = x.new_full((), torch.nan, dtype=torch.float64)
         return nan, torch.full_like(x, torch.nan), torch.full_like(y, torch.nan)
+    if entries.cost is not None and not any(wants):
+        return entries.cost, unwanted(x), unwanted(y)
     # The difference of two floats is exact up to its own rounding, whatever their offset. New memory costs time.
-    moves = y[entries.columns]
-    torch.sub(x if entries.mass is None else x[entries.rows], moves, out=moves)
-    lengths = torch.linalg.vector_norm(moves, dim=1).double()
+    moves = y.index_select(0, entries.columns)
+    torch.sub(x if entries.mass is None else x.index_select(0, entries.rows), moves, out=moves)
     mass: Tensor | float = 1 / x.shape[0] if entries.mass is None else entries.mass
-    value = (mass * lengths.pow(p)).sum()
-    if not any(wants):
-        return value, unwanted(x), unwanted(y)
-    if p == 2 and isinstance(mass, float):
-        moves.mul_(2 * mass)
+    if entries.cost is not None and p == 2:
+        value, factors = entries.cost, 2 * mass
     else:
-        moves.mul_((p * mass * torch.where(lengths > 0, lengths, 1.0).pow(p - 2)).to(x.dtype)[:, None])
+        lengths = torch.linalg.vector_norm(moves, dim=1).double()
+        value = (mass * lengths.pow(p)).sum()
+        if not any(wants):
+            return value, unwanted(x), unwanted(y)
+        factors = 2 * mass if p == 2 else p * mass * torch.where(lengths > 0, lengths, 1.0).pow(p - 2)
+    moves.mul_(factors.to(x.dtype)[:, None] if isinstance(factors, Tensor) else factors)
     gradient_x, gradient_y = unwanted(x), unwanted(y)
     if wants[0]:
         gradient_x = moves if entries.mass is None else torch.zeros_like(x).index_add_(0, entries.rows, moves)
