@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, TypeVar, final
 
 import joblib
@@ -18,6 +18,7 @@ from mikit.errors import InputError
 __all__ = ["Budget", "coarse_to_fine", "done", "progress_bar", "shares_memory", "working_with"]
 
 _SECONDS_BETWEEN_LINES = 30.0
+_ROUNDS_AT_A_TIME = 4
 
 Task = TypeVar("Task")
 Found = TypeVar("Found")
@@ -107,17 +108,30 @@ def done(
     """
     begun: list[Task] = []
 
-    def dispatched() -> Iterator[Any]:
-        for task in tasks:
+    def dispatched(some: Iterable[Task]) -> Iterator[Any]:
+        for task in some:
             if budget.spent:
                 return
             begun.append(task)
             yield joblib.delayed(_alone_on_a_core)(work, task)
 
     ahead = "2 * n_jobs" if budget.minutes is None else "n_jobs"
-    pool = joblib.Parallel(n_jobs=jobs, prefer="threads", return_as="generator", pre_dispatch=ahead)
-    for position, found in enumerate(pool(dispatched())):
-        yield begun[position], found
+    backend, workers = joblib.parallel.get_active_backend(prefer="threads")
+    if backend.supports_return_generator:
+        pool = joblib.Parallel(n_jobs=jobs, prefer="threads", return_as="generator", pre_dispatch=ahead)
+        found = pool(dispatched(tasks))
+    else:  # Ray gives results only when all are there: some tasks at a time, so that progress and budget hold
+        pool = joblib.Parallel(n_jobs=jobs, pre_dispatch=ahead)
+        count = _ROUNDS_AT_A_TIME * max(backend.effective_n_jobs(workers if jobs is None else jobs), 1)
+        found = chain.from_iterable(pool(dispatched(some)) for some in _batches(tasks, count))
+    for position, one in enumerate(found):
+        yield begun[position], one
+
+
+def _batches(tasks: Iterable[Task], count: int) -> Iterator[tuple[Task, ...]]:
+    rest = iter(tasks)
+    while some := tuple(islice(rest, count)):
+        yield some
 
 
 @contextmanager

@@ -177,11 +177,28 @@ def test_a_cluster_of_two_processes(folder, flow, tmp_path) -> None:
             _same(trace(*_stores(folder), **CHOSEN, backend="dask", out=tmp_path / "run"), flow)
 
 
+@pytest.mark.slow
+def test_two_workers_of_ray(folder, flow, tmp_path) -> None:
+    ray = pytest.importorskip("ray", reason="ray is missing; pip install ray")
+    from ray.util.joblib import register_ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cluster's own
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            register_ray()
+            with pytest.raises(InputError, match="share what they measure through a folder"):
+                trace(*_stores(folder), **CHOSEN, backend="ray", jobs=2)
+            _same(trace(*_stores(folder), **CHOSEN, backend="ray", jobs=2, out=tmp_path / "run"), flow)
+        finally:
+            ray.shutdown()
+
+
 def test_the_teacher_is_factored_once(folder, monkeypatch) -> None:
     widths: list[int] = []
     factor = snapshots.factor_layer
     monkeypatch.setattr(
-        snapshots, "factor_layer", lambda rows, parts: widths.append(rows.shape[1]) or factor(rows, parts)
+        snapshots, "factor_layer", lambda rows, parts, device: widths.append(rows.shape[1]) or factor(rows, parts)
     )
     trace(*_stores(folder), noise=0.3)
     assert sorted(widths) == sorted([6, 4, 3] + [4, 3, 2] * 5 * 2)
