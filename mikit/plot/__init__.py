@@ -1,9 +1,13 @@
 """Pictures of a flow: matplotlib figures that say what they show, in which unit, from how many samples and seeds.
 
-Every function takes the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned (:func:`both_axes` what
-:func:`mikit.both_axes` returned, :func:`matching` a match of layers, :func:`change_points` and :func:`divergence` a
-reading of phases) and gives back a ``matplotlib.figure.Figure``; neither backend nor settings of
-matplotlib are touched. A notebook shows the figures once ``%matplotlib inline`` has run.
+Functions of a flow take the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned. :func:`change_points` and
+:func:`divergence` take a reading of phases, :func:`matching` a match of layers, :func:`both_axes` what
+:func:`mikit.both_axes` returned, and :func:`estimator_panel` measurements. All give back a ``matplotlib.figure.Figure``
+whose ``axes`` are its panels, but :func:`animate_maps`, which writes files and gives back their paths. Neither backend
+nor settings of matplotlib are touched. A notebook shows the figures once ``%matplotlib inline`` has run.
+
+Under every figure of a flow stands a strip of verdicts on the rows that are drawn; ``verdicts=False`` leaves it out. Rows
+that do not compare are refused: of several units, kinds, probes, numbers of samples, or readouts of one layer.
 
 Examples:
     >>> import tempfile

@@ -63,6 +63,7 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "mikit",
 }
+_SIDE = 0.06  # Letters are wider in some resolutions than in the one that figures are laid out in.
 _LEFT, _TITLE, _ROW, _CAPTION_LINE = 0.12, 0.30, 0.165, 0.132
 
 
@@ -338,7 +339,9 @@ def finish(
         top -= band.height(room)
         band.draw(fig, _LEFT, top, room)
     fig.text(left, 0.07 / height, "\n".join(lines), ha="left", va="bottom", fontsize=6.8, color=SOFT, linespacing=1.25)
-    fig.set_layout_engine("constrained", rect=(0, footer / height, 1, 1 - (header + footer) / height))
+    fig.set_layout_engine(
+        "constrained", rect=(_SIDE / width, footer / height, 1 - 2 * _SIDE / width, 1 - (header + footer) / height)
+    )
     for ax in fig.axes:  # Said outright, because matplotlib chooses its ticks by the label size set when it draws.
         ax.tick_params(labelsize=7.0 if ax.get_label() == "<colorbar>" else _STYLE["xtick.labelsize"])
     fig.draw_without_rendering()

@@ -27,7 +27,7 @@ _LOOKS = {
     "estimate": ("o", INK, "estimate"),
     "V-information": ("D", "#029e73", "V-information of a family of readers"),
 }
-_FILLS = {"trustworthy": "full", "caution": "left", "unreliable": "none"}
+_FILLS = {"trustworthy": "full", "caution": "left", "unreliable": "full"}
 
 
 def estimator_panel(
@@ -162,6 +162,7 @@ def _draw(ax: Axes, place: int, measured: Measurement) -> None:
             markersize=6.5,
             color=color,
             fillstyle=_FILLS[measured.verdict],
+            markerfacecolor="white" if measured.verdict == "unreliable" else color,
             markerfacecoloralt="white",
             label=f"_{measured.verdict}",
             zorder=3,
@@ -186,6 +187,7 @@ def _keys(named: Mapping[str, Measurement], rows: int, truth: float | None) -> l
         if verdict in verdicts:
             keys.append(Line2D([], [], linestyle="none", marker="o", color=SOFT, fillstyle=fill))  # type: ignore[arg-type]
             keys[-1].set_markerfacecoloralt("white")
+            keys[-1].set_markerfacecolor("white" if verdict == "unreliable" else SOFT)
             keys[-1].set_label(verdict)
     if any(one.null is not None for one in named.values()):
         keys.append(Patch(facecolor=_NULL, linewidth=0, label="null: pairing permuted"))

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["animate_maps"]
 
-_DPI = 110
 _NO_FFMPEG = (
     "ffmpeg is not on the PATH, so no MP4 can be written. Install ffmpeg, or use the GIF, which needs nothing further."
 )
@@ -52,6 +51,7 @@ def animate_maps(
     phases: Sequence[int] | None = None,
     difference: tuple[str, str] | None = None,
     seconds: float = 0.9,
+    dpi: int = 110,
     verdicts: bool = True,
 ) -> tuple[Path, ...]:
     """Maps of :func:`mikit.plot.maps` as an animation over the phases: a GIF, and an MP4 where ffmpeg is found.
@@ -70,14 +70,15 @@ def animate_maps(
         phases: Phases to show, any number; by default all.
         difference: As in :func:`mikit.plot.maps`.
         seconds: How long a phase is shown; the last one stays three times as long.
+        dpi: Pixels an inch; the figure is about 10 inches wide for two networks and their difference.
         verdicts: Whether to draw the strip of verdicts, by phase.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: For what :func:`mikit.plot.maps` refuses, a path that is a folder, a time that is not positive, or
-            an MP4 without ffmpeg.
+        InputError: For what :func:`mikit.plot.maps` refuses, a path that is a folder, a time or a resolution that is
+            not positive, or an MP4 without ffmpeg.
 
     Cost:
         About half a second a frame; a megabyte for 30 phases of two networks with six layers.
@@ -96,10 +97,12 @@ def animate_maps(
     targets = _targets(Path(path))
     if not (np.isfinite(seconds) and seconds > 0):
         raise InputError(f"seconds is {seconds}; a phase must be shown for a time above 0.")
+    if dpi <= 0:
+        raise InputError(f"dpi is {dpi}; pixels an inch must be above 0.")
     rows, pair = map_table(flow, quantity, noise, networks, difference)
     chosen = choose_phases(rows.phases, len(rows.phases), phases)
     with figure_style():
-        film = _Film(flow, MapTable(rows, chosen, pair), verdicts)
+        film = _Film(flow, MapTable(rows, chosen, pair), verdicts, dpi)
         frames = [film.frame(place) for place in range(len(chosen))]
     targets[0].parent.mkdir(parents=True, exist_ok=True)
     for target in targets:
@@ -129,7 +132,7 @@ def _targets(path: Path) -> list[Path]:
 class _Film:
     """One figure whose maps are drawn anew for every phase."""
 
-    def __init__(self, flow: Flow, table: MapTable, verdicts: bool) -> None:
+    def __init__(self, flow: Flow, table: MapTable, verdicts: bool, dpi: int = 110) -> None:
         self.table = table
         self.progress = Progress(table.phases)
         names = [*table.networks, *(table.pair[:1] if table.pair else ())]
@@ -137,7 +140,7 @@ class _Film:
         lines = -(-len(names) // across)
         tall = max(len(own) for own in table.layers.values())
         width = max(across * (table.cell * len(table.theirs) + 0.8) + 0.9, 5.2)
-        self.figure = Figure(figsize=(width, lines * (table.cell * tall + 0.95)), dpi=_DPI)
+        self.figure = Figure(figsize=(width, lines * (table.cell * tall + 0.95)), dpi=dpi)
         self.canvas = FigureCanvasAgg(self.figure)
         grid = self.figure.subplots(lines, across, squeeze=False)
         for spare in grid.flat[len(names) :]:

@@ -209,8 +209,8 @@ def divergence(
         share = table.groupby("phase")["last_share"].mean()
         facts = [
             f"Label information of student and final teacher, matched by {matching}",
-            f"The last layer's term is {share.iloc[0]:.0%} of it at phase {order[0]} and {share.iloc[-1]:.0%} at phase "
-            f"{order[-1]}",
+            f"The last layer's term is {100 * share.iloc[0]:.0f} % of it at phase {order[0]} and "
+            f"{100 * share.iloc[-1]:.0f} % at phase {order[-1]}",
             "Shaded: the step in which it falls most, where that is clear",
             f"{len(seeds)}\u00a0seeds, lines are means and bands reach from the smallest to the largest"
             if len(seeds) > 1

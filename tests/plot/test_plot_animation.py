@@ -107,6 +107,7 @@ def test_what_cannot_be_animated_is_refused(small, tmp_path):
     for path, given, said in (
         (tmp_path, {}, "is a folder"),
         (tmp_path / "a.gif", {"seconds": 0}, "seconds is 0"),
+        (tmp_path / "a.gif", {"dpi": 0}, "dpi is 0"),
         (tmp_path / "a.gif", {"phases": [7]}, r"no phase \[7\]"),
         (tmp_path / "a.gif", {"quantity": "accuracy"}, "no layer by layer map"),
     ):

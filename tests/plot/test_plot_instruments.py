@@ -36,6 +36,10 @@ def four():
     }
 
 
+def fill(point):
+    return "none" if point.get_markerfacecolor() == "white" else point.get_fillstyle()
+
+
 def lines(ax, label):
     return [line for line in ax.get_lines() if line.get_label() == label]
 
@@ -44,7 +48,7 @@ def test_markers_say_the_kind_fills_the_verdict_and_bars_the_interval(four):
     fig = plot.estimator_panel(four, truth=1.05)
     (ax,) = fig.axes
     points = [line for line in ax.get_lines() if line.get_label() in ("_trustworthy", "_caution", "_unreliable")]
-    assert [(p.get_marker(), p.get_fillstyle(), p.get_xdata()[0], p.get_ydata()[0]) for p in points] == [
+    assert [(p.get_marker(), fill(p), p.get_xdata()[0], p.get_ydata()[0]) for p in points] == [
         ("o", "full", 1.0, 0),
         (">", "left", 0.8, 1),
         ("<", "none", 1.6, 2),
