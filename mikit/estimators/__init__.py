@@ -10,6 +10,7 @@ from mikit.estimators.contrastive import AnchoredInfoNCE, InfoNCE
 from mikit.estimators.copula_critic import CopulaCritic
 from mikit.estimators.discrete import PlugIn
 from mikit.estimators.distribution import MMD
+from mikit.estimators.donsker_varadhan import DV
 from mikit.estimators.energy import EnergyDistance
 from mikit.estimators.entropic import SinkhornDivergence
 from mikit.estimators.fitting import FitRecord, Training
@@ -21,7 +22,7 @@ from mikit.estimators.label_hsic import LabelHSIC
 from mikit.estimators.labels import LabelInformation
 from mikit.estimators.neighbors import KSG, Ross, WeightedKL
 from mikit.estimators.quadratic import CKA, HSIC, QMI, LabelQMI
-from mikit.estimators.ratios import DV, JSD, NWJ, SMILE
+from mikit.estimators.ratios import JSD, NWJ, SMILE
 from mikit.estimators.reduced import ReducedKSG
 from mikit.estimators.transport import SlicedWasserstein, Wasserstein
 from mikit.estimators.variational import VID

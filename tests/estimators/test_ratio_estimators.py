@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mikit.critics import EmbeddingCritic, Joint
 from mikit.errors import InputError
 from mikit.estimators.contrastive import AnchoredInfoNCE
+from mikit.estimators.donsker_varadhan import DV
 from mikit.estimators.fitting import Training
 from mikit.estimators.learned_critic import CriticEstimator
-from mikit.estimators.ratios import DV, JSD, NWJ, SMILE, CappedEstimator, RatioEstimator
+from mikit.estimators.ratios import JSD, NWJ, SMILE, CappedEstimator, RatioEstimator
 from mikit.functional.scored import anchored_infonce_from_scores
 from mikit.functional.scored_ratios import dv_from_scores, jsd_from_scores, nwj_from_scores, smile_from_scores
 from mikit.measuring import measure
