@@ -6,8 +6,8 @@ Functions of a flow take the :class:`mikit.flow.Flow` that :func:`mikit.trace` r
 whose ``axes`` are its panels, but :func:`animate_maps`, which writes files and gives back their paths. Neither backend
 nor settings of matplotlib are touched. A notebook shows the figures once ``%matplotlib inline`` has run.
 
-Under every figure of a flow stands a strip of verdicts on the rows that are drawn; ``verdicts=False`` leaves it out. Rows
-that do not compare are refused: of several units, kinds, probes, numbers of samples, or readouts of one layer.
+Under every figure of a flow stands a strip of verdicts on the rows that are drawn; ``verdicts=False`` leaves it out.
+Rows that do not compare are refused: of several units, kinds, probes, numbers of samples, or readouts of one layer.
 
 Examples:
     >>> import tempfile

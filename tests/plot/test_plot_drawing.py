@@ -70,11 +70,15 @@ def test_figures_leave_matplotlib_as_it_was(run):
     assert pyplot is None or pyplot.get_fignums() == []
 
 
+def apart(flow):
+    return plot.students(flow, "student + VID", "student alone")
+
+
 @pytest.mark.parametrize("count", [3, 12])
-@pytest.mark.parametrize("draw", [plot.flow, plot.gap, plot.phases, plot.maps])
+@pytest.mark.parametrize("draw", [plot.flow, plot.gap, plot.phases, plot.maps, plot.information_plane, apart])
 def test_no_text_overlaps_or_leaves_the_figure(make_flow, draw, count):
     layers = [f"backbone.stage{1 + i // 4}.{i % 4}.conv{1 + i % 2}" for i in range(count)]
-    fig = draw(make_flow(layers=layers, seeds=(0, 1), phases=(0, 120), noises=(0.3,)))
+    fig = draw(make_flow(layers=layers, seeds=(0, 1), phases=(0, 120), noises=(0.3,), plane=(1.0,)))
     fig.draw_without_rendering()
     width, height = fig.bbox.width, fig.bbox.height
     apart = [t for ax in fig.axes for t in (ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label) if t.get_text()]
