@@ -103,8 +103,6 @@ def main() -> None:
         np.save(given.folder / "teacher-labels.npy", teacher.ids(0) % 10)
         make_store(given.folder / "student", "student", phases, given.rows, 2)
     written = time.perf_counter() - start
-    runs = {"all phases, shares and CKA": traced(given.folder, given, "all")}
-    runs[f"{len(given.labelled.split(','))} phase(s), with labels"] = traced(given.folder, given, given.labelled)
     content: dict[str, Any] = {
         "asked_gigabytes": given.gigabytes,
         "gigabytes": phase * (phases + 1) / 1e9,
@@ -116,13 +114,16 @@ def main() -> None:
         "cores": os.cpu_count(),
         "seconds_to_write": round(written, 1),
         "limit_gib": LIMIT,
-        "runs": {name: cost.figures() for name, cost in runs.items()},
+        "runs": {},
         "versions": library_versions(),
     }
-    print(table(content))
-    if given.out is not None:
-        given.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-        given.out.with_suffix(".md").write_text(table(content))
+    labelled = f"{len(given.labelled.split(','))} phase(s), with labels"
+    for name, asked in (("all phases, shares and CKA", "all"), (labelled, given.labelled)):
+        content["runs"][name] = traced(given.folder, given, asked).figures()
+        print(table(content), flush=True)
+        if given.out is not None:
+            given.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+            given.out.with_suffix(".md").write_text(table(content))
     if not given.keep:
         shutil.rmtree(given.folder)
 
