@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self, final
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from mikit.errors import InputError
 from mikit.estimators.base import Estimator, clustered_standard_error
 from mikit.estimators.fitting import FitRecord, Training
+from mikit.estimators.label_rotation import PROBES, FittedProbe, RotatedInformation, probe_named, rotated_information
 from mikit.functional.nonlinear_probes import (
     HiddenLayerProbe,
     NeighborProbe,
@@ -21,21 +20,13 @@ from mikit.functional.nonlinear_probes import (
     neighbor_frequencies,
     neighbor_labels,
 )
-from mikit.functional.probes import CLIP, Array, LinearProbe, fit_gaussian_probe, fit_logistic_probe, label_entropy
+from mikit.functional.probes import CLIP, Array, label_entropy
 from mikit.functional.refusing import passed_if
 from mikit.measurement import Check
 
 __all__ = ["LabelInformation", "RotatedInformation", "rotated_information"]
 
-_Fitted = LinearProbe | HiddenLayerProbe | NeighborProbe
 
-_PROBES: dict[str, Callable[..., _Fitted]] = {
-    "logistic": fit_logistic_probe,
-    "lda": fit_gaussian_probe,
-    "mlp": fit_mlp_probe,
-    "knn": fit_neighbor_probe,
-}
-_SAME = {"linear": "logistic"}
 _MORE, _MORE_SHARE = 0.05, 0.1
 _FEWEST_TO_LOOK, _MOST_TO_LOOK = 300, 3000
 
@@ -109,7 +100,7 @@ class LabelInformation(Estimator):
 
     def __init__(self, probe: str = "logistic") -> None:
         super().__init__()
-        self.probe = _named(probe)
+        self.probe = probe_named(probe)
         self.differentiable = self.probe != "knn"
         self.hidden_weights: nn.Parameter | None = None
         self.hidden_bias: nn.Parameter | None = None
@@ -126,7 +117,7 @@ class LabelInformation(Estimator):
     ) -> Self:
         """Return an instance whose probe starts from the strongest regularisation on these rows; draws nothing."""
         instance = cls(probe)
-        instance._install(_PROBES[instance.probe](_array(x), _codes(y), _classes(y)), x)
+        instance._install(PROBES[instance.probe](_array(x), _codes(y), _classes(y)), x)
         return instance
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
@@ -157,9 +148,9 @@ class LabelInformation(Estimator):
         if self.probe == "mlp":
             seed = int(torch.randint(2**62, (1,), generator=generator).item())
             most = 3000 if training is None else training.steps
-            fitted: _Fitted = fit_mlp_probe(features, codes, classes, select=chosen, max_steps=most, seed=seed)
+            fitted: FittedProbe = fit_mlp_probe(features, codes, classes, select=chosen, max_steps=most, seed=seed)
         else:
-            fitted = _PROBES[self.probe](features, codes, classes, select=chosen)
+            fitted = PROBES[self.probe](features, codes, classes, select=chosen)
         self._install(fitted, x)
         steps = fitted.iterations
         kept = fitted.best_iteration if isinstance(fitted, HiddenLayerProbe) else steps
@@ -255,7 +246,7 @@ class LabelInformation(Estimator):
             z = nn.functional.gelu(z @ self.hidden_weights + self.hidden_bias)
         return torch.log_softmax(z @ self.weights + self.bias, dim=1)
 
-    def _install(self, fitted: _Fitted, like: Tensor) -> None:
+    def _install(self, fitted: FittedProbe, like: Tensor) -> None:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         parameters: dict[str, Array] = {}
         # float64 whatever the features' dtype: a float32 mean would lose the digits that a large offset leaves.
@@ -292,108 +283,6 @@ class LabelInformation(Estimator):
             if held is not None and name in self._buffers:
                 self.register_buffer(name, held.new_empty(held.shape, device=self.mean.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-@final
-@dataclass(frozen=True)
-class RotatedInformation:
-    """Label information of rows that were each held out once.
-
-    Attributes:
-        pointwise: Held-out ``log q(y | x) - log π(y)`` per reported row, in the order of the rows, in nats.
-        fit_value: Mean over the folds of the value on the rows a probe was fitted to.
-        fits: Number of probes fitted.
-        converged: How many of them met their tolerance.
-    """
-
-    pointwise: Array
-    fit_value: float
-    fits: int
-    converged: int
-
-    @property
-    def value(self) -> float:
-        """The held-out value, pooled over the reported rows."""
-        return float(self.pointwise.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the pooled value, rows counted as independent."""
-        return float(self.pointwise.std(ddof=1) / np.sqrt(self.pointwise.shape[0]))
-
-
-def rotated_information(
-    features: Array,
-    labels: Array,
-    parts: Sequence[Array],
-    *,
-    classes: int,
-    probe: str = "logistic",
-    turns: int | None = None,
-) -> RotatedInformation:
-    """Return label information with each part held out in turn: one part reports, the next selects, the rest fit.
-
-    Formula: the mean over the rows of ``log q(y | x) - log π(y)``, each row under the probe that did not see it.
-
-    Args:
-        features: ``(n, d)``.
-        labels: Class indices ``0 .. classes-1``, ``(n,)``.
-        parts: Row indices of at least 3 parts that cover every row once; rows of one group belong in one part.
-        classes: Number of classes.
-        probe: ``"logistic"``, ``"lda"``, ``"mlp"`` or ``"knn"``, as in :class:`LabelInformation`.
-        turns: Let only the first ``turns`` parts report; all by default.
-
-    Returns:
-        The contribution of every reported row, in nats (V-information), and the value on the fit parts.
-
-    Raises:
-        InputError: If the parts do not cover the rows once, or a class is missing in a fit part.
-
-    Cost:
-        One probe per part.
-
-    Pitfalls:
-        The standard error holds the sampling of rows, not that of the fits; compare layers on the same rows and parts.
-
-    Source:
-        Cross-fitting; no single paper.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> y = rng.integers(0, 2, 1000)
-        >>> x = rng.standard_normal((1000, 2)) + 2.0 * y[:, None]
-        >>> found = rotated_information(x, y, np.array_split(rng.permutation(1000), 5), classes=2)
-        >>> 0.4 < found.value < label_entropy(y), found.converged
-        (True, 5)
-    """
-    probe = _named(probe)
-    n = features.shape[0]
-    if len(parts) < 3:
-        raise InputError(f"{len(parts)} parts are too few: at least 3 are needed, to fit, to select and to report.")
-    if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(n)):
-        raise InputError(f"The parts must hold each of the {n} rows exactly once.")
-    turns = len(parts) if turns is None else turns
-    if not 1 <= turns <= len(parts):
-        raise InputError(f"turns is {turns}; it must lie between 1 and the number of parts, {len(parts)}.")
-    contributions = np.empty(n)
-    fit_values, converged = [], 0
-    for turn, report in enumerate(parts[:turns]):
-        after = (turn + 1) % len(parts)
-        fit = np.concatenate([part for index, part in enumerate(parts) if index not in (turn, after)])
-        fitted = _PROBES[probe](
-            features[fit], labels[fit], classes, select=(features[parts[after]], labels[parts[after]])
-        )
-        contributions[report] = fitted.information(features[report], labels[report])
-        fit_values.append(float(fitted.information(features[fit], labels[fit]).mean()))
-        converged += fitted.converged
-    reported = np.sort(np.concatenate(parts[:turns]))
-    return RotatedInformation(contributions[reported], sum(fit_values) / turns, turns, converged)
-
-
-def _named(probe: str) -> str:
-    if probe not in _PROBES and probe not in _SAME:
-        raise InputError(f'probe is "{probe}"; use one of {", ".join(_PROBES)}.')
-    return _SAME.get(probe, probe)
 
 
 def _array(x: Tensor) -> Array:
