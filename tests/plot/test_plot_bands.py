@@ -40,19 +40,20 @@ def counted(fig):
 
 
 def test_cells_are_as_wide_as_their_counts():
-    table = pd.DataFrame({"phase": [0] * 4 + [8] * 2, "verdict": [*WORDS, "trustworthy", "trustworthy"]})
+    first = [*WORDS, "trustworthy", "trustworthy"]
+    table = pd.DataFrame({"phase": [0] * 6 + [8] * 2, "verdict": [*first, "trustworthy", "trustworthy"]})
     strip = verdict_strip(table, "phase", [0, 8])
-    assert strip.counts == (dict.fromkeys(WORDS, 1), {"trustworthy": 2})
-    assert strip.totals == {"trustworthy": 3, "caution": 1, "unreliable": 1, "skipped": 1}
+    assert strip.counts == ({"trustworthy": 3, "caution": 1, "unreliable": 1, "skipped": 1}, {"trustworthy": 2})
+    assert strip.totals == {"trustworthy": 5, "caution": 1, "unreliable": 1, "skipped": 1}
     fig = Figure(figsize=(5, 2))
     strip.draw(fig, 0.1, 0.1, 4.0)
     boxes = drawn(fig)
     assert [box.get_gid() for box in boxes] == [*(f"verdict {word}" for word in WORDS), "verdict trustworthy"]
-    widths = [box.get_width() for box in boxes]
-    np.testing.assert_allclose(widths[:4], widths[4] / 4)
+    widths = np.array([box.get_width() for box in boxes])
+    np.testing.assert_allclose(widths / widths[4], [3 / 6, 1 / 6, 1 / 6, 1 / 6, 1.0])
     assert boxes[4].get_x() > boxes[3].get_x() + boxes[3].get_width()
     unknown = verdict_strip(table.assign(verdict="odd"), "phase", [0, 8])
-    assert unknown.totals == {"unreliable": 6}
+    assert unknown.totals == {"unreliable": 8}
 
 
 def test_verdicts_differ_in_grey_and_by_hatch():
