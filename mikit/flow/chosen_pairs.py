@@ -137,7 +137,7 @@ def screened_out(
         if other and other not in kept:
             found[task] = (
                 f"not measured: by the recovered share at noise {level:g} this layer goes with "
-                f'{" or ".join(map(repr, kept))}, and only that was read; trace with pairs="all" to read every pair'
+                f'{" or ".join(map(repr, kept))}, and only that is read; trace with pairs="all" to read every pair'
             )
     return found
 

@@ -156,7 +156,8 @@ class Flow:
 
     def __str__(self) -> str:
         counts = self.frame["quantity"].value_counts()
-        found = ", ".join(f"{counts[name]} {name}" for name in QUANTITIES if name in counts)
+        names = [*(name for name in QUANTITIES if name in counts), *sorted(set(counts.index) - set(QUANTITIES))]
+        found = ", ".join(f"{counts[name]} {name}" for name in names)
         networks = self.frame[["network", "seed"]].drop_duplicates().shape[0]
         verdicts = self.frame["verdict"].value_counts()
         judged = ", ".join(f"{verdicts[name]} {name}" for name in _VERDICTS if name in verdicts)

@@ -152,7 +152,8 @@ def progress_bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
         return
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console) as bar:
+    # One measurement can take minutes: the pace is that of the last hour, not of the last half minute.
+    with Progress(*columns, console=console, speed_estimate_period=3600) as bar:
         task = bar.add_task("Tracing", total=total)
         yield lambda done: bar.update(task, advance=1, description=done)
 

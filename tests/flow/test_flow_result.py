@@ -119,7 +119,17 @@ def test_label_verdicts(value, fit_value, null, n, width, first, verdict, said) 
 
 
 def _recovery(low: float, high: float, error: float = 0.001) -> Recovery:
-    return Recovery(0.3, 0.03, 10 * low, 10 * high, 10 * low, 10.0, error, 5)
+    return Recovery(
+        noise=0.3,
+        student_noise=0.03,
+        information=5 * (low + high),
+        held_out=10 * low,
+        in_sample=10 * high,
+        corrected=10 * low,
+        ceiling=10.0,
+        standard_error=error,
+        folds=5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +142,7 @@ def _recovery(low: float, high: float, error: float = 0.001) -> Recovery:
         (_recovery(-0.05, -0.04), None, "unreliable", "outside 0 to 1"),
         (_recovery(0.49, 0.51), _recovery(0.03, 0.05), "caution", "not near 0"),
         (_recovery(0.49, 0.51), _recovery(0.38, 0.4), "unreliable", "same size"),
-        (Recovery(0.3, 0.03, 0.0, 0.0, 0.0, 0.0, 0.0, 5), None, "unreliable", "never varies"),
+        (Recovery(0.3, 0.03, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 5), None, "unreliable", "never varies"),
     ],
 )
 def test_share_verdicts(found, null, verdict, said) -> None:

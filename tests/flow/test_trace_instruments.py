@@ -47,6 +47,7 @@ def test_chosen_pairs_get_rows_of_the_instruments_own_unit(stores, tmp_path) -> 
     # Laws are compared where they lie: the second layers differ by 1 in their means, which centring would hide.
     apart = own[(own["quantity"] == "sliced_wasserstein") & (own["layer"] == "b")]
     assert (apart["value"] > 0.5).all()
+    assert "4 gaussian, 4 sliced_wasserstein  ·" in str(flow)
     assert (own["verdict"].eq("trustworthy") == own["reasons"].eq("")).all()
     again = trace(*stores, noise=0.3, pairs_with=[GaussianMI(), SlicedWasserstein()], out=tmp_path / "run")
     pd.testing.assert_frame_equal(again.frame, flow.frame, check_exact=True)

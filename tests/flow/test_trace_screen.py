@@ -80,7 +80,9 @@ def test_the_screen_reads_the_same_depth_and_the_largest_share_and_marks_the_oth
     skipped = rows[rows["value"].isna()]
     assert skipped["verdict"].eq("skipped").all()
     wide = skipped[(skipped["layer"] == "wide") & (skipped["teacher_layer"] == "middle")]
-    assert wide["reasons"].str.contains("at noise 0.3 this layer goes with 'early' or 'late', and only that").all()
+    assert (
+        wide["reasons"].str.contains("at noise 0.3 this layer goes with 'early' or 'late', and only that is read").all()
+    )
     every = trace(*stores, **given, pairs="all", phases=[4]).frame
     whole = every[every["quantity"] == "gaussian"]
     assert whole["value"].notna().all()
