@@ -74,10 +74,11 @@ def _run(
     curves: pd.DataFrame, changes: pd.DataFrame, networks: list[str], phases: list[int], network: str, seed: int
 ) -> dict[str, Any]:
     told: list[dict[str, Any]] = []
+    changes = changes[changes["network"].eq(network) & changes["seed"].eq(seed)]
     for (_, layer, other), own in curves.groupby(["layer_index", "layer", "teacher_layer"]):
         ordered = own.sort_values("phase")
         at = [phases.index(int(phase)) for phase in ordered["phase"]]
-        mine = changes[changes["network"].eq(network) & changes["seed"].eq(seed) & changes["layer"].eq(str(layer))]
+        mine = changes[changes["layer"].eq(str(layer))]
         recorded = ordered["phase"].tolist()
         told.append(
             {
@@ -146,7 +147,8 @@ def paths_read(flow: Flow, networks: list[str], phases: list[int]) -> dict[str, 
 
 
 def _pair(only: Flow, quantity: str, first: str, second: str, networks: list[str], phases: list[int]) -> dict[str, Any]:
-    found = compare_paths(only, first, second, quantity=quantity)
+    both = only.frame[only.frame["network"].isin([first, second])]
+    found = compare_paths(type(only)(both, only.settings), first, second, quantity=quantity)
     parted = {row["layer"]: row for row in found.partings.to_dict("records")}
     layers: list[dict[str, Any]] = []
     for (_, layer), own in found.differences.groupby(["layer_index", "layer"]):

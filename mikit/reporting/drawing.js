@@ -70,8 +70,16 @@ function curve(traces, x, values, look) {
 const plain = (x, y, color, dash, width, axes, name, legend) => ({ type: "scatter", mode: "lines", x, y, ...axes, name,
   showlegend: legend, line: { color, dash, width }, hoverinfo: "skip", connectgaps: true });
 
+// Every phase that fits under a panel, and always the last.
+function phaseTicks(data, wide) {
+  const last = data.phases.length - 1, own = 8 + 6.5 * Math.max(...data.phases.map((phase) => String(phase).length));
+  const every = Math.ceil((last + 1) / Math.max(2, Math.floor(wide / own)));
+  return data.phases.map((_, i) => i).filter((i) => (last - i) % every === 0);
+}
+
 // Colours of the maps, dark to light, and what is legible on them.
 const STOPS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const FIFTHS = [0, 0.2, 0.4, 0.6, 0.8];
 const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 function blend(stops, share) {
   const place = Math.min(1, Math.max(0, share)) * (stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2), high = channels(stops[low + 1]);
@@ -204,8 +212,7 @@ function alongPhases(data, chart, level, parts, state, width, ink) {
   const legend = legendHeight(keys, width), top = legend + (count > 1 ? 22 : 0);
   const layout = blank(ink, plan.total + top + 52, top);
   layout.margin.b = 52;
-  const step = Math.ceil(phases.length / Math.max(3, Math.floor(plan.wide / 34)));
-  const ticks = phases.filter((phase) => phase % step === 0);
+  const ticks = phaseTicks(data, plan.wide);
   for (const [n, spot] of plan.places.entries()) {
     const lowest = n + plan.columns >= count;
     layout[`xaxis${suffix(n)}`] = axisOf(ink, spot.x, { anchor: `y${suffix(n)}`, range: [-0.4, phases.length - 0.6], tickvals: ticks,

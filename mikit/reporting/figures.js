@@ -8,6 +8,7 @@ function tell(table, caption, content) {
   const fill = (cell, lines) => {
     for (const line of [lines].flat()) {
       const row = make("div", typeof line === "string" ? line : line.text);
+      if (row.textContent.length > 48) cell.className = "long";
       if (typeof line !== "string") row.append(" ", make("span", line.mark, `mark ${line.mark.replace(/\W/g, "-")}`));
       cell.append(row);
     }
@@ -16,8 +17,9 @@ function tell(table, caption, content) {
   const head = make("tr"), body = make("tbody");
   content.head.forEach((name) => { const cell = make("th", name); cell.scope = "col"; head.append(cell); });
   for (const [first, ...rest] of content.rows) {
-    const row = make("tr"), name = make("th", first);
+    const row = make("tr"), name = make("th");
     name.scope = "row";
+    name.append(make("div", first));
     row.append(name, ...rest.map((lines) => fill(make("td"), lines)));
     body.append(row);
   }

@@ -20,7 +20,7 @@ function layerMaps(data, chart, level, parts, state, width, ink) {
   const stops = base === undefined ? STOPS : [ink.network("#b2182b"), ink.paper, ink.network("#2166ac")];
   const share = (number) => (base === undefined ? number / limit : (number / limit + 1) / 2);
   layout.coloraxis = { colorscale: stops.map((color, i) => [i / (stops.length - 1), color]), cmin: base === undefined ? 0 : -limit, cmax: limit, colorbar: { thickness: 12, len: Math.min(1, 220 / plan.total),
-    lenmode: "fraction", y: 1, yanchor: "top", x: 1.01, outlinewidth: 0, tickfont: { size: TICK },
+    lenmode: "fraction", y: 1, yanchor: "top", x: 1.01, outlinewidth: 0, tickfont: { size: TICK }, tickvals: base === undefined ? FIFTHS : undefined,
     title: { text: base === undefined ? `${chart.axis.split(" ").map(inert).join("<br>")}<br>\u00a0` : "difference<br>\u00a0", font: { size: 11 } } } };
   const traces = [], texts = [], cells = [];
   const print = plan.wide / across >= 25;

@@ -23,7 +23,7 @@ function readMatch(data, read, choice, state, width, ink) {
     const words = rows.map((i) => columns.map((j) => matchSaid(name, student, data, panel, i, j)));
     traces.push({ type: "heatmap", z: panel.values, x: columns, y: rows, xaxis: `x${suffix(n)}`, yaxis: `y${suffix(n)}`, colorscale: STOPS.map((color, i) => [i / (STOPS.length - 1), color]),
       zmin: 0, zmax: most, xgap: 1, ygap: 1, hovertext: words.map((row) => row.map(hover)), hoverinfo: "text", hoverongaps: true, showscale: !scaled && !nats,
-      colorbar: { thickness: 12, len: Math.min(1, 220 / plan.total), lenmode: "fraction", y: 1, yanchor: "top", x: 1.01, outlinewidth: 0, tickfont: { size: TICK }, title: { text: "share<br>or CKA<br>\u00a0", font: { size: 11 } } } });
+      colorbar: { thickness: 12, len: Math.min(1, 220 / plan.total), lenmode: "fraction", y: 1, yanchor: "top", x: 1.01, outlinewidth: 0, tickvals: FIFTHS, tickfont: { size: TICK }, title: { text: "share<br>or CKA<br>\u00a0", font: { size: 11 } } } });
     scaled ||= !nats;
     if (print) texts.push(numbersOn(n, rows, columns, (i, j) => (panel.values[i][j] === null ? "" : `${panel.tied[i][j] ? "≈" : ""}${two(panel.values[i][j])}`),
       (i, j) => legible(blend(STOPS, panel.values[i][j] / most))));

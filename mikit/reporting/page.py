@@ -166,7 +166,9 @@ def _title(flow: Flow) -> str:
     students = [str(n) for n in frame.loc[frame["role"].eq("student"), "network"].unique()]
     teachers = [str(n) for n in frame.loc[frame["role"].eq("teacher"), "network"].unique()]
     teacher = teachers[0] if teachers else str(flow.settings.get("teacher") or "the teacher")
-    return f"Information flow from {teacher} to {listed(students, 4)}"
+    if len(students) > 4:
+        return f"Information flow from {teacher} to {len(students)} students"
+    return f"Information flow from {teacher} to {listed(students)}"
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, Any] | None:

@@ -25,8 +25,7 @@ function phasePanels(data, titles, width, ink, keys, axis) {
   const top = legendHeight(keys, width) + (count > 1 ? 22 : 0), layout = blank(ink, plan.total + top + 56, top);
   layout.margin.b = 56;
   layout.margin.l = axis.left ?? 58;
-  const phases = data.phases.map((_, i) => i), every = Math.ceil(phases.length / Math.max(3, Math.floor(plan.wide / 34)));
-  const ticks = phases.filter((phase) => phase % every === 0);
+  const phases = data.phases.map((_, i) => i), ticks = phaseTicks(data, plan.wide);
   plan.places.forEach((spot, n) => {
     layout[`xaxis${suffix(n)}`] = axisOf(ink, spot.x, { anchor: `y${suffix(n)}`, range: [-0.5, phases.length - 0.5], tickvals: ticks, tickangle: 0,
       ticktext: ticks.map((phase) => String(data.phases[phase])), showgrid: false,

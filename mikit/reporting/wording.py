@@ -121,7 +121,8 @@ def _share_findings(rows: Rows) -> list[str]:
     said += _contrasts(ends)
     null = rows.students["null"].dropna()
     if not null.empty:
-        said.append(f"With the rows permuted the recovered share is {null.mean():.3f} on average: the null.")
+        average = round(float(null.mean()), 3) + 0.0  # Never "-0.000".
+        said.append(f"With the rows permuted the recovered share is {average:.3f} on average: the null.")
     return said
 
 
