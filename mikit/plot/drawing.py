@@ -236,7 +236,7 @@ def caption_facts(flow: Flow, rows: Rows, *, band: bool = True) -> list[str]:
     counts = sorted({int(n) for n in table["n"].dropna() if n > 0})
     facts = []
     if rows.quantity == "accuracy":
-        facts.append("accuracy as noted when the activations were captured")
+        facts.append("accuracy as noted when the activations were captured, which nothing here checks")
     else:
         facts.append(f"readout {readouts or 'not recorded'}")
         facts.append("no noise added" if rows.noise is None else f"teacher noise σ = {rows.noise:g}")
