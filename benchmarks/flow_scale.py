@@ -151,11 +151,13 @@ def table(content: dict[str, Any], cost: Watched) -> str:
     whole = PHASES / content["phases"]
     minutes, idle = whole * cost.wall_seconds / 60, whole * cost.cpu_seconds / content["jobs"] / 60
     told = "" if whole == 1 else f", {content['phases']} phases times {whole:.3g}"
+    load = content["load"][1]
     header = ("", "measured", "bar", "")
     rows = [
         (f"processor time / workers, the estimate for an idle machine{told}", f"{idle:.1f} min", f"{MINUTES:g} min",
          "held" if idle <= MINUTES else "**missed**"),
-        (f"wall time, beside other work{told}", f"{minutes:.1f} min", f"{MINUTES:g} min",
+        (f"wall time{told}", f"{minutes:.1f} min", f"{MINUTES:g} min",
+         f"not judged: the load was {load:g}" if load > content["cores"] else
          "held" if minutes <= MINUTES else "**missed**"),
         ("processor time", f"{cost.cpu_seconds:,.0f} s", "", ""),
         ("peak resident memory of all processes", f"{cost.peak_resident_gib:.2f} GiB", f"{GIB:g} GiB",
@@ -163,7 +165,6 @@ def table(content: dict[str, Any], cost: Watched) -> str:
     ]  # fmt: skip
     versions = ", ".join(f"{library} {version}" for library, version in content["versions"].items())
     again = " This run went on from records of an earlier one." if content["resumed"] else ""
-    load = content["load"][1]
     return (
         f"{markdown_table(header, rows)}\n\n`mikit trace` on {content['jobs']} workers"
         f"{' (processes)' if content['processes'] else ''}, {content['probe']} probe: {content['pairs']:,} pairs of "
