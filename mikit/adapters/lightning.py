@@ -73,20 +73,22 @@ class DistillationModuleMixin:
         loss: Tensor = task + added
         parts = {"train/loss": loss.detach(), "train/task": task.detach()}
         parts |= {f"distillation/{name}": term for name, term in terms.items()}
-        log_dict: Any = self.log_dict  # type: ignore[attr-defined]
-        log_dict(parts, batch_size=labels.shape[0])
+        module: Any = self  # which Lightning's own class makes complete
+        module.log_dict(parts, batch_size=labels.shape[0])
         return loss
 
     def on_train_start(self) -> None:
         """Check that the optimisers hold every parameter of student and losses."""
-        optimizers: Any = self.optimizers()  # type: ignore[attr-defined]
+        module: Any = self
+        optimizers = module.optimizers()
         held = optimizers if isinstance(optimizers, list) else [optimizers]
         if len(held) == 1:
             check_optimizer(held[0], self._pairs())
 
     def on_train_epoch_start(self) -> None:
         """Set the factors of schedules to those of the epoch."""
-        self._pairs().set_epoch(int(self.current_epoch))  # type: ignore[attr-defined]
+        module: Any = self
+        self._pairs().set_epoch(int(module.current_epoch))
 
     def _pairs(self) -> LayerPairs:
         pairs = getattr(self, "pairs", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -236,7 +237,7 @@ def _load_state(pairs: LayerPairs, file: Path) -> None:
 
 def _require_transformers() -> None:
     try:
-        import transformers  # noqa: F401
+        importlib.import_module("transformers")
     except ImportError as cause:
         raise InputError(
             "mikit.adapters.transformers needs transformers and accelerate, which are not installed. Run: pip install "

@@ -105,7 +105,7 @@ def chunked_backward(
         raise InputError("The loss must return a 0-dim tensor with a gradient to what the network gives.")
     device = whole[0].device.type
     with torch.autocast(device, enabled=False):
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
     gradients = [one.grad for one in whole]
     if all(one is None for one in gradients):
         raise InputError("The loss has no gradient to what the network gives. Compute it from the argument it gets.")

@@ -161,7 +161,7 @@ def gathered_rows(rows: _Nest) -> _Nest:
     return gathered
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
 def _gathered(held: Sequence[Tensor]) -> list[Tensor]:
     """Return the rows of all ranks for each of these tensors."""
     for rows in held:
@@ -170,7 +170,8 @@ def _gathered(held: Sequence[Tensor]) -> list[Tensor]:
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return list(held)
     sizes = _sizes(held)
-    return [_GatheredRows.apply(rows, counts) for rows, counts in zip(held, sizes, strict=True)]  # type: ignore[no-untyped-call]
+    gathered: Any = _GatheredRows.apply
+    return [gathered(rows, counts) for rows, counts in zip(held, sizes, strict=True)]
 
 
 def _sizes(held: Sequence[Tensor]) -> list[list[int]]:

@@ -399,7 +399,7 @@ class KD2M(Estimator):
             value = self._one_law(student, teacher, given, keep=training and self.training).compared(compare)
         return value / self.teacher_scale.standard
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
     def _over_classes(
         self, compare: Callable[..., Tensor], student: Tensor, teacher: Tensor, given: GivenLabels, training: bool
     ) -> Tensor:

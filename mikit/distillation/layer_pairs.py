@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, Self, final
 
@@ -227,10 +227,11 @@ class LayerPairs(nn.Module):
             self.eval()
             _, own, told = self._activations(inputs)
             found = {}
-            for index, (name, loss) in enumerate(zip(self.names, self.losses, strict=True)):
+            losses: Iterable[Any] = self.losses  # those that say nats can be read
+            for index, (name, loss) in enumerate(zip(self.names, losses, strict=True)):
                 kind, unit = getattr(loss, "kind", ""), getattr(loss, "unit", "")
                 if unit == "nats" and kind in ("lower bound", "upper bound", "estimate"):
-                    found[name] = loss.estimate(own[index], told[index])  # type: ignore[operator]
+                    found[name] = loss.estimate(own[index], told[index])
             return found
 
     def gradient_ratios(
@@ -303,8 +304,8 @@ class LayerPairs(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move the teacher along with everything else."""
-        self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         return self
 
 

@@ -199,15 +199,17 @@ class MIMKD(nn.Module):
             name: (one.shape[1], told.maps[name].shape[1] if name in told.maps else None)
             for name, one in own.maps.items()
         }
-        both = own.vector is not None and told.vector is not None
-        if (own.vector is None) != (told.vector is None):
+        vectors = None
+        if own.vector is not None and told.vector is not None:
+            vectors = own.vector.shape[1], told.vector.shape[1]
+        elif (own.vector is None) != (told.vector is None):
             raise InputError(
                 f"The {'teacher' if told.vector is None else 'student'} has no vector (n, d), and the other network "
                 "has one. Pass one for each, such as pooled features, or none."
             )
         with seeded(generator):
             loss = cls(
-                (own.vector.shape[1], told.vector.shape[1]) if both else None,  # type: ignore[union-attr]
+                vectors,
                 channels,
                 local=local,
                 global_weight=global_weight,

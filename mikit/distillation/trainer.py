@@ -211,7 +211,7 @@ class _Run:
         if held_out is not None:
             _require_labelled(*held_out, "held-out images")
         if plan.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch names no such form
         self.network, self.teacher, self.terms = network, teacher, dict(terms)
         self.images, self.labels, self.plan = images, labels, plan
         self.views, self.held_out = views, held_out

@@ -6,6 +6,7 @@ ratio is read. Flows come from zuko, which is imported only here and only when a
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from functools import partial
@@ -349,7 +350,7 @@ def _zuko_parts() -> tuple[Any, Any]:
     shared = torch.distributions.Distribution
     kept = {name: vars(shared)[name] for name in ("_validate_args", "arg_constraints")}
     try:
-        import zuko  # noqa: F401
+        importlib.import_module("zuko")
     finally:
         for name, value in kept.items():
             setattr(shared, name, value)

@@ -257,7 +257,7 @@ class VID(Estimator):
         )
 
     @property
-    def recommended_weight(self) -> float:  # type: ignore[override]
+    def recommended_weight(self) -> float:  # type: ignore[override]  # a constant elsewhere
         """10 for the mean over elements: the least weight that showed most of the gain on small images. Else 1."""
         return 10.0 if self.reduction == "mean" and self.compat is None else 1.0
 

@@ -103,14 +103,15 @@ def closed_form(
 
     @functools.wraps(compute)
     def function(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> Tensor:
-        tensors = arguments[:count]
-        wants = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]  # type: ignore[attr-defined]
+        tensors: tuple[Any, ...] = arguments[:count]
+        wants = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
         if torch.compiler.is_compiling():
             value: Tensor = operator(wants, *arguments, **options)[0]
             return value
         # Outside the compiler the operator would only cost time: some fifty microseconds, as much as a small batch.
         called = functools.partial(evaluate, wants)
-        value = _Closed.apply(called, options, name, wants, *arguments)[0]  # type: ignore[no-untyped-call]
+        apply: Any = _Closed.apply
+        value = apply(called, options, name, wants, *arguments)[0]
         return value
 
     return function
@@ -144,12 +145,13 @@ class _Closed(torch.autograd.Function):
         gradients, tensors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         found = [gradient * incoming if want else None for gradient, want in zip(gradients, ctx.wants, strict=True)]
         if torch.is_grad_enabled():  # a graph of the gradient was asked for, which leads through the tensors
-            found = [None if one is None else _Final.apply(ctx.name, one, *tensors) for one in found]  # type: ignore[no-untyped-call]
+            apply: Any = _Final.apply
+            found = [None if one is None else apply(ctx.name, one, *tensors) for one in found]
         return None, None, None, None, *found, *(None,) * ctx.unneeded
 
 
 # Torch asks for it in every call, and to work it out takes longer than many a formula of a small batch.
-_Closed.forward.__signature__ = inspect.signature(_Closed.forward)  # type: ignore[attr-defined]
+_Closed.forward.__signature__ = inspect.signature(_Closed.forward)  # type: ignore[attr-defined]  # on no function
 
 
 @final

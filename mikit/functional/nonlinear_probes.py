@@ -216,7 +216,7 @@ def fit_mlp_probe(
             batch, order = order[:_BATCH], order[_BATCH:]
             optimiser.zero_grad()
             loss = cross_entropy(_logits(rows[batch], *layers), targets[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
             optimiser.step()
             taken += 1
             if held_out is None or (taken % between and taken < limit):

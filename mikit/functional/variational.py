@@ -66,7 +66,7 @@ def residual_variance(mean: Tensor, target: Tensor) -> Tensor:
         difference = _at_least_float32(mean) - _at_least_float32(target)
         if torch.compiler.is_compiling():  # The compiler fuses the passes by itself.
             return difference.square().mean(dim=[0, *range(2, target.ndim)])
-        moments: Tensor = _MeanSquares.apply(difference)  # type: ignore[no-untyped-call]
+        moments: Tensor = _MeanSquares.apply(difference)  # type: ignore[no-untyped-call]  # torch gives it no types
         return moments
 
 
