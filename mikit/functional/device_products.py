@@ -31,7 +31,7 @@ def device_cross_products(first: Tensor, second: Tensor, parts: Sequence[Array |
     Example:
         >>> rows = torch.arange(8.0, dtype=torch.float64).reshape(4, 2)
         >>> device_cross_products(rows, rows[:, :1], [slice(0, 2), slice(2, 4)]).tolist()
-        [[[4.0], [6.0]], [[52.0], [58.0]]]
+        [[[4.0], [6.0]], [[52.0], [62.0]]]
     """
     products = [first[part].T @ second[part] for part in parts]
     return np.asarray(torch.stack(products).cpu().numpy())
