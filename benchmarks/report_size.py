@@ -4,6 +4,7 @@
 
 needs Playwright and Chromium (``CHROMIUM`` names another path). Opening is the time from navigation to the frame after
 the first paint with the figures in view, as the page itself notes it; the fastest and the median of ``--times`` loads.
+Beside it stands the time for which the page's main thread ran until then, which other work on a machine hardly touches.
 """
 
 from __future__ import annotations
@@ -86,12 +87,12 @@ def make_flow(seed: int = 0) -> Flow:
     return Flow(frame_of(rows), {"label_entropy": math.log(10), "teacher": "teacher", "student_noise": 0.03})
 
 
-def opened(page_file: Path, times: int) -> tuple[list[float], list[float], str]:
-    """Seconds until the page is ready, seconds that one step of the slider takes, and the browser."""
+def opened(page_file: Path, times: int) -> tuple[list[float], list[float], list[float], str]:
+    """Seconds until the page is ready, those its main thread ran, those of one step of the slider, and the browser."""
     from playwright.sync_api import sync_playwright
 
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-    ready, steps = [], []
+    ready, busy, steps = [], [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--headless", "--no-sandbox", "--disable-gpu"]
@@ -99,16 +100,20 @@ def opened(page_file: Path, times: int) -> tuple[list[float], list[float], str]:
         for _ in range(times):
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.set_default_timeout(300_000)
+            watch = page.context.new_cdp_session(page)
+            watch.send("Performance.enable", {"timeDomain": "threadTicks"})
             page.goto(page_file.as_uri(), wait_until="commit")
             page.wait_for_selector("html[data-ready]", state="attached")
             ready.append(float(page.evaluate("document.documentElement.dataset.ready")) / 1000)
+            told = {one["name"]: one["value"] for one in watch.send("Performance.getMetrics")["metrics"]}
+            busy.append(float(told["TaskDuration"]))
             page.locator("#figure-maps").scroll_into_view_if_needed()
             page.wait_for_selector("#figure-maps[data-phase]")
             steps.append(float(page.evaluate(STEP)) / 1000)
             page.close()
         said = f"Chromium {browser.version}"
         browser.close()
-    return ready, steps, said
+    return ready, busy, steps, said
 
 
 def main() -> None:
@@ -131,11 +136,11 @@ def main() -> None:
         path = mikit.report(flow, Path(folder) / "report")
         wrote = time.perf_counter() - start
         size = path.stat().st_size
-        ready, steps, browser = opened(path, given.times)
+        ready, busy, steps, browser = opened(path, given.times)
     result = {
         "rows": len(flow.frame), "phases": PHASES, "pairs": LAYERS**2, "networks": len(NETWORKS), "seeds": SEEDS,
         "noises": len(NOISES),
-        "bytes": size, "write_s": wrote, "ready_s": ready, "step_s": steps, "browser": browser,
+        "bytes": size, "write_s": wrote, "ready_s": ready, "main_thread_s": busy, "step_s": steps, "browser": browser,
         "machine": platform.machine(),
         "processors": os.cpu_count(), "load": os.getloadavg()[0], "priority": given.priority,
     }  # fmt: skip
@@ -149,6 +154,7 @@ def main() -> None:
         f"| size | {size / 1e6:.1f} MB | {MOST_BYTES / 1e6:.0f} MB |",
         f"| opens, fastest of {given.times} | {min(ready):.2f} s | {MOST_SECONDS:.0f} s |",
         f"| opens, median | {statistics.median(ready):.2f} s | {MOST_SECONDS:.0f} s |",
+        f"| its main thread until then, median | {statistics.median(busy):.2f} s | |",
         f"| one step of the phase, median | {statistics.median(steps):.2f} s | |",
         f"| written in | {wrote:.1f} s | |",
         "",
