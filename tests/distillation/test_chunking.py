@@ -90,7 +90,7 @@ def test_gradients_are_added_and_unused_outputs_left_alone() -> None:
         chunked_backward(student, inputs, lambda out: mikit.PKT()(out["pool"], teacher), rows=100)
     assert student.head.weight.grad is None
     wanted = torch.autograd.grad(mikit.PKT()(student(inputs)["pool"], teacher), student.body[0].weight)[0]
-    assert torch.allclose(student.body[0].weight.grad, 2 * wanted, atol=1e-12)  # type: ignore[arg-type]
+    assert torch.allclose(student.body[0].weight.grad, 2 * wanted, atol=1e-12)
 
 
 def test_autocast_reaches_both_passes() -> None:
@@ -117,8 +117,8 @@ def test_batch_normalisation_is_told_of_and_counted_once() -> None:
     with pytest.warns(UserWarning, match="batch normalisation in training mode"):
         chunked_backward(network, inputs, lambda out: mikit.PKT()(out, teacher), rows=6)
     mikit.PKT()(torch.cat([other(part) for part in inputs.split(6)]), teacher).backward()
-    assert torch.allclose(network.layer.weight.grad, other.layer.weight.grad, atol=1e-12)  # type: ignore[arg-type]
-    assert torch.equal(network.norm.running_mean, other.norm.running_mean)  # type: ignore[arg-type]
+    assert torch.allclose(network.layer.weight.grad, other.layer.weight.grad, atol=1e-12)
+    assert torch.equal(network.norm.running_mean, other.norm.running_mean)
     assert network.norm.num_batches_tracked == 2
     network.norm.eval()
     chunked_backward(network, inputs, lambda out: mikit.PKT()(out, teacher), rows=6)  # a warning would be an error

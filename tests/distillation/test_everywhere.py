@@ -46,7 +46,7 @@ def value_of(case: Case, loss: nn.Module, batch: Batch, *, autocast: bool = Fals
     value.backward()
     gradients = [one.grad for one in [*tensors_in(batch.student, "student"), *loss.parameters()]]
     assert all(one is not None and bool(one.isfinite().all()) for one in gradients)
-    assert any(bool((one.grad != 0).any()) for one in tensors_in(batch.student, "student"))  # type: ignore[union-attr]
+    assert any(bool((one.grad != 0).any()) for one in tensors_in(batch.student, "student"))
     return float(value.detach())
 
 
@@ -69,7 +69,7 @@ def test_half_precision_far_from_the_origin(name: str) -> None:
 def test_ten_steps_move_every_parameter_and_the_state_holds_them(name: str) -> None:
     case = LOSSES[name]
     loss = case.built(features(case.form, SHAPES, 1))
-    groups = loss.param_groups()  # type: ignore[operator]
+    groups = loss.param_groups()
     start = copy.deepcopy(loss.state_dict())
     if groups:
         optimizer = torch.optim.SGD(groups, lr=0.05)
@@ -166,7 +166,7 @@ def test_missing_labels_are_told(name: str) -> None:
     case = LOSSES[name]
     loss = case.built(features(case.form, SHAPES, 1))
     with pytest.raises(mikit.InputError, match=r"(?i)labels=|class indices"):
-        case.called(loss, features(case.form, SHAPES, 1)._replace(labels=None))  # type: ignore[arg-type]
+        case.called(loss, features(case.form, SHAPES, 1)._replace(labels=None))
 
 
 def test_every_public_loss_is_in_the_table() -> None:

@@ -212,7 +212,7 @@ class TestScale:
         spreads = [(rows - rows.mean(0)).square().sum(1).mean().item() for rows in (mapped, y)]
         assert spreads[0] == pytest.approx(spreads[1], rel=1e-4)
         again = mikit.KD2M.between(x, y, metric="energy", generator=seeded(1))
-        assert torch.equal(again.projection.linear.weight, kd.projection.linear.weight)  # type: ignore[union-attr]
+        assert torch.equal(again.projection.linear.weight, kd.projection.linear.weight)
         optimizer = torch.optim.Adam(kd.param_groups(), lr=0.05)
         mikit.check_optimizer(optimizer, kd)
         before = kd.estimate(x, y).item()
@@ -351,7 +351,7 @@ class TestLabels:
             ({"metric": "nothing"}, "There is no estimator"),
         ):
             with pytest.raises(InputError, match=said):
-                mikit.KD2M(**settings)  # type: ignore[arg-type]
+                mikit.KD2M(**settings)
         with pytest.raises(InputError, match="has not seen the teacher's features"):
             mikit.KD2M("mmd")(x, y)
         with pytest.raises(InputError, match=r"Build the loss with KD2M\.between"):
@@ -431,7 +431,7 @@ class TestQueue:
         state = kd.state_dict()
         assert {"queue.rows", "queue.pushed", "label_weight", "projection.linear.weight"} <= set(state)
         other = mikit.KD2M.between(x + 1, 2 * y, metric="energy", conditional="class", queue=4, generator=seeded(2))
-        assert other.queue.rows.shape[0] == 0  # type: ignore[union-attr]
+        assert other.queue.rows.shape[0] == 0
         other.load_state_dict(state)
         bare = mikit.KD2M("energy", conditional="class", queue=4, projection=MatchedProjection(3, 5))
         bare.load_state_dict(state)
@@ -559,7 +559,7 @@ class TestTraining:
                 assert value.item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-6)
         value.backward()
         assert kd.projection is not None
-        assert torch.isfinite(kd.projection.linear.weight.grad).all()  # type: ignore[union-attr]
+        assert torch.isfinite(kd.projection.linear.weight.grad).all()
 
     def test_a_student_comes_closer(self) -> None:
         g = seeded()

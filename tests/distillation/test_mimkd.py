@@ -52,7 +52,7 @@ def features(
 
 def built(**settings: object) -> tuple[mikit.MIMKD, dict[str, Tensor], dict[str, Tensor]]:
     student, teacher = features()
-    kd = mikit.MIMKD.between(student, teacher, width=8, grid=2, generator=seeded(), **settings)  # type: ignore[arg-type]
+    kd = mikit.MIMKD.between(student, teacher, width=8, grid=2, generator=seeded(), **settings)
     # Away from the start, where all scores are nearly alike and many mistakes would not show.
     with torch.no_grad():
         for p in kd.parameters():
@@ -112,7 +112,7 @@ def naive_loss(
 
                 def score(i: int, j: int, own: Tensor = own, told: Tensor = told, c: nn.Module = contrast) -> float:
                     with torch.no_grad():
-                        return float(c.critic.pair_scores(own[i : i + 1], told[j : j + 1]))  # type: ignore[union-attr]
+                        return float(c.critic.pair_scores(own[i : i + 1], told[j : j + 1]))
 
                 values.append(naive_objective(objective, score, negatives))
         total -= weights[term] * statistics.fmean(values)
@@ -545,7 +545,7 @@ class TestSentences:
     )
     def test_settings(self, change: dict[str, object], said: str) -> None:
         with pytest.raises(InputError, match=said):
-            mikit.MIMKD.between(*features(), **change)  # type: ignore[arg-type]
+            mikit.MIMKD.between(*features(), **change)
 
     @pytest.mark.parametrize(
         ("student", "teacher", "said"),
@@ -564,7 +564,7 @@ class TestSentences:
     def test_features(self, student: dict[str, Tensor | None], teacher: dict[str, Tensor | None], said: str) -> None:
         sides = []
         for given, change in zip(features(), (student, teacher), strict=True):
-            sides.append({k: v for k, v in (given | change).items() if v is not None})  # type: ignore[operator]
+            sides.append({k: v for k, v in (given | change).items() if v is not None})
         with pytest.raises(InputError, match=said):
             mikit.MIMKD.between(*sides)
 

@@ -182,4 +182,4 @@ class TestUse:
     )
     def test_refusals(self, call: object, said: str) -> None:
         with pytest.raises(InputError, match=said):
-            call()  # type: ignore[operator]
+            call()

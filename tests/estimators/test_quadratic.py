@@ -121,4 +121,4 @@ def test_they_measure_and_stand_in_the_registry() -> None:
 )
 def test_refusals(call: object, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        call()  # type: ignore[operator]
+        call()

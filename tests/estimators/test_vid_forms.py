@@ -229,6 +229,6 @@ def test_closed_variances_follow_the_residuals_and_the_gradient_is_that_of_the_p
         (lambda: VID(2, 3, spatial=True, size=(4, 4))(torch.ones(3, 2), torch.ones(3, 3, 5, 5)), "predicts maps of 4"),
     ],
 )
-def test_unusable_options_are_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_unusable_options_are_refused(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
