@@ -4,6 +4,7 @@
     python docs/make_gallery.py mikit-demo
     python docs/make_gallery.py mikit-demo --only phases information_plane
     python docs/make_gallery.py --speed docs/tables/speed.json
+    python docs/make_gallery.py --training results/flow/flow
 
 Without an argument the demo is run in a temporary folder. It is seeded (seeds 0, 1 and 2), so the numbers come out the
 same. Writes a PNG for every function of ``mikit.plot`` (a GIF for the animation) and the
@@ -160,11 +161,24 @@ def draw_two_axes(out: Path) -> None:
     write_png(mikit.plot.both_axes(pairs), out / "two_axes.png", colours=256)
 
 
+def draw_training(flow: Flow, out: Path) -> None:
+    """Draw a flow over training: shares by phase, label information by layer, and maps of the first two students."""
+    first, second = flow.settings["networks"][:2]
+    figures = {
+        "training_phases": mikit.plot.phases(flow),
+        "training_flow": mikit.plot.flow(flow),
+        "training_maps": mikit.plot.maps(flow, networks=[first, second]),
+    }
+    for name, figure in figures.items():
+        write_png(figure, out / f"{name}.png", colours=128)
+
+
 def main() -> None:
     """Draw from the folder given, or from a demo run here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, nargs="?", help="folder that mikit demo made")
     parser.add_argument("--speed", type=Path, help="draw the speed figure from what mikit bench speed --json wrote")
+    parser.add_argument("--training", type=Path, help="draw the run of analysis/09_flow_over_training.py from its flow")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="draw these pictures and no others")
     parser.add_argument("--out", type=Path, default=HERE)
     given = parser.parse_args()
@@ -172,6 +186,9 @@ def main() -> None:
     if given.speed is not None:
         report = SpeedReport.from_json(given.speed.read_text(encoding="utf-8"))
         write_png(draw_speed(report), given.out / "speed.png", colours=256)
+        return
+    if given.training is not None:
+        draw_training(Flow.load(given.training), given.out)
         return
     apart = {"two_axes": draw_two_axes, "estimator_panel": draw_instruments}
     for name, drawn in apart.items():

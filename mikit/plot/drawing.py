@@ -245,7 +245,7 @@ def caption_facts(flow: Flow, rows: Rows, *, band: bool = True) -> list[str]:
             facts[-1] += f" and student noise σ = {float(student_noise):g}, in RMS SDs of the layer"
         facts.append(f"{probes} probe" if probes else "no label probe")
     if rows.quantity == "recovered_share":
-        facts.append("shares lie midway between held-out and in-sample")
+        facts.append("shares are freed from the bias of few rows")
     if len(counts) == 1:
         facts.append(f"N\u00a0=\u00a0{counts[0]:,}")
     elif counts:
