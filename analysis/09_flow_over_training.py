@@ -50,8 +50,7 @@ def main(
     report_only: shared.ReportOnly = False,
 ) -> None:
     """Train and record what is missing, trace, draw, report."""
-    settings = shared.settings_for(data, quick=quick, bf16=bf16)
-    settings = replace(settings, validation=HELD_BACK if data is not None else settings.validation)
+    settings = shared.settings_for(data, quick=quick, bf16=bf16, held_back=HELD_BACK)
     chosen = shared.chosen_methods(methods, VARIANTS, quick=quick)
     fixed = {name: replace(method, weights=method.weights or (1.0,)) for name, method in chosen.items()}
     comparison = shared.comparison_of("accuracy", out, data, settings, watched(fixed, out), seeds)

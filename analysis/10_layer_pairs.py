@@ -48,8 +48,7 @@ def main(
     report_only: shared.ReportOnly = False,
 ) -> None:
     """Train the students alone, match their layers, train by every matching, and write what came of it."""
-    settings = shared.settings_for(data, quick=quick, bf16=bf16)
-    settings = replace(settings, validation=HELD_BACK if data is not None else settings.validation)
+    settings = shared.settings_for(data, quick=quick, bf16=bf16, held_back=HELD_BACK)
     alone = shared.comparison_of("pairs", out, data, settings, watched({ALONE: student_alone}, out), seeds)
     alone = replace(alone, part="pairs")
     shared.compare(alone, jobs=jobs, report_only=report_only)

@@ -1,37 +1,15 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 
 import pytest
 
 from mikit.reporting import report
 
-ARGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 MAPS_DRAWN = "document.querySelector('#figure-maps .chart').data?.filter(trace => trace.type === 'heatmap').length"
 HOSTILE = "<script>document.title='owned'</script>"
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=ARGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
