@@ -147,6 +147,7 @@ LOSSES: Mapping[str, Case] = {
     "InformationFlow, whole maps": Case(between(mikit.InformationFlow), "layers", fewest=3),
     "QMI": Case(plain(mikit.QMI)),
     "LabelQMI": Case(plain(mikit.LabelQMI), "classes"),
+    "LabelHSIC": Case(plain(mikit.LabelHSIC), "classes", fewest=4),
     "HSIC": Case(plain(mikit.HSIC), fewest=4),
     "CKA": Case(plain(mikit.CKA), fewest=4),
     "KD2M, MMD": Case(between(mikit.KD2M), pairs=False),

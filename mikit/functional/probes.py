@@ -358,7 +358,7 @@ def _cross_entropy(rows: tuple[Array, Array], weights: Array, bias: Array) -> fl
 
 
 def _best_factor(discriminants: Array, codes: Array, log_prior: Array) -> tuple[float, float]:
-    """Return the ``β >= 0`` that minimises the cross-entropy of ``log_prior + β discriminants``, and that value.
+    """Return the ``β >= 0`` that minimises the cross-entropy of ``log_prior + β discriminants``, and the rows' own.
 
     By the rule of succession a row has another label with probability ``1/(n + 1)``, at random by the prior. Without
     that, rows that are told apart without a fault would have ``β`` grow without end, and a single fault elsewhere cost
@@ -372,7 +372,7 @@ def _best_factor(discriminants: Array, codes: Array, log_prior: Array) -> tuple[
     factor, low, high, value = 1.0, 0.0, np.inf, np.inf
     for _ in range(60):
         log_q = log_softmax(log_prior + factor * discriminants)
-        value = -float(((1 - fault) * log_q[rows, codes] + fault * (log_q @ np.exp(log_prior))).mean())
+        value = -float(log_q[rows, codes].mean())
         q = np.exp(log_q)
         expected = (q * discriminants).sum(axis=1)
         slope = float(expected.mean() - target)

@@ -98,7 +98,9 @@ def test_cka_sees_no_rotation_nor_scale() -> None:
 
 def test_they_measure_and_stand_in_the_registry() -> None:
     x, y, labels = sample(n=120)
-    assert {name for name, cls in REGISTRY.items() if cls.kind == "index"} == {"qmi", "label_qmi", "hsic", "cka"}
+    assert {name for name, cls in REGISTRY.items() if cls.kind == "index"} == {
+        "qmi", "label_qmi", "hsic", "label_hsic", "cka"
+    }  # fmt: skip
     found = mikit.measure(x, y, "hsic", permutations=5)
     assert found.kind == "index"
     assert found.unit == "dimensionless"
