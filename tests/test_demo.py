@@ -129,6 +129,7 @@ def test_stores_and_saved_networks_agree(result, data):
         assert store.notes[phase]["accuracy"] == pytest.approx(right, abs=1e-12), (network, seed)
 
 
+@pytest.mark.slow
 def test_the_run_repeats_itself_in_other_processes(result, data, tmp_path, without_pictures):
     again = run_demo(tmp_path / "again", data, TINY, jobs=2)
     first, second = (Flow.load(folder / "flow").frame for folder in (result.folder, again.folder))

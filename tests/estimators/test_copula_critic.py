@@ -54,6 +54,7 @@ def test_gaussian_data_read_as_the_gaussian_copula() -> None:
     assert len(reading.checks) == 4
 
 
+@pytest.mark.slow
 def test_a_bent_side_is_told_where_the_value_rests_on_the_copula() -> None:
     generator = torch.Generator().manual_seed(3)
     first = torch.randn(600, 1, generator=generator)
@@ -67,6 +68,7 @@ def test_a_bent_side_is_told_where_the_value_rests_on_the_copula() -> None:
     assert told.figure > 2 * told.threshold
 
 
+@pytest.mark.slow
 def test_estimate_and_standard_error_are_those_of_the_reading() -> None:
     x, y = _gaussian(40, 1, 0.7)
     reading = _small_reading()
@@ -77,6 +79,7 @@ def test_estimate_and_standard_error_are_those_of_the_reading() -> None:
     assert CopulaCritic().standard_error(x, y) == reading.standard_error
 
 
+@pytest.mark.slow
 def test_a_mixture_in_one_of_many_pairs_is_found_by_neighbours() -> None:
     """Half of the rows are correlated by 0.95 in one of five pairs, half not at all: 0.290 nats by quadrature."""
     g = torch.Generator().manual_seed(21)
@@ -110,6 +113,7 @@ def test_folds_in_two_columns_are_found(seed: int) -> None:
     assert set(outcomes.values()) == {"pass"}
 
 
+@pytest.mark.slow
 def test_a_value_above_what_a_fold_can_show_is_left_to_the_copula() -> None:
     x, y = _gaussian(150, 1, math.sqrt(1 - 1e-5))
     reading = CopulaCritic().read(x, y)
@@ -151,6 +155,7 @@ def test_the_same_twice_and_the_global_generator_is_left_alone() -> None:
     assert CopulaCritic(seed=1).read(x, y).parts["held"] != first.parts["held"], "the seed decides about the folds"
 
 
+@pytest.mark.slow
 def test_repeats_count_once_where_their_groups_are_named() -> None:
     x, y = (side.repeat_interleave(8, 0) for side in _gaussian(50, 1, 0.7, seed=2))
     g = torch.Generator().manual_seed(3)
