@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import student_comparing as shared
 import typer
-from student_methods import FORM_NAMES, METRIC_NAMES, kd2m, student_alone
-from student_runs import ALONE, Method
+from comparison import comparing as shared
+from comparison.methods import FORM_NAMES, METRIC_NAMES, kd2m, student_alone
+from comparison.runs import ALONE, Method
 
 
 def main(

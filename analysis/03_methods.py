@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import student_comparing as shared
 import typer
-from student_methods import METHODS
+from comparison import comparing as shared
+from comparison.methods import METHODS
 
 
 def main(

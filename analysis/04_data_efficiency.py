@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import Annotated
 
 import pandas as pd
-import student_comparing as shared
 import typer
+from comparison import comparing as shared
+from comparison.methods import METHODS
+from comparison.report import colors, interval, points, teacher_accuracy, write_table
+from comparison.runs import ALONE, Comparison, parts_of
 from matplotlib.figure import Figure
-from student_methods import METHODS
-from student_report import colors, interval, points, teacher_accuracy, write_table
-from student_runs import ALONE, Comparison, parts_of
 
 _DEFAULT = f"{ALONE},hinton,fitnet,attention,vid"
 

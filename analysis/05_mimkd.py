@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import student_comparing as shared
 import typer
-from student_methods import FLOW_LAYERS, STAGES, on_several, student_alone
-from student_runs import ALONE, Method
+from comparison import comparing as shared
+from comparison.methods import FLOW_LAYERS, STAGES, on_several, student_alone
+from comparison.runs import ALONE, Method
 
 import mikit
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import student_comparing as shared
 import typer
-from student_methods import hinton, on_layer, student_alone, together
-from student_runs import ALONE, Method
+from comparison import comparing as shared
+from comparison.methods import hinton, on_layer, student_alone, together
+from comparison.runs import ALONE, Method
 
 import mikit
 

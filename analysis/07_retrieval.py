@@ -16,14 +16,14 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import student_comparing as shared
 import typer
+from comparison import comparing as shared
+from comparison.methods import FLOW_LAYERS, METHODS
+from comparison.report import colors, write_table
+from comparison.retrieval import flow_at, retrieval_of
+from comparison.runs import ALONE, Comparison
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from student_methods import FLOW_LAYERS, METHODS
-from student_report import colors, write_table
-from student_retrieval import flow_at, retrieval_of
-from student_runs import ALONE, Comparison
 
 import mikit
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Annotated
 
 import pandas as pd
-import student_comparing as shared
 import typer
+from comparison import comparing as shared
+from comparison.methods import METHODS
+from comparison.report import colors, points, write_table
+from comparison.runs import ALONE
 from matplotlib.figure import Figure
-from student_methods import METHODS
-from student_report import colors, points, write_table
-from student_runs import ALONE
 
 _DEFAULT = f"{ALONE},hinton,fitnet,attention,vid,mimkd,flow,pkt,kd2m"
 

@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import Annotated
 
 import pandas as pd
-import student_comparing as shared
 import typer
-from student_flow import HELD_BACK, traced, watched
-from student_methods import METHODS, mimkd, scaled, student_alone, vid
-from student_report import write_markdown
-from student_runs import ALONE, Method
+from comparison import comparing as shared
+from comparison.flow import HELD_BACK, traced, watched
+from comparison.methods import METHODS, mimkd, scaled, student_alone, vid
+from comparison.report import write_markdown
+from comparison.runs import ALONE, Method
 
 import mikit
 

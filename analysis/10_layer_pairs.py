@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import student_comparing as shared
 import typer
-from student_flow import HELD_BACK, probe_of, recorded_students, recorded_teacher, watched
-from student_methods import STAGES, Build, on_layer, student_alone, together
-from student_report import write_markdown
-from student_runs import ALONE, Comparison, Method, parts_of, tell
+from comparison import comparing as shared
+from comparison.flow import HELD_BACK, probe_of, recorded_students, recorded_teacher, watched
+from comparison.methods import STAGES, Build, on_layer, student_alone, together
+from comparison.report import write_markdown
+from comparison.runs import ALONE, Comparison, Method, parts_of, tell
 
 import mikit
 from mikit.flow import LayerMatch, SuggestedPairs

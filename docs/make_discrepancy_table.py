@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators import REGISTRY
 from mikit.estimators.discrepancy import Discrepancy
 

@@ -30,10 +30,10 @@ from sklearn.datasets import load_digits
 
 import mikit
 from mikit.activations import ActivationStore
-from mikit.bench.results import SpeedReport
-from mikit.bench.speed_plot import draw_speed
+from mikit.bench.speed.plot import draw_speed
+from mikit.bench.speed.results import SpeedReport
 from mikit.datasets import digits
-from mikit.demo import run_demo, settings_for
+from mikit.experiments import run_demo, settings_for
 from mikit.flow import Flow, match_flow, read_phases, trace
 
 WIDEST, LARGEST = 1400, 250_000

@@ -1,4 +1,4 @@
-"""Critics that score pairs: with the heads of :mod:`mikit.mean_heads`, the only learned things.
+"""Critics that score pairs: with the heads of :mod:`mikit.estimators.vid.heads`, the only learned things.
 
 A critic standardises its inputs with buffers taken from example features, so that a start with small weights is right
 for features of any scale. The buffers are part of ``state_dict``.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = ["Bilinear", "Critic", "EmbeddingCritic", "Joint", "Separable"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = ["ImageData", "ImagePart", "digits", "from_npz"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = ["MLP", "ResNet8"]
 

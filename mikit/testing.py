@@ -16,12 +16,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
+from mikit.core.measurement import Measurement
 from mikit.estimators.base import Estimator
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.estimators.fitting import Training
-from mikit.measurement import Measurement
-from mikit.measuring import measure
+from mikit.measuring.pipeline import measure
 
 __all__ = ["ContractError", "check_estimator", "contract_checks"]
 

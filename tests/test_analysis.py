@@ -11,11 +11,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
-from student_comparing import chosen_methods, train_all
-from student_methods import METHODS
-from student_report import interval, method_table, verdict, write_results
-from student_retrieval import average_precision, ranked, released_evaluator
-from student_runs import TRIALS, Comparison, Settings, searched_weight
+from comparison.comparing import chosen_methods, train_all
+from comparison.methods import METHODS
+from comparison.report import interval, method_table, verdict, write_results
+from comparison.retrieval import average_precision, ranked, released_evaluator
+from comparison.runs import TRIALS, Comparison, Settings, searched_weight
 
 sys.path.pop(0)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit import Training, audit, measure
-from mikit.audit import Subject
+from mikit import Training, measure
 from mikit.estimators import KSG, Estimator, GaussianMI, InfoNCE, LabelInformation
+from mikit.measuring.checks import audit
+from mikit.measuring.checks.audit import Subject
 
 Reads = Callable[[Tensor, Tensor, int], float]
 

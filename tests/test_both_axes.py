@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 import mikit
 from mikit import BothAxes, EnergyDistance, GaussianMI, InputError, both_axes
-from mikit.measurement import Measurement
+from mikit.core.measurement import Measurement
 
 Array = np.ndarray[Any, Any]
 

@@ -18,10 +18,9 @@ import mikit
 from mikit.activations import ActivationStore, record_activations
 from mikit.activations.checkpoints import find_checkpoints, load_weights, record_checkpoints
 from mikit.cli import app
+from mikit.cli.inputs import model_from, read_probe
+from mikit.core.errors import InputError
 from mikit.datasets import from_npz
-from mikit.errors import InputError
-from mikit.model_import import model_from
-from mikit.probe_file import read_probe
 
 N = 10
 LABELS = np.arange(N) % 3

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit import InputError, Training, measure, sample_checks, value_checks
-from mikit.bench.laws.suites import law_named, laws_of
-from mikit.checks import data_processing
+from mikit import InputError, Training, measure
+from mikit.bench.distributions.suites import law_named, laws_of
+from mikit.core.measurement import Check
 from mikit.estimators import KSG, GaussianMI, InfoNCE, WeightedKL
-from mikit.measurement import Check
+from mikit.measuring.checks import rows as sample_checks, second_readings as value_checks
+from mikit.measuring.checks.values import data_processing
 
 TRAPS = [law.name for law in laws_of("traps")]
 FLAGGED_BY = {

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import mikit
 from mikit.activations import ActivationStore
 from mikit.cli import app
+from mikit.core.measurement import Measurement
 from mikit.flow import Flow
-from mikit.measurement import Measurement
 
 N = 600
 
@@ -247,7 +247,7 @@ def test_a_json_file_never_replaces_an_input(files):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_place_for_json_that_takes_no_files_is_told_before_measuring(files, monkeypatch):
-    monkeypatch.setattr("mikit.measuring.measure", lambda *_, **__: pytest.fail("it must not measure"))
+    monkeypatch.setattr("mikit.measuring.pipeline.measure", lambda *_, **__: pytest.fail("it must not measure"))
     refused(mikit_run("estimate", "teacher.npy", "student.npy", "--json", "/proc/x.json"), "/proc/x.json")
     refused(mikit_run("estimate", "teacher.npy", "student.npy", "--json", "folder"), "folder is a folder")
 
@@ -256,7 +256,7 @@ def test_a_json_file_that_cannot_be_written_is_named(files, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", ".tmp-1")
 
-    monkeypatch.setattr("mikit.outputs.write_atomically", full)
+    monkeypatch.setattr("mikit.core.files.write_atomically", full)
     arguments = ("estimate", "teacher.npy", "student.npy", "--estimator", "gaussian", "--json", "m.json")
     refused(mikit_run(*arguments), "m.json: No space left on device")
 
@@ -278,7 +278,7 @@ def test_a_defect_is_not_called_bad_input(files, monkeypatch):
     def fail(*_, **__):
         raise KeyError("inside")
 
-    monkeypatch.setattr("mikit.measuring.measure", fail)
+    monkeypatch.setattr("mikit.measuring.pipeline.measure", fail)
     result = mikit_run("estimate", "teacher.npy", "student.npy")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -402,7 +402,7 @@ def test_report_refuses_what_is_no_run(stores):
 
 
 def test_demo_refuses_bad_input_at_once(files, monkeypatch):
-    monkeypatch.setattr("mikit.demo.running._train_all", lambda *_: pytest.fail("it must not train"))
+    monkeypatch.setattr("mikit.experiments.demo._train_all", lambda *_: pytest.fail("it must not train"))
     before = contents(files)
     refused(mikit_run("demo", "--out", "folder"), "folder exists already", "--overwrite")
     refused(mikit_run("demo", "--data", "missing.npz"), "missing.npz")
@@ -415,7 +415,7 @@ def test_demo_refuses_bad_input_at_once(files, monkeypatch):
 
 def test_demo_prints_five_lines_and_where_to_look(files, monkeypatch):
     """The settings that are passed on, and what is printed; the run itself is tested with the demo."""
-    from mikit.demo import DemoResult
+    from mikit.experiments import DemoResult
 
     asked = {}
 
@@ -426,7 +426,7 @@ def test_demo_prints_five_lines_and_where_to_look(files, monkeypatch):
             asked.update(out=out, data=data, settings=settings, overwrite=overwrite, jobs=jobs, shown=shown)
         return DemoResult(out, tuple(f"Line {i}." for i in range(5)), 12.3)
 
-    monkeypatch.setattr("mikit.demo.run_demo", stand_in)
+    monkeypatch.setattr("mikit.experiments.run_demo", stand_in)
     result = mikit_run("demo", "--quick", "--seeds", "2", "--jobs", "1", "--out", "here")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
@@ -454,7 +454,7 @@ def test_doctor_is_well_here(files):
 
 def test_doctor_says_what_is_wrong(files, monkeypatch):
     monkeypatch.setattr(
-        "mikit.doctor.measure", lambda *args, **kwargs: mikit.measure(args[0], args[0][::-1], "gaussian")
+        "mikit.cli.self_check.measure", lambda *args, **kwargs: mikit.measure(args[0], args[0][::-1], "gaussian")
     )
     result = mikit_run("doctor")
     assert result.exit_code == 1

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import mikit.critics
+from mikit.core.errors import InputError
 from mikit.critics import Bilinear, Critic, EmbeddingCritic, Joint, Separable
-from mikit.errors import InputError
-from mikit.mean_heads import HEADS, mean_head, transposed_head
+from mikit.estimators.vid.heads import HEADS, mean_head, transposed_head
 
 
 def critics() -> list[Critic]:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from mikit.core.errors import InputError
 from mikit.datasets import digits, from_npz
-from mikit.errors import InputError
 
 
 def write_images(path, *, size=16, train=24, test=12, **changed):

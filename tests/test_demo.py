@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from mikit.activations import ActivationStore
+from mikit.core.errors import InputError
+from mikit.core.files import _host
 from mikit.datasets import digits
-from mikit.demo import DemoSettings, run_demo, settings_for
-from mikit.demo.findings import describe_run
-from mikit.demo.training import Run, train
-from mikit.errors import InputError
+from mikit.experiments import DemoSettings, run_demo, settings_for
+from mikit.experiments.demo_training import Run, train
+from mikit.experiments.findings import describe_run
 from mikit.flow import Flow
 from mikit.models import ResNet8
-from mikit.outputs import _host
 
 TINY = DemoSettings(
     seeds=(0, 1),
@@ -49,8 +49,8 @@ def result(data, tmp_path_factory):
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    monkeypatch.setattr("mikit.demo.running._draw", lambda flow, folder: None)
-    monkeypatch.setattr("mikit.demo.running._write_report", lambda flow, folder: None)
+    monkeypatch.setattr("mikit.experiments.demo._draw", lambda flow, folder: None)
+    monkeypatch.setattr("mikit.experiments.demo._write_report", lambda flow, folder: None)
 
 
 def stores_of(result):
@@ -169,7 +169,7 @@ def test_progress_adds_up(data, tmp_path, monkeypatch, without_pictures):
 
 
 def test_an_existing_folder_is_refused_before_anything_runs(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("mikit.demo.running._train_all", lambda *_: pytest.fail("it must not train"))
+    monkeypatch.setattr("mikit.experiments.demo._train_all", lambda *_: pytest.fail("it must not train"))
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):
         run_demo(tmp_path / "out", data, TINY)
@@ -179,7 +179,7 @@ def test_a_run_that_fails_leaves_nothing(data, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no")
 
-    monkeypatch.setattr("mikit.demo.running._traced", fail)
+    monkeypatch.setattr("mikit.experiments.demo._traced", fail)
     with pytest.raises(RuntimeError, match="no"):
         run_demo(tmp_path / "out", data, dataclasses.replace(TINY, seeds=(0,)), jobs=1)
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +189,7 @@ def test_a_killed_run_leaves_no_report(tmp_path):
     script = """
         import pathlib, sys
         from mikit.datasets import digits
-        from mikit.demo import run_demo, settings_for
+        from mikit.experiments import run_demo, settings_for
         run_demo(pathlib.Path(sys.argv[1]), digits(), settings_for(digits()), jobs=1)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "out")])

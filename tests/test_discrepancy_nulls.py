@@ -17,11 +17,11 @@ from mikit import (
     GaussianWasserstein,
     SlicedWasserstein,
     Wasserstein,
-    law_checks,
 )
+from mikit.core.measurement import Measurement
 from mikit.estimators.discrepancy import Discrepancy
-from mikit.functional.exact_transport import wasserstein2
-from mikit.measurement import Measurement
+from mikit.functional.transport.exact import wasserstein2
+from mikit.measuring.checks import discrepancies as law_checks
 
 
 @final

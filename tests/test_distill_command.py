@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from mikit.activations import ActivationStore
 from mikit.cli import app
-from mikit.distill.summary import StudentSummary, table
 from mikit.distillation import random_stream
+from mikit.experiments.summary import StudentSummary, table
 from mikit.models import ResNet8
 
 SHORT = ("--epochs", "2", "--teacher-epochs", "1", "--jobs", "1")

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from mikit.errors import InputError
-from mikit.inputs import as_group_codes, as_labels, as_rows
+from mikit.core.errors import InputError
+from mikit.core.inputs import as_group_codes, as_labels, as_rows
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint8, np.uint16, np.uint64, np.bool_, np.float64])

@@ -8,8 +8,8 @@ import math
 
 import pytest
 
-from mikit.errors import InputError
-from mikit.measurement import Check, Measurement, Null
+from mikit.core.errors import InputError
+from mikit.core.measurement import Check, Measurement, Null
 
 
 def _measurement(**changes: object) -> Measurement:

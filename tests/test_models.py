@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.models import ResNet8
 
 

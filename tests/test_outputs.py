@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mikit import outputs
-from mikit.errors import InputError
-from mikit.outputs import DEMO, REPORT, TRACE, Kind, new_folder, require_free, write_text
+from mikit.core import files as outputs
+from mikit.core.errors import InputError
+from mikit.core.files import DEMO, REPORT, TRACE, Kind, new_folder, require_free, write_text
 
 KIND = Kind("mikit test", "mark.json", b"made by a test", frozenset({"mark.json", "deep", "file", "old", "new"}))
 
@@ -238,7 +238,7 @@ def test_the_earlier_result_returns_when_the_exchange_fails(tmp_path, earlier, m
 def test_the_earlier_result_returns_after_a_kill_within_the_exchange(tmp_path):
     script = """
         import os, pathlib, sys
-        from mikit.outputs import TRACE, new_folder
+        from mikit.core.files import TRACE, new_folder
         replace = pathlib.Path.replace
         def killed(self, target):
             if "replaced" in str(target):

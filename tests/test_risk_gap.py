@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mikit import InputError, RiskGap, risk_gap
-from mikit.functional.risk_bound import cross_entropy_lipschitz
+from mikit.functional.distillation.risk import cross_entropy_lipschitz
 
 Array = np.ndarray[Any, Any]
 

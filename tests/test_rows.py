@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from mikit.errors import InputError
-from mikit.rows import joined_order, permuted_rows, recoded, split_folds
+from mikit.core.errors import InputError
+from mikit.core.rows import joined_order, permuted_rows, recoded, split_folds
 
 
 @given(st.permutations(range(12)))

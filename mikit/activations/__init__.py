@@ -2,7 +2,6 @@
 
 from mikit.activations.capturing import CapturedActivations, capture
 from mikit.activations.checkpoints import RecordedCheckpoints, find_checkpoints, load_weights, record_checkpoints
-from mikit.activations.hashing import hash_of_array, hash_of_model
 from mikit.activations.reading import StoredArray, read_array
 from mikit.activations.readout import (
     READOUT_NAMES,
@@ -16,10 +15,10 @@ from mikit.activations.readout import (
     Whole,
     parse_readout,
 )
-from mikit.activations.recorder import Recorder
+from mikit.activations.recorder import Recorder, phase_schedule
 from mikit.activations.recording import collect_activations, record_activations
-from mikit.activations.schedule import phase_schedule
-from mikit.activations.store import ActivationStore
+from mikit.activations.store.hashing import hash_of_array, hash_of_model
+from mikit.activations.store.store import ActivationStore
 
 __all__ = [
     "READOUT_NAMES",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mikit.activations.layer_names import listed, module_and_readout, readouts_by_layer
 from mikit.activations.readout import Readout, parse_readout
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = ["CapturedActivations", "capture"]
 
@@ -163,7 +163,7 @@ def capture(
         ...     pass
         Traceback (most recent call last):
         ...
-        mikit.errors.InputError: The model has no module 'conv'. Its modules are '0', '1', '2' and '3'.
+        mikit.core.errors.InputError: The model has no module 'conv'. Its modules are '0', '1', '2' and '3'.
     """
     modules = _modules_by_name(model, layers)
     readouts = readouts_by_layer(readout, tuple(modules))

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mikit.activations.hashing import hash_of_model
 from mikit.activations.layer_names import readouts_by_layer
 from mikit.activations.readout import Readout
 from mikit.activations.recorder import Recorder
-from mikit.activations.store import ActivationStore
-from mikit.errors import InputError
+from mikit.activations.store.hashing import hash_of_model
+from mikit.activations.store.store import ActivationStore
+from mikit.core.errors import InputError
 
 __all__ = ["CHECKPOINT_ENDINGS", "RecordedCheckpoints", "find_checkpoints", "load_weights", "record_checkpoints"]
 

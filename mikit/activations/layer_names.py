@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mikit.activations.readout import Readout, parse_readout
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = ["listed", "module_and_readout", "readouts_by_layer"]
 

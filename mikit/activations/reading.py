@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mikit.activations.array_files import NPY_MAGIC, map_npy, map_tensor, read_npy_header, tensor_entries
-from mikit.activations.store import ActivationStore
-from mikit.errors import InputError
+from mikit.activations.store.array_files import NPY_MAGIC, map_npy, map_tensor, read_npy_header, tensor_entries
+from mikit.activations.store.store import ActivationStore
+from mikit.core.errors import InputError
 
 __all__ = ["StoredArray", "read_array"]
 

@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = [
     "READOUT_NAMES",

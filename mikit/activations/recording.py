@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from mikit.activations.admission import checked_ids
 from mikit.activations.capturing import capture
 from mikit.activations.layer_names import readouts_by_layer
 from mikit.activations.readout import Readout
-from mikit.activations.store import ActivationStore
-from mikit.errors import InputError
+from mikit.activations.store.store import ActivationStore
+from mikit.activations.store.validation import checked_ids
+from mikit.core.errors import InputError
 
 __all__ = ["class_indices", "collect_activations", "record_activations", "record_rows"]
 

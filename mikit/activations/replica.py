@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mikit.atomic import sync_folder, write_atomically
-from mikit.errors import InputError
+from mikit.core.errors import InputError
+from mikit.core.files import sync_folder, write_atomically
 
 __all__ = ["Replica", "unwrapped", "write_weights"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mikit.core.errors import InputError
 from mikit.distillation import LayerPairs, PhaseRecorder, check_optimizer
-from mikit.errors import InputError
 
 __all__ = ["DistillationModuleMixin", "phase_callback"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mikit.atomic import write_atomically
+from mikit.core.errors import InputError
+from mikit.core.files import write_atomically
 from mikit.distillation import LayerPairs, check_optimizer
-from mikit.errors import InputError
 
 __all__ = ["LOSSES_FILE", "DistillationTrainerMixin"]
 

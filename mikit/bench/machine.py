@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mikit.provenance import library_versions
+from mikit.core.provenance import library_versions
 
 __all__ = ["describe_machine", "free_bytes", "peer_versions"]
 

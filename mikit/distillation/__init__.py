@@ -1,23 +1,26 @@
 """What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
 
-from mikit.distillation.auxiliary_teacher import auxiliary_teacher, train_auxiliary_teacher
+from mikit.distillation.across_ranks import AcrossRanks, gathered_rows
 from mikit.distillation.chunking import chunked_backward
-from mikit.distillation.classics import CRD, DKD, AttentionTransfer, ChannelMMD, FitNet, HintonKD
-from mikit.distillation.critic_reading import CriticReading, MIMKDInformation
-from mikit.distillation.curve import EpochRecord, TrainingCurve
-from mikit.distillation.feature_queue import FeatureQueue
-from mikit.distillation.gap_diagnosis import ClassGap, GapDiagnosis
-from mikit.distillation.gather import AcrossRanks, gathered_rows
-from mikit.distillation.information_flow import InformationFlow
-from mikit.distillation.kd2m import KD2M
+from mikit.distillation.examples import example_features, example_layers
+from mikit.distillation.kd2m.diagnosis import ClassGap, GapDiagnosis
+from mikit.distillation.kd2m.kd2m import KD2M
+from mikit.distillation.kd2m.queue import FeatureQueue
 from mikit.distillation.layer_pairs import Distilled, LayerPairs
-from mikit.distillation.mimkd import MIMKD
-from mikit.distillation.optimizers import check_optimizer
-from mikit.distillation.pkt import PKT
-from mikit.distillation.plan import DistillationTerm, TrainingPlan, random_stream
+from mikit.distillation.losses.crd import CRD
+from mikit.distillation.losses.features import AttentionTransfer, ChannelMMD, FitNet
+from mikit.distillation.losses.information_flow import InformationFlow
+from mikit.distillation.losses.logits import DKD, HintonKD
+from mikit.distillation.losses.pkt import PKT
+from mikit.distillation.mimkd.information import CriticReading, MIMKDInformation
+from mikit.distillation.mimkd.mimkd import MIMKD
 from mikit.distillation.recipes import RECIPES, Ingredient, Recipe, distillation_terms, read_ingredients
-from mikit.distillation.recording import PhaseRecorder, example_features, example_layers
-from mikit.distillation.trainer import Views, accuracy_on, logits_on, train_network, train_student
+from mikit.distillation.training.auxiliary_teacher import auxiliary_teacher, train_auxiliary_teacher
+from mikit.distillation.training.curve import EpochRecord, TrainingCurve
+from mikit.distillation.training.optimizers import check_optimizer
+from mikit.distillation.training.plan import DistillationTerm, TrainingPlan, random_stream
+from mikit.distillation.training.recording import PhaseRecorder
+from mikit.distillation.training.trainer import Views, accuracy_on, logits_on, train_network, train_student
 
 __all__ = [
     "CRD",

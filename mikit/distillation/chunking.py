@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from mikit.core.errors import InputError
 from mikit.distillation.nested import tensors_in, with_tensors
-from mikit.errors import InputError
 
 __all__ = ["chunked_backward"]
 

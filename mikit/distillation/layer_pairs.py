@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mikit.activations import CapturedActivations, Readout, capture
-from mikit.distillation.gather import gathered_rows
-from mikit.distillation.recording import example_features, output_of
-from mikit.errors import InputError
+from mikit.core.errors import InputError
+from mikit.distillation.across_ranks import gathered_rows
+from mikit.distillation.examples import example_features, output_of
 
 __all__ = ["Distilled", "LayerPairs"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = ["tensors_in", "with_tensors"]
 

@@ -12,16 +12,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mikit.distillation.crd import CRD
-from mikit.distillation.feature_losses import AttentionTransfer, ChannelMMD, FitNet
-from mikit.distillation.information_flow import InformationFlow
-from mikit.distillation.kd2m import KD2M
-from mikit.distillation.logit_losses import DKD, HintonKD
-from mikit.distillation.mimkd import MIMKD
-from mikit.distillation.pkt import PKT
-from mikit.distillation.plan import DistillationTerm
-from mikit.distillation.recording import example_features, example_layers
-from mikit.errors import InputError
+from mikit.core.errors import InputError
+from mikit.distillation.examples import example_features, example_layers
+from mikit.distillation.kd2m.kd2m import KD2M
+from mikit.distillation.losses.crd import CRD
+from mikit.distillation.losses.features import AttentionTransfer, ChannelMMD, FitNet
+from mikit.distillation.losses.information_flow import InformationFlow
+from mikit.distillation.losses.logits import DKD, HintonKD
+from mikit.distillation.losses.pkt import PKT
+from mikit.distillation.mimkd.mimkd import MIMKD
+from mikit.distillation.training.plan import DistillationTerm
 from mikit.estimators import VID
 
 __all__ = ["RECIPES", "Ingredient", "Recipe", "distillation_terms", "read_ingredients"]
@@ -181,7 +181,8 @@ def read_ingredients(text: str) -> tuple[Ingredient, ...]:
         [('vid', 2.0), ('hinton', 1.0)]
         >>> read_ingredients("hinto")
         Traceback (most recent call last):
-        mikit.errors.InputError: There is no loss "hinto". Did you mean hinton? The losses are vid, hinton, dkd, ...
+        mikit.core.errors.InputError: There is no loss "hinto". Did you mean hinton? The losses are vid, hinton, dkd,
+        ...
     """
     found: list[Ingredient] = []
     for part in text.split("+"):

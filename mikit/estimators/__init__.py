@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators.auto import Auto
 from mikit.estimators.base import Estimator
-from mikit.estimators.conditional import ConditionalInformation, held_out_conditional_mi
-from mikit.estimators.contrastive import AnchoredInfoNCE, InfoNCE
-from mikit.estimators.copula_critic import CopulaCritic
-from mikit.estimators.discrete import PlugIn
-from mikit.estimators.distribution import MMD
-from mikit.estimators.donsker_varadhan import DV
-from mikit.estimators.energy import EnergyDistance
-from mikit.estimators.entropic import SinkhornDivergence
+from mikit.estimators.bounds.donsker_varadhan import DV
+from mikit.estimators.bounds.infonce import AnchoredInfoNCE, InfoNCE
+from mikit.estimators.bounds.ratios import JSD, NWJ, SMILE
+from mikit.estimators.copula.copula_critic import CopulaCritic
 from mikit.estimators.fitting import FitRecord, Training
-from mikit.estimators.flows import FlowMI
-from mikit.estimators.gaussian import GaussianMI
-from mikit.estimators.gaussian_laws import GaussianKL, GaussianWasserstein
-from mikit.estimators.gromov import GromovWasserstein
-from mikit.estimators.label_hsic import LabelHSIC
-from mikit.estimators.labels import LabelInformation
-from mikit.estimators.neighbors import KSG, Ross, WeightedKL
-from mikit.estimators.quadratic import CKA, HSIC, QMI, LabelQMI
-from mikit.estimators.ratios import JSD, NWJ, SMILE
-from mikit.estimators.reduced import ReducedKSG
-from mikit.estimators.transport import SlicedWasserstein, Wasserstein
-from mikit.estimators.variational import VID
+from mikit.estimators.gaussian.distributions import GaussianKL, GaussianWasserstein
+from mikit.estimators.gaussian.mutual_information import GaussianMI
+from mikit.estimators.kernels.dependence import CKA, HSIC, QMI, LabelHSIC, LabelQMI
+from mikit.estimators.kernels.energy import EnergyDistance
+from mikit.estimators.kernels.mmd import MMD
+from mikit.estimators.labels.label_information import LabelInformation
+from mikit.estimators.labels.plug_in import PlugIn
+from mikit.estimators.neighbors.ksg import KSG, Ross, WeightedKL
+from mikit.estimators.neighbors.reduced import ReducedKSG
+from mikit.estimators.normalizing_flows.conditional import ConditionalInformation, held_out_conditional_mi
+from mikit.estimators.normalizing_flows.flow_mi import FlowMI
+from mikit.estimators.transport.gromov import GromovWasserstein
+from mikit.estimators.transport.sinkhorn import SinkhornDivergence
+from mikit.estimators.transport.wasserstein import SlicedWasserstein, Wasserstein
+from mikit.estimators.vid.vid import VID
 
 __all__ = [
     "CKA",

@@ -8,15 +8,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
+from mikit.core.rows import first_of_each_group
 from mikit.estimators.base import Estimator, require_pair
-from mikit.estimators.copula_critic import CopulaCritic
+from mikit.estimators.copula.copula_critic import CopulaCritic
 from mikit.estimators.fitting import FitRecord, Training
-from mikit.estimators.gaussian import GaussianMI
-from mikit.estimators.neighbors import KSG
-from mikit.estimators.reduced import ReducedKSG
-from mikit.functional.gaussian import rank_gaussianise
-from mikit.rows import first_of_each_group
+from mikit.estimators.gaussian.mutual_information import GaussianMI
+from mikit.estimators.neighbors.ksg import KSG
+from mikit.estimators.neighbors.reduced import ReducedKSG
+from mikit.functional.gaussian.canonical import rank_gaussianise
 
 __all__ = ["Auto"]
 

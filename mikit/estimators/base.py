@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor, nn
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
+from mikit.core.measurement import Check
+from mikit.core.rows import require_paired
 from mikit.estimators.fitting import FitRecord, Training, minimise
-from mikit.measurement import Check
-from mikit.rows import require_paired
 
 __all__ = ["Estimator", "Reading", "clustered_standard_error", "require_pair", "seeded"]
 
@@ -157,7 +157,15 @@ class Estimator(nn.Module, abc.ABC):
         """Fit the learned parts on ``x`` and ``y``; keep the state that does best on ``select``."""
         if not self.learned:
             return FitRecord()
-        return minimise(self, x, y, select=select, generator=generator, training=training or self.recipe)
+        return minimise(
+            self,
+            x,
+            y,
+            param_groups=self.param_groups(),
+            select=select,
+            generator=generator,
+            training=training or self.recipe,
+        )
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return what to hand to an optimiser: every trainable parameter, those not to decay in their own group."""
@@ -187,7 +195,7 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
 
 
 def require_pair(x: Tensor, y: Tensor, *, minimum: int = 2, same_width: bool = False) -> None:
-    """Raise :class:`~mikit.errors.InputError` unless ``x`` and ``y`` are two ``(n, d)`` tensors of paired rows."""
+    """Raise :class:`~mikit.InputError` unless ``x`` and ``y`` are two ``(n, d)`` tensors of paired rows."""
     for name, value in (("x", x), ("y", y)):
         if value.ndim != 2:
             raise InputError(

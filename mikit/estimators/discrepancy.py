@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators.base import Estimator, require_pair
 
 __all__ = ["Discrepancy"]
@@ -116,6 +116,6 @@ class Discrepancy(Estimator):
         return _FEWEST_TO_SPLIT
 
     def require_samples(self, x: Tensor, y: Tensor) -> None:
-        """Raise :class:`~mikit.errors.InputError` unless ``x`` and ``y`` are samples that this measure compares."""
+        """Raise :class:`~mikit.InputError` unless ``x`` and ``y`` are samples that this measure compares."""
         fewest = min(x.shape[0], y.shape[0])  # the samples may differ in size, not in width or device
         require_pair(x[:fewest], y[:fewest], minimum=1, same_width=self.same_width)

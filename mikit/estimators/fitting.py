@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mikit.errors import InputError
-
-if TYPE_CHECKING:
-    from mikit.estimators.base import Estimator
+from mikit.core.errors import InputError
 
 __all__ = ["FitRecord", "Training", "minimise"]
 
@@ -68,68 +66,69 @@ class FitRecord:
 
 
 def minimise(
-    estimator: Estimator,
+    module: nn.Module,
     x: Tensor,
     y: Tensor,
     *,
+    param_groups: Iterable[Mapping[str, Any]],
     select: tuple[Tensor, Tensor] | None,
     generator: torch.Generator,
     training: Training,
 ) -> FitRecord:
-    """Minimise ``estimator(x, y)`` by AdamW over shuffled minibatches and restore the best state on ``select``.
+    """Minimise ``module(x, y)`` by AdamW over shuffled minibatches and restore the best state on ``select``.
 
     The loss is watched on ``select`` (on the fit rows where there is none), starting with the untrained state, so
-    that a fit which never helps leaves the estimator as it was built.
+    that a fit which never helps leaves the module as it was built.
 
     Raises:
         InputError: If the loss turns NaN or infinite, with the step at which it did.
     """
-    groups = [{"weight_decay": training.weight_decay, **group} for group in estimator.param_groups()]
+    groups = [{"weight_decay": training.weight_decay, **group} for group in param_groups]
     parameters = [p for group in groups for p in group["params"]]
     optimiser = torch.optim.AdamW(groups, lr=training.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, training.learning_rate, total_steps=training.steps + 1, pct_start=0.1, cycle_momentum=False
     )
     watched = select if select is not None else (x, y)
-    history = [(0, _evaluate(estimator, *watched))]
-    best_loss, best_step, best_state = history[0][1], 0, copy.deepcopy(estimator.state_dict())
+    history = [(0, _evaluate(module, *watched))]
+    best_loss, best_step, best_state = history[0][1], 0, copy.deepcopy(module.state_dict())
     n, batch = x.shape[0], min(training.batch, x.shape[0])
     order, position, looks_without_gain, step = torch.empty(0, dtype=torch.long), 0, 0, 0
-    estimator.train()
+    module.train()
     for step in range(1, training.steps + 1):
         if position + batch > order.shape[0]:
             order, position = torch.randperm(n, generator=generator), 0
         rows = order[position : position + batch].to(x.device)
         position += batch
-        loss = estimator(x[rows], y[rows])
+        loss = module(x[rows], y[rows])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         optimiser.step()
         schedule.step()
         if step % training.every == 0 or step == training.steps:
-            value = _evaluate(estimator, *watched)
+            value = _evaluate(module, *watched)
             history.append((step, value))
             if not math.isfinite(value):
                 raise InputError(
-                    f"The loss of {type(estimator).__name__} became {value} after {step} training steps. Lower "
+                    f"The loss of {type(module).__name__} became {value} after {step} training steps. Lower "
                     f"Training.learning_rate (now {training.learning_rate:g}) or standardise the features."
                 )
             if value < best_loss:
                 best_loss, best_step, looks_without_gain = value, step, 0
-                best_state = copy.deepcopy(estimator.state_dict())
+                best_state = copy.deepcopy(module.state_dict())
             else:
                 looks_without_gain += 1
                 if looks_without_gain >= training.patience:
                     break
-    estimator.load_state_dict(best_state)
-    estimator.eval()
+    module.load_state_dict(best_state)
+    module.eval()
     return FitRecord(step, best_step, tuple(history), stopped_early=step < training.steps)
 
 
-def _evaluate(estimator: Estimator, x: Tensor, y: Tensor) -> float:
-    estimator.eval()
+def _evaluate(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    module.eval()
     with torch.no_grad():
-        value = float(estimator(x, y))
-    estimator.train()
+        value = float(module(x, y))
+    module.train()
     return value

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 __all__ = ["jackknife_standard_error"]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from mikit.flow.data_processing import data_processing_flags
-from mikit.flow.divergence_curves import critical_phases, flow_divergences
-from mikit.flow.match_of_flow import match_flow
-from mikit.flow.match_result import LayerMatch
-from mikit.flow.matching import match_layers
-from mikit.flow.paths import PathComparison, compare_paths
-from mikit.flow.phases import PhaseReading, layer_geometry, read_phases
+from mikit.flow.matching.layers import match_layers
+from mikit.flow.matching.of_flow import match_flow
+from mikit.flow.matching.result import LayerMatch
+from mikit.flow.matching.suggesting import SuggestedPairs, suggest_pairs
+from mikit.flow.readings.data_processing import data_processing_flags
+from mikit.flow.readings.divergence import critical_phases, flow_divergences
+from mikit.flow.readings.paths import PathComparison, compare_paths
+from mikit.flow.readings.phases import PhaseReading, layer_geometry, read_phases
 from mikit.flow.result import Flow
-from mikit.flow.suggesting import SuggestedPairs, suggest_pairs
-from mikit.flow.tracing import trace
+from mikit.flow.tracing.run import trace
 
 __all__ = [
     "Flow",

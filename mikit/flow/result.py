@@ -11,9 +11,9 @@ from typing import Any, Self, final
 
 import pandas as pd
 
-from mikit.atomic import file_sha256, write_atomically
-from mikit.errors import InputError
-from mikit.measurement import plain
+from mikit.core.errors import InputError
+from mikit.core.files import file_sha256, write_atomically
+from mikit.core.measurement import plain
 
 __all__ = ["COLUMNS", "QUANTITIES", "SKIPPED", "Flow", "frame_of", "write_flow"]
 

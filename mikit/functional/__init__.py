@@ -1,31 +1,31 @@
 """The formulas: pure functions of tensors, in the formula's own sign and unit."""
 
-from mikit.functional.affinities import affinity, pkt
-from mikit.functional.bounds import anchored_infonce, infonce
-from mikit.functional.bures import bures2, gaussian_wasserstein2
-from mikit.functional.conditional import conditional_mi
-from mikit.functional.couplings import optimal_plan, transport_potentials
-from mikit.functional.dependence import cka, hsic, label_qmi, qmi
-from mikit.functional.discrete import plug_in_entropy, plug_in_mi
-from mikit.functional.energy import energy_distance2
-from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
-from mikit.functional.exact_transport import identity_fraction, wasserstein, wasserstein2
-from mikit.functional.gaussian import cca, gaussian_mi, rank_gaussianise, wishart_bias
-from mikit.functional.gaussian_laws import diagonal_gaussian_wasserstein2, gaussian_kl
-from mikit.functional.gromov import gromov_plan, gromov_wasserstein2
-from mikit.functional.kernels import linear_cka, median_bandwidth
-from mikit.functional.label_neighbors import ross_mi
-from mikit.functional.mmd import mmd2, polynomial_mmd2
-from mikit.functional.mmd_subsampled import block_mmd2, linear_time_mmd2
-from mikit.functional.nearest_entropy import kozachenko_leonenko, weighted_kl_mi, weighted_kozachenko_leonenko
-from mikit.functional.neighbors import ksg
-from mikit.functional.noisy_information import noisy_input_information
-from mikit.functional.ratios import dv, jsd, nwj, smile
-from mikit.functional.recovery import recovered_share
-from mikit.functional.scored import infonce_from_scores
-from mikit.functional.sliced_maximum import max_sliced_wasserstein2
-from mikit.functional.transport import sliced_wasserstein, sliced_wasserstein2
-from mikit.functional.variational import difference_of_entropies, gaussian_nll
+from mikit.functional.bounds.infonce import anchored_infonce, infonce
+from mikit.functional.bounds.infonce_scores import infonce_from_scores
+from mikit.functional.bounds.ratios import dv, jsd, nwj, smile
+from mikit.functional.distillation.pkt import affinity, pkt
+from mikit.functional.flow.information_plane import noisy_input_information
+from mikit.functional.flow.recovery import recovered_share
+from mikit.functional.gaussian.bures import bures2, gaussian_wasserstein2
+from mikit.functional.gaussian.canonical import cca, gaussian_mi, rank_gaussianise, wishart_bias
+from mikit.functional.gaussian.divergence import diagonal_gaussian_wasserstein2, gaussian_kl
+from mikit.functional.kernels.bandwidth import linear_cka, median_bandwidth
+from mikit.functional.kernels.dependence import cka, hsic, label_qmi, qmi
+from mikit.functional.kernels.energy import energy_distance2
+from mikit.functional.kernels.mmd import mmd2, polynomial_mmd2
+from mikit.functional.kernels.mmd_blocks import block_mmd2, linear_time_mmd2
+from mikit.functional.labels.plug_in import plug_in_entropy, plug_in_mi
+from mikit.functional.neighbors.conditional import conditional_mi
+from mikit.functional.neighbors.entropy import kozachenko_leonenko, weighted_kl_mi, weighted_kozachenko_leonenko
+from mikit.functional.neighbors.ksg import ksg
+from mikit.functional.neighbors.ross import ross_mi
+from mikit.functional.transport.exact import identity_fraction, wasserstein, wasserstein2
+from mikit.functional.transport.gromov import gromov_plan, gromov_wasserstein2
+from mikit.functional.transport.max_sliced import max_sliced_wasserstein2
+from mikit.functional.transport.plans import optimal_plan, transport_potentials
+from mikit.functional.transport.sinkhorn import sinkhorn, sinkhorn_divergence
+from mikit.functional.transport.sliced import sliced_wasserstein, sliced_wasserstein2
+from mikit.functional.vid.residuals import difference_of_entropies, gaussian_nll
 
 __all__ = [
     "affinity",

@@ -32,16 +32,16 @@ Examples:
 
 from __future__ import annotations
 
-from mikit.plot.curves import flow, gap
-from mikit.plot.heatmaps import maps
-from mikit.plot.instruments import estimator_panel
-from mikit.plot.maps_animation import animate_maps
-from mikit.plot.match_maps import matching
-from mikit.plot.phase_readings import change_points, divergence
-from mikit.plot.planes import information_plane
-from mikit.plot.progress import accuracy, phases
-from mikit.plot.saving import save_figure
-from mikit.plot.students_apart import students
+from mikit.plot.animation import animate_maps
+from mikit.plot.drawing.saving import save_figure
+from mikit.plot.estimator_panels import estimator_panel
+from mikit.plot.information_planes import information_plane
+from mikit.plot.layer_maps import maps
+from mikit.plot.matches import matching
+from mikit.plot.over_layers import flow, gap
+from mikit.plot.over_phases import accuracy, phases
+from mikit.plot.readings import change_points, divergence
+from mikit.plot.student_pairs import students
 from mikit.plot.two_axes import both_axes
 
 __all__ = [

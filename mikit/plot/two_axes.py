@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import seaborn
 from matplotlib.figure import Figure
 
-from mikit.errors import InputError
-from mikit.plot.drawing import GREY, MARKERS, figure_style, finish, line_key
-from mikit.plot.instruments import all_rows
-from mikit.plot.naming import clip_text
+from mikit.core.errors import InputError
+from mikit.plot.drawing.names import clip_text
+from mikit.plot.drawing.style import GREY, MARKERS, figure_style, finish, line_key
+from mikit.plot.estimator_panels import all_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mikit.gap_and_information import BothAxes
+    from mikit.measuring.two_axes import BothAxes
 
 __all__ = ["both_axes"]
 

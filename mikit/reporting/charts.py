@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import numpy as np
 import pandas as pd
 
-from mikit.plot.drawing import caption_facts, network_colors
-from mikit.plot.naming import short_names
-from mikit.plot.tables import Rows, label_entropy, layers_of, matching, present, select, teacher_layers
-from mikit.reporting.numbers import short_numbers
+from mikit.plot.drawing.names import short_names
+from mikit.plot.drawing.style import caption_facts, network_colors
+from mikit.plot.drawing.tables import Rows, label_entropy, layers_of, matching, present, select, teacher_layers
+from mikit.reporting.columns import short_numbers
 
 if TYPE_CHECKING:
     from mikit.flow import Flow

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-__all__ = ["columns_of"]
+__all__ = ["columns_of", "short_numbers", "with_error"]
+
 
 _HIDDEN = ("layer_index", "teacher_layer_index")
 _BLANK_IF_NEGATIVE = ("teacher_phase",)
@@ -43,3 +45,24 @@ def _cell(value: Any) -> Any:
             return None
         return str(value) if math.isinf(value) else float(f"{value:.5g}")
     return value if isinstance(value, (bool, int)) or value is None else str(value)
+
+
+def short_numbers(values: Iterable[float]) -> list[float | None]:
+    """Four significant digits; None where there is no finite number.
+
+    Examples:
+        >>> short_numbers([0.123456, float("nan")])
+        [0.1235, None]
+    """
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
+
+
+def with_error(value: float, error: float) -> str:
+    """A value and its error, both with the decimals of the error's second digit.
+
+    Examples:
+        >>> with_error(0.00302, 0.0047)
+        '0.0030 ± 0.0047'
+    """
+    decimals = min(6, max(0, 1 - math.floor(math.log10(error)))) if error > 0 else 3
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"

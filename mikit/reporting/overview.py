@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mikit.plot.tables import layers_of, present
-from mikit.reporting.wording import VERDICT_ORDER, listed
+from mikit.plot.drawing.tables import layers_of, present
+from mikit.reporting.readings.wording import VERDICT_ORDER, listed
 
 if TYPE_CHECKING:
     from mikit.flow import Flow

@@ -15,16 +15,16 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from mikit.atomic import sync_folder, write_atomically
-from mikit.errors import InputError
-from mikit.flow.data_processing import data_processing_flags
-from mikit.plot.tables import present
+from mikit.core.errors import InputError
+from mikit.core.files import sync_folder, write_atomically
+from mikit.flow.readings.data_processing import data_processing_flags
+from mikit.plot.drawing.tables import present
 from mikit.reporting.charts import FIGURES, charts
 from mikit.reporting.columns import columns_of
-from mikit.reporting.divergence_readings import flags_told, marks_of
 from mikit.reporting.overview import overview, starting_points
-from mikit.reporting.readings import READINGS, readings
-from mikit.reporting.wording import LIMITS, findings, listed, reasons_counted, verdicts_counted
+from mikit.reporting.readings.divergence import flags_told, marks_of
+from mikit.reporting.readings.sections import READINGS, readings
+from mikit.reporting.readings.wording import LIMITS, findings, listed, reasons_counted, verdicts_counted
 
 if TYPE_CHECKING:
     from mikit.flow import Flow
@@ -102,7 +102,7 @@ def report(flow: Flow, folder: str | os.PathLike[str], *, overwrite: bool = Fals
 
 
 def _page(flow: Flow) -> str:
-    room = resources.files("mikit.reporting")
+    room = resources.files("mikit.reporting").joinpath("page_files")
     parts = [room.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS]
     script = "\n".join(['"use strict";', "(async () => {", *parts, _START, "})();", ""])
     plotly = _plotly()

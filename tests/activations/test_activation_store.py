@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mikit import ActivationStore, InputError
 from mikit.activations import hash_of_array, hash_of_model
-from mikit.atomic import locked
+from mikit.core.files import locked
 
 FORMATS = ("npy", "safetensors")
 
@@ -625,7 +624,7 @@ def test_a_read_only_place_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_held_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path / "s")
-    monkeypatch.setattr("mikit.atomic._SECONDS_TO_WAIT", 0.05)
+    monkeypatch.setattr("mikit.core.files._SECONDS_TO_WAIT", 0.05)
     with locked(store.path / ".lock", store.path):
         started = time.monotonic()
         with pytest.raises(InputError, match="is being written by another process"):

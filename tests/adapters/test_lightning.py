@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import mikit
+from mikit.core.errors import InputError
 from mikit.distillation import PhaseRecorder, random_stream
-from mikit.errors import InputError
 from mikit.models import ResNet8
 
 lightning = pytest.importorskip("lightning", reason="needs Lightning: pip install 'mikit[integrations]'")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mikit
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'mikit[integrations]'")
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'mikit[integrations]'")

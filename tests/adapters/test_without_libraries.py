@@ -12,8 +12,8 @@ from torch import nn
 from mikit.activations import ActivationStore
 from mikit.adapters.lightning import phase_callback
 from mikit.adapters.transformers import DistillationTrainerMixin
+from mikit.core.errors import InputError
 from mikit.distillation import PhaseRecorder
-from mikit.errors import InputError
 
 
 def test_a_missing_lightning_is_told(monkeypatch, tmp_path):

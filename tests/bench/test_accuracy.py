@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mikit.bench import accuracy
-from mikit.bench.accuracy import Plan, choose_laws, measure_accuracy
-from mikit.bench.accuracy_plot import draw_accuracy
-from mikit.bench.accuracy_report import accuracy_markdown, accuracy_screen
-from mikit.bench.accuracy_results import AccuracyReport, Estimate
-from mikit.bench.laws.suites import laws_of
+from mikit.bench.accuracy import run as accuracy
+from mikit.bench.accuracy.plot import draw_accuracy
+from mikit.bench.accuracy.report import accuracy_markdown, accuracy_screen
+from mikit.bench.accuracy.results import AccuracyReport, Estimate
+from mikit.bench.accuracy.run import Plan, choose_laws, measure_accuracy
+from mikit.bench.distributions.suites import laws_of
 from mikit.cli import app
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 BASE = Estimate(
     suite="bmi",

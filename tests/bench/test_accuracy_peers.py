@@ -13,15 +13,15 @@ import pytest
 from sklearn.feature_selection import mutual_info_regression
 from typer.testing import CliRunner
 
-from mikit.bench import accuracy_peers
-from mikit.bench.accuracy import Plan, choose_laws, measure_accuracy
-from mikit.bench.accuracy_peers import PEER_ESTIMATORS, Comparison, PeerPlan, choose_peers, compare
-from mikit.bench.accuracy_peers_report import comparison_markdown, comparison_screen
-from mikit.bench.accuracy_plot import draw_accuracy
-from mikit.bench.accuracy_results import AccuracyReport
-from mikit.bench.worker import PEERS
+from mikit.bench.accuracy import peers as accuracy_peers
+from mikit.bench.accuracy.peers import PEER_ESTIMATORS, Comparison, PeerPlan, choose_peers, compare
+from mikit.bench.accuracy.plot import draw_accuracy
+from mikit.bench.accuracy.report import comparison_markdown, comparison_screen
+from mikit.bench.accuracy.results import AccuracyReport
+from mikit.bench.accuracy.run import Plan, choose_laws, measure_accuracy
+from mikit.bench.peers.worker import PEERS
 from mikit.cli import app
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
 LAWS = choose_laws(["bmi"], ["1v1-normal-0.75", "dense-2-2"])[:1] + choose_laws(["bmi"], ["dense-2-2"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mikit.bench.results import SpeedReport
+from mikit.bench.speed.results import SpeedReport
 from mikit.cli import app
 
 

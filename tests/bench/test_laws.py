@@ -10,11 +10,11 @@ import pytest
 from scipy import stats
 from scipy.special import gammaln, log_ndtr, logsumexp, ndtr, roots_laguerre
 
-from mikit.bench.laws import bases, bmi2, copulas, images, maps, networks, own, transfer, traps, wide
-from mikit.bench.laws.channel import flip_for
-from mikit.bench.laws.law import Array, Law, Pair
-from mikit.bench.laws.suites import BEYOND, SUITES, law_named, laws_of
-from mikit.errors import InputError
+from mikit.bench.distributions import bases, bmi2, copulas, images, maps, networks, own, transfer, traps, wide
+from mikit.bench.distributions.channel import flip_for
+from mikit.bench.distributions.suites import BEYOND, SUITES, law_named, laws_of
+from mikit.bench.distributions.task import Array, Law, Pair
+from mikit.core.errors import InputError
 
 PUBLISHED = {
     "1v1-normal-0.75": 0.413339,

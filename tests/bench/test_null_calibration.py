@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "null_calibration.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibration" / "null_calibration.py"
 
 
 @pytest.fixture(scope="module")

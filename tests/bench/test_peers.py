@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from mikit.bench import interpreters, whole
-from mikit.bench.cases import CASES, Candidate
-from mikit.bench.interpreters import Interpreters, read_interpreters
-from mikit.bench.peers import MissingError, formula
-from mikit.bench.speed import Settings, measure_speed
-from mikit.errors import InputError
+from mikit.bench.peers import interpreters
+from mikit.bench.peers.interpreters import Interpreters, read_interpreters
+from mikit.bench.peers.peers import MissingError, formula
+from mikit.bench.speed import reference as whole
+from mikit.bench.speed.cases import CASES, Candidate
+from mikit.bench.speed.run import Settings, measure_speed
+from mikit.core.errors import InputError
 
 CASE = next(case for case in CASES if (case.name, case.variant) == ("ksg", "d=1, 1"))
 

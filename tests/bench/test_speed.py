@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mikit.bench import problems
-from mikit.bench.bars import BARS, Bar
-from mikit.bench.cases import CASES, Candidate, Case
-from mikit.bench.peers import MissingError
-from mikit.bench.results import Result, SpeedReport
-from mikit.bench.speed import Settings, choose_cases, measure_speed, read_sizes
-from mikit.bench.speed_plot import draw_speed, require_picture, save_picture
-from mikit.bench.speed_report import markdown, screen
-from mikit.errors import InputError
+from mikit.bench.peers.peers import MissingError
+from mikit.bench.speed import problems
+from mikit.bench.speed.cases import CASES, Candidate, Case
+from mikit.bench.speed.plot import draw_speed, require_picture, save_picture
+from mikit.bench.speed.report import markdown, screen
+from mikit.bench.speed.results import Result, SpeedReport
+from mikit.bench.speed.run import Settings, choose_cases, measure_speed, read_sizes
+from mikit.bench.speed.targets import BARS, Bar
+from mikit.core.errors import InputError
 
 BURN = 0.02
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from mikit.bench.memory import peak_extra_bytes
-from mikit.bench.timing import Timing, cpu_clock, fit_exponent, interleave
-from mikit.threads import one_thread
+from mikit.bench.peers.memory import peak_extra_bytes
+from mikit.bench.speed.timing import Timing, cpu_clock, fit_exponent, interleave
+from mikit.core.provenance import one_thread
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a call")
 
@@ -128,5 +128,5 @@ def test_memory_that_the_allocator_kept_is_counted_again() -> None:
 
 
 def test_no_memory_where_the_kernel_does_not_tell(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("mikit.bench.memory._PROCESS", tmp_path)
+    monkeypatch.setattr("mikit.bench.peers.memory._PROCESS", tmp_path)
     assert peak_extra_bytes(lambda: None) is None

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mikit.bench.accuracy_results import AccuracyReport, Estimate
-from mikit.errors import InputError
+from mikit.bench.accuracy.results import AccuracyReport, Estimate
+from mikit.core.errors import InputError
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "verdict.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibration" / "verdict.py"
 ONE = Estimate(
     suite="bmi",
     law="one",

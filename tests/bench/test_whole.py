@@ -11,8 +11,8 @@ import torch
 from scipy.linalg import sqrtm
 from sklearn.feature_selection import mutual_info_regression
 
-from mikit.bench import problems, whole
-from mikit.bench.problems import Problem
+from mikit.bench.speed import problems, reference as whole
+from mikit.bench.speed.problems import Problem
 from mikit.functional import infonce, ksg, mmd2
 
 N, D = 40, 5

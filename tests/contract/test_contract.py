@@ -21,7 +21,7 @@ from mikit import (
 )
 from mikit.estimators import REGISTRY, Estimator
 from mikit.estimators.base import require_pair
-from mikit.functional.gaussian import gaussian_mi
+from mikit.functional.gaussian.canonical import gaussian_mi
 from mikit.testing import ContractError, check_estimator, contract_checks
 
 CHECKS = dict(contract_checks())

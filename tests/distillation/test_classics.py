@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mikit.core.errors import InputError
 from mikit.distillation import check_optimizer
-from mikit.distillation.classics import CRD, DKD, AttentionTransfer, ChannelMMD, FitNet, HintonKD
-from mikit.errors import InputError
-from mikit.functional.logit_divergences import decoupled_kl, softened_kl
-from mikit.functional.map_gaps import attention_gap, channel_mmd2
+from mikit.distillation.losses.crd import CRD
+from mikit.distillation.losses.features import AttentionTransfer, ChannelMMD, FitNet
+from mikit.distillation.losses.logits import DKD, HintonKD
+from mikit.functional.distillation.feature_maps import attention_gap, channel_mmd2
+from mikit.functional.distillation.logits import decoupled_kl, softened_kl
 from mikit.testing import contract_checks
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import mikit
 from mikit.distillation.nested import tensors_in, with_tensors
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "costs"))
 from losses import LOSSES, Batch, Case, Shapes, features
 
 sys.path.pop(0)

@@ -14,11 +14,11 @@ import torch
 from torch import distributed, nn
 
 import mikit
-from mikit.distillation import gather
-from mikit.distillation.gather import AcrossRanks, gathered_rows
+from mikit.distillation import across_ranks as gather
+from mikit.distillation.across_ranks import AcrossRanks, gathered_rows
 from mikit.distillation.nested import tensors_in, with_tensors
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ddp_parity.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "costs" / "ddp_parity.py"
 THROUGH = "three steps through DistributedDataParallel"
 CHUNKED = "CRD, chunks of five rows through DistributedDataParallel"
 LABELLED = "KD2M, energy with each side's logits and sizes"

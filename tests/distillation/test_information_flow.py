@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mikit.core.errors import InputError
 from mikit.datasets import digits
 from mikit.distillation import TrainingPlan
-from mikit.distillation.auxiliary_teacher import auxiliary_teacher, train_auxiliary_teacher
-from mikit.distillation.information_flow import InformationFlow
-from mikit.distillation.pkt import PKT
-from mikit.errors import InputError
-from mikit.functional.flow_vectors import flow_divergence, flow_vector, monotone_matching
+from mikit.distillation.losses.information_flow import InformationFlow
+from mikit.distillation.losses.pkt import PKT
+from mikit.distillation.training.auxiliary_teacher import auxiliary_teacher, train_auxiliary_teacher
+from mikit.functional.flow.flow_vectors import flow_divergence, flow_vector, monotone_matching
 from mikit.models import ResNet8
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import mikit
+from mikit.core.errors import InputError
 from mikit.distillation import DistillationTerm, FeatureQueue, TrainingPlan, example_features, train_student
-from mikit.distillation.class_laws import fewest_rows
-from mikit.distillation.matched_projection import MatchedProjection
-from mikit.errors import InputError
+from mikit.distillation.kd2m.classes import fewest_rows
+from mikit.distillation.kd2m.scale import MatchedProjection
 from mikit.estimators import REGISTRY
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.functional import mmd2, wasserstein2

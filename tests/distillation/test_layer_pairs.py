@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import mikit
+from mikit.core.errors import InputError
 from mikit.distillation import LayerPairs
-from mikit.errors import InputError
 from mikit.models import ResNet8
 
 WANTED = {

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 import mikit
-from mikit.distillation.bounded_critics import BoundedJoint, Cosine
-from mikit.distillation.contrast import Contrast, ContrastSettings
-from mikit.distillation.critic_reading import read_information
-from mikit.errors import InputError
-from mikit.functional.kept_negatives import (
+from mikit.core.errors import InputError
+from mikit.distillation.mimkd.contrast import Contrast, ContrastSettings
+from mikit.distillation.mimkd.critics import BoundedJoint, Cosine
+from mikit.distillation.mimkd.information import read_information
+from mikit.functional.bounds.kept_negatives import (
     anchored_infonce_with_kept,
     jsd_of_partners,
     kept_negatives,
@@ -181,7 +181,7 @@ class TestFormulas:
         x = torch.randn(6, 2, 4, generator=g, dtype=torch.float64, requires_grad=True)
         y = torch.randn(6, cells, 3, generator=g, dtype=torch.float64)
         whole = contrast(x, y)
-        monkeypatch.setattr("mikit.distillation.contrast._KEPT_SCORES", 0)
+        monkeypatch.setattr("mikit.distillation.mimkd.contrast._KEPT_SCORES", 0)
         streamed = contrast(x, y)
         assert streamed.item() == pytest.approx(whole.item(), abs=1e-12)
         assert streamed.grad_fn is not None
@@ -446,7 +446,7 @@ class TestTraining:
         kept: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("mikit.distillation.contrast._KEPT_SCORES", kept)
+        monkeypatch.setattr("mikit.distillation.mimkd.contrast._KEPT_SCORES", kept)
         torch.compiler.reset()
         student, teacher = features()
         kd = mikit.MIMKD.between(

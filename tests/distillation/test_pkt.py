@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.distillation.pkt import PKT
-from mikit.errors import InputError
+from mikit.core.errors import InputError
+from mikit.distillation.losses.pkt import PKT
 from mikit.testing import contract_checks
 
 # What only a measure of laws keeps: PKT is never negative, and asks for pairs rather than for a law.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mikit
+from mikit.core.errors import InputError
 from mikit.distillation import (
     RECIPES,
     TrainingPlan,
@@ -14,7 +15,6 @@ from mikit.distillation import (
     read_ingredients,
     train_student,
 )
-from mikit.errors import InputError
 from mikit.models import ResNet8
 
 BATCH = 25

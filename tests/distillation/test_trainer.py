@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import mikit
 from mikit.activations import ActivationStore
+from mikit.core.errors import InputError
 from mikit.datasets import digits
 from mikit.distillation import (
     DistillationTerm,
@@ -27,7 +28,6 @@ from mikit.distillation import (
     train_network,
     train_student,
 )
-from mikit.errors import InputError
 from mikit.models import ResNet8
 
 PLAN = TrainingPlan(epochs=3, batch=25, rate=0.1)

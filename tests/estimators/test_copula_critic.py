@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from mikit import InputError
+from mikit.core.measurement import Check
 from mikit.estimators import REGISTRY, CopulaCritic, GaussianMI
 from mikit.estimators.base import Reading
-from mikit.estimators.copula_critic import _own_checks
-from mikit.estimators.cross_fitting import cross_fit
-from mikit.functional.neighbour_residual import Residual
-from mikit.measurement import Check
+from mikit.estimators.copula.copula_critic import _own_checks
+from mikit.estimators.copula.cross_fitting import cross_fit
+from mikit.functional.copula.residual import Residual
 
 
 def _gaussian(n: int, d: int, rho: float, seed: int = 0) -> tuple[Tensor, Tensor]:

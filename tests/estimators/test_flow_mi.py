@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators.fitting import Training
-from mikit.estimators.flow_densities import NormalScores
-from mikit.estimators.flows import FlowMI
+from mikit.estimators.normalizing_flows.densities import NormalScores
+from mikit.estimators.normalizing_flows.flow_mi import FlowMI
 
 QUICK = Training(steps=60, batch=256, learning_rate=5e-3, every=20, patience=2)
 

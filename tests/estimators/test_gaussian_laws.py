@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mikit import GaussianKL, GaussianWasserstein, Wasserstein
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.functional import diagonal_gaussian_wasserstein2, gaussian_kl, gaussian_wasserstein2
-from mikit.functional.shrinkage import ledoit_wolf_weight, shrunk_sample
+from mikit.functional.gaussian.shrinkage import ledoit_wolf_weight, shrunk_sample
 
 DIRECTIONS = ("student||teacher", "teacher||student", "symmetric")
 

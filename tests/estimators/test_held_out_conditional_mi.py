@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators import ConditionalInformation, held_out_conditional_mi
 from mikit.estimators.base import clustered_standard_error
 from mikit.estimators.fitting import Training

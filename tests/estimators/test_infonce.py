@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.estimators.contrastive import InfoNCE
+from mikit.core.errors import InputError
+from mikit.estimators.bounds.infonce import InfoNCE
 from mikit.estimators.fitting import Training
-from mikit.functional.scored import infonce_from_scores
+from mikit.functional.bounds.infonce_scores import infonce_from_scores
 
 CRITICS = ("separable", "bilinear", "joint")
 QUICK = Training(steps=150, batch=128, learning_rate=3e-3, weight_decay=0.3, every=25, patience=4)

@@ -9,9 +9,9 @@ import torch
 from scipy.special import digamma
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.estimators.neighbors import KSG
-from mikit.functional.neighbors import ksg
+from mikit.core.errors import InputError
+from mikit.estimators.neighbors.ksg import KSG
+from mikit.functional.neighbors.ksg import ksg
 
 
 def _pair(n: int, rho: float, seed: int) -> tuple[Tensor, Tensor]:

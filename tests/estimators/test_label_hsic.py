@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mikit import InputError, LabelHSIC
-from mikit.functional.flow_vectors import flow_vector
+from mikit.functional.flow.flow_vectors import flow_vector
 
 
 def sample(n: int = 30) -> tuple[Tensor, Tensor]:

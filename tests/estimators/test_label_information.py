@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import mikit
-from mikit.errors import InputError
-from mikit.estimators.labels import LabelInformation, rotated_information
-from mikit.functional.probes import label_entropy
-from mikit.rows import split_folds
+from mikit.core.errors import InputError
+from mikit.core.rows import split_folds
+from mikit.estimators.labels.label_information import LabelInformation, rotated_information
+from mikit.functional.labels.linear_probes import label_entropy
 
 
 def _classes(n: int, d: int, classes: int, *, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit.errors import InputError
-from mikit.estimators.labels import LabelInformation, rotated_information
-from mikit.functional.nonlinear_probes import fit_neighbor_probe
+from mikit.core.errors import InputError
+from mikit.estimators.labels.label_information import LabelInformation, rotated_information
+from mikit.functional.labels.nonlinear_probes import fit_neighbor_probe
 from mikit.testing import check_estimator
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.estimators.distribution import MMD
-from mikit.estimators.energy import EnergyDistance
-from mikit.functional.energy import energy_distance2
-from mikit.functional.kernels import median_bandwidth
-from mikit.functional.mmd import mmd2, polynomial_mmd2
-from mikit.functional.mmd_error import mmd2_pointwise
-from mikit.functional.mmd_subsampled import block_mmd2, linear_time_mmd2
+from mikit.core.errors import InputError
+from mikit.estimators.kernels.energy import EnergyDistance
+from mikit.estimators.kernels.mmd import MMD
+from mikit.functional.kernels.bandwidth import median_bandwidth
+from mikit.functional.kernels.energy import energy_distance2
+from mikit.functional.kernels.mmd import mmd2, polynomial_mmd2
+from mikit.functional.kernels.mmd_blocks import block_mmd2, linear_time_mmd2
+from mikit.functional.kernels.mmd_error import mmd2_pointwise
 
 
 def _samples(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators.base import Estimator
-from mikit.estimators.discrete import PlugIn
-from mikit.functional.discrete import plug_in_mi
+from mikit.estimators.labels.plug_in import PlugIn
+from mikit.functional.labels.plug_in import plug_in_mi
 from mikit.testing import check_estimator
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators import REGISTRY, Estimator
-from mikit.estimators.quadratic import CKA, HSIC, QMI, LabelQMI
+from mikit.estimators.kernels.dependence import CKA, HSIC, QMI, LabelQMI
 
 
 def sample(n: int = 40, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

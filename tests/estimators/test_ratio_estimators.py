@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mikit.core.errors import InputError
 from mikit.critics import EmbeddingCritic, Joint
-from mikit.errors import InputError
-from mikit.estimators.contrastive import AnchoredInfoNCE
-from mikit.estimators.donsker_varadhan import DV
+from mikit.estimators.bounds.base import CriticEstimator
+from mikit.estimators.bounds.donsker_varadhan import DV
+from mikit.estimators.bounds.infonce import AnchoredInfoNCE
+from mikit.estimators.bounds.ratios import JSD, NWJ, SMILE, CappedEstimator, RatioEstimator
 from mikit.estimators.fitting import Training
-from mikit.estimators.learned_critic import CriticEstimator
-from mikit.estimators.ratios import JSD, NWJ, SMILE, CappedEstimator, RatioEstimator
-from mikit.functional.scored import anchored_infonce_from_scores
-from mikit.functional.scored_ratios import dv_from_scores, jsd_from_scores, nwj_from_scores, smile_from_scores
-from mikit.measuring import measure
+from mikit.functional.bounds.infonce_scores import anchored_infonce_from_scores
+from mikit.functional.bounds.ratio_scores import dv_from_scores, jsd_from_scores, nwj_from_scores, smile_from_scores
+from mikit.measuring.pipeline import measure
 
 ALL: tuple[type[CriticEstimator], ...] = (JSD, NWJ, DV, SMILE, AnchoredInfoNCE)
 RATIOS: tuple[type[RatioEstimator], ...] = (JSD, NWJ, DV, SMILE)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mikit import InputError, ReducedKSG, measure
-from mikit.bench.laws.suites import law_named
-from mikit.functional.gaussian import gaussian_mi
-from mikit.functional.surrogates import anchored_ksg
+from mikit.bench.distributions.suites import law_named
+from mikit.functional.gaussian.canonical import gaussian_mi
+from mikit.functional.neighbors.anchored import anchored_ksg
 
 
 def _planted(n: int, latents: int, rho: float, d: int, seed: int) -> tuple[Tensor, Tensor]:

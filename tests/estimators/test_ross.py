@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit.errors import InputError
-from mikit.estimators.neighbors import Ross
-from mikit.functional.label_neighbors import ross_mi
+from mikit.core.errors import InputError
+from mikit.estimators.neighbors.ksg import Ross
+from mikit.functional.neighbors.ross import ross_mi
 from mikit.testing import check_estimator
 
 

@@ -8,8 +8,7 @@ import ot
 import pytest
 import torch
 from geomloss import SamplesLoss
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from mikit import (
@@ -21,7 +20,7 @@ from mikit import (
     Wasserstein,
     measure,
 )
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.estimators.jackknife import jackknife_standard_error
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.estimators.fitting import Training
-from mikit.estimators.variational import VID
-from mikit.mean_heads import HEADS
+from mikit.estimators.vid.heads import HEADS
+from mikit.estimators.vid.vid import VID
 
 QUICK = Training(steps=100, batch=128, learning_rate=3e-3, every=25, patience=4)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from mikit.errors import InputError
-from mikit.estimators.variational import VID
-from mikit.functional.joint_variational import joint_difference_of_entropies, joint_gaussian_nll
+from mikit.core.errors import InputError
+from mikit.estimators.vid.vid import VID
+from mikit.functional.vid.full_covariance import joint_difference_of_entropies, joint_gaussian_nll
 
 FORMS = [
     {"variance": "learned"},

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import mikit
-from mikit.errors import InputError
-from mikit.estimators.neighbors import WeightedKL
-from mikit.functional.nearest_entropy import weighted_kl_mi
+from mikit.core.errors import InputError
+from mikit.estimators.neighbors.ksg import WeightedKL
+from mikit.functional.neighbors.entropy import weighted_kl_mi
 from mikit.testing import check_estimator
 
 

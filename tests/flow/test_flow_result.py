@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mikit.errors import InputError
-from mikit.estimators.labels import RotatedInformation
+from mikit.core.errors import InputError
+from mikit.estimators.labels.label_information import RotatedInformation
 from mikit.flow import Flow
 from mikit.flow.result import COLUMNS, frame_of
-from mikit.flow.snapshots import Pair, depth_match
-from mikit.flow.verdicts import of_gap, of_information, of_share, of_similarity
-from mikit.functional.moments import Similarity
-from mikit.functional.recovery import Recovery
+from mikit.flow.tracing.snapshots import Pair, depth_match
+from mikit.flow.tracing.verdicts import of_gap, of_information, of_share, of_similarity
+from mikit.functional.flow.moments import Similarity
+from mikit.functional.flow.recovery import Recovery
 
 
 def _flow() -> Flow:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mikit import ActivationStore, InputError, trace
-from mikit.flow.joining import deal_rows
+from mikit.flow.tracing.joining import deal_rows
 from mikit.functional import noisy_input_information
 
 N = 600

@@ -12,10 +12,10 @@ import torch
 import mikit
 from mikit import ActivationStore, InputError, match_layers, suggest_pairs, trace
 from mikit.flow import Flow, match_flow
-from mikit.flow.match_result import LayerMatch, match_frame
-from mikit.flow.matching import label_cells
-from mikit.functional.flow_vectors import monotone_matching, nearest_matching
-from mikit.functional.recovery import recovered_share
+from mikit.flow.matching.layers import label_cells
+from mikit.flow.matching.result import LayerMatch, match_frame
+from mikit.functional.flow.flow_vectors import monotone_matching, nearest_matching
+from mikit.functional.flow.recovery import recovered_share
 
 N = 800
 IDS = np.arange(100, 100 + N)

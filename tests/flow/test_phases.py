@@ -16,7 +16,7 @@ from mikit.flow import (
     layer_geometry,
     read_phases,
 )
-from mikit.flow.phases import change_points
+from mikit.flow.readings.phases import change_points
 from mikit.flow.result import COLUMNS, frame_of
 
 ERROR = 0.015  # what 5,000 rows give
@@ -66,8 +66,8 @@ def curves_of(lines):
 
 @pytest.mark.parametrize("shape", ["constant", "straight"])
 def test_planted_change_points_are_found_within_a_step_and_flat_curves_are_left_alone(shape):
-    # The 200 curves of benchmarks/change_points.py in small; the share of both is at least 95 %, and three standard
-    # deviations of 60 draws at 97 % are 6.6 %.
+    # The 200 curves of benchmarks/calibration/change_points.py in small; the share of both is at least 95 %, and three
+    # standard deviations of 60 draws at 97 % are 6.6 %.
     rng = np.random.default_rng(0)
     planted = rng.integers(3, len(PHASES) - 2, 60)
     places = np.arange(len(PHASES))

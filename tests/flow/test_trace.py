@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from mikit import ActivationStore, InputError, trace
-from mikit.functional.probes import label_entropy
-from mikit.functional.recovery import recovered_share
+from mikit.functional.flow.recovery import recovered_share
+from mikit.functional.labels.linear_probes import label_entropy
 
 N = 400
 IDS = np.arange(1000, 1000 + N)

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from mikit import ActivationStore, InputError, trace
-from mikit.flow.devices import devices_of, lent_device
-from mikit.functional.device_products import device_cross_products, device_rows
-from mikit.functional.moments import centred, cross_products, factor_layer
+from mikit.flow.tracing.workers import devices_of, lent_device
+from mikit.functional.flow.moments import centred, cross_products, device_cross_products, device_rows, factor_layer
 
 N = 400
 IDS = np.arange(N)
@@ -102,7 +101,7 @@ def test_devices_that_are_not_there_are_refused(given, said) -> None:
 
 
 def test_several_devices_need_threads(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("mikit.flow.tracing.devices_of", lambda given: tuple(given))
+    monkeypatch.setattr("mikit.flow.tracing.run.devices_of", lambda given: tuple(given))
     with pytest.raises(InputError, match=r"device names 2 devices.*the workers are processes"):
         trace(*_stores(tmp_path, np.float32), noise=0.3, device=["cuda:0", "cuda:1"], backend="loky")
 

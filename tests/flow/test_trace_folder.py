@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import mikit.flow.snapshots as snapshots
+import mikit.flow.tracing.snapshots as snapshots
 from mikit import ActivationStore, Flow, InputError, trace
-from mikit.flow.records import Records, record_key
-from mikit.flow.working import coarse_to_fine
+from mikit.flow.tracing.records import Records, record_key
+from mikit.flow.tracing.workers import coarse_to_fine
 
 N = 300
 IDS = np.arange(N)
 LABELS = IDS % 3
 CHOSEN = {"labels": LABELS, "probe": "lda", "noise": [0.1, 0.3]}
-KILLING = Path(__file__).parents[2] / "benchmarks" / "trace_resume.py"
+KILLING = Path(__file__).parents[2] / "benchmarks" / "costs" / "trace_resume.py"
 
 
 def _layers(seed: int, phase: int, widths: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def test_a_key_holds_all_that_decides() -> None:
 
 
 def test_two_traces_into_one_folder_are_refused(folder, tmp_path) -> None:
-    from mikit.atomic import locked
+    from mikit.core.files import locked
 
     out = tmp_path / "run"
     teacher, students = _stores(folder)
@@ -207,7 +207,7 @@ def test_the_teacher_is_factored_once(folder, monkeypatch) -> None:
 
 def test_what_the_budget_leaves_out_is_in_the_table(folder, flow, tmp_path, monkeypatch) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr("mikit.flow.working.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("mikit.flow.tracing.workers.time.monotonic", lambda: float(next(clock)))
     part = trace(*_stores(folder), **CHOSEN, out=tmp_path / "run", budget=0.2)
     keys = ["network", "seed", "phase", "layer", "teacher_layer", "quantity", "noise"]
     pd.testing.assert_frame_equal(part.frame[keys], flow.frame[keys])

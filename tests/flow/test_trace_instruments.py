@@ -8,7 +8,7 @@ import pytest
 
 from mikit import KSG, ActivationStore, GaussianMI, InputError, SlicedWasserstein, measure, trace
 from mikit.flow import flow_divergences
-from mikit.flow.joining import deal_rows
+from mikit.flow.tracing.joining import deal_rows
 
 N = 200
 IDS = np.arange(N)

@@ -10,7 +10,7 @@ import pytest
 
 from mikit import ActivationStore, GaussianMI, InputError, trace
 from mikit.flow import flow_divergences
-from mikit.functional.flow_vectors import flow_vector
+from mikit.functional.flow.flow_vectors import flow_vector
 
 N = 400
 IDS = np.arange(N)

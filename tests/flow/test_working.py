@@ -5,7 +5,7 @@ from __future__ import annotations
 import joblib
 from joblib._parallel_backends import ThreadingBackend
 
-from mikit.flow.working import Budget, _Lines, done, progress_bar
+from mikit.flow.tracing.workers import Budget, _Lines, done, progress_bar
 
 
 def test_lines_come_every_half_minute_with_the_time_left() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.affinities import affinity, pkt
+from mikit.core.errors import InputError
+from mikit.functional.distillation.pkt import affinity, pkt
 
 Drawn = Callable[[int], tuple[Tensor, Tensor]]
 STRIPS = [None, 1, 3, 7]

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from mikit import InputError
-from mikit.functional.balancing import balanced_log_ratios, drawn_pairing
+from mikit.functional.copula.balancing import balanced_log_ratios, drawn_pairing
 
 
 def _scores(n: int, *, scale: float = 1.0, seed: int = 0) -> Tensor:

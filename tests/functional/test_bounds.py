@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.bounds import infonce, infonce_pointwise
-from mikit.functional.scored import infonce_from_scores, infonce_influence, infonce_pointwise_from_scores
+from mikit.core.errors import InputError
+from mikit.functional.bounds.infonce import infonce, infonce_pointwise
+from mikit.functional.bounds.infonce_scores import infonce_from_scores, infonce_influence, infonce_pointwise_from_scores
 
 
 def naive(scores: list[list[float]]) -> list[float]:

@@ -11,8 +11,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.bures import bures2, gaussian_wasserstein2, polar_by_eigenvectors, polar_by_products
+from mikit.core.errors import InputError
+from mikit.functional.gaussian.bures import bures2, gaussian_wasserstein2, polar_by_eigenvectors, polar_by_products
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -189,7 +189,7 @@ def test_products_serve_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = _rows(30, 60, 0), _rows(20, 60, 1)
     expected, gradients = bures2(x, y), _gradients(x, y)
     monkeypatch.setattr(
-        "mikit.functional.bures.polar_by_eigenvectors", lambda cross, accuracy: polar_by_products(cross).factor
+        "mikit.functional.gaussian.bures.polar_by_eigenvectors", lambda cross, accuracy: polar_by_products(cross).factor
     )
     assert bures2(x, y).item() == pytest.approx(expected.item(), rel=1e-12)
     for own, other in zip(_gradients(x, y), gradients, strict=True):

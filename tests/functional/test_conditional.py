@@ -10,11 +10,11 @@ import torch
 from scipy.special import digamma
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.conditional import conditional_mi, conditional_pointwise
-from mikit.functional.neighbor_counts import Metric
-from mikit.functional.neighbor_subspaces import counts_in_subspaces
-from mikit.functional.neighbors import ksg_pointwise
+from mikit.core.errors import InputError
+from mikit.functional.neighbors.conditional import conditional_mi, conditional_pointwise
+from mikit.functional.neighbors.counts import Metric
+from mikit.functional.neighbors.ksg import ksg_pointwise
+from mikit.functional.neighbors.subspaces import counts_in_subspaces
 
 
 def _chain(n: int, widths: tuple[int, int, int], direct: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +148,7 @@ def test_units_order_sides_and_strips_do_not_matter(widths: tuple[int, int, int]
 def test_trees_and_all_pairs_agree(widths: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [value.relu() for value in _chain(300, widths, 0.7, seed=7)]
     tree = conditional_pointwise(*rows, metric="chebyshev")
-    monkeypatch.setattr("mikit.functional.conditional._TREE_WIDTH", 0)
+    monkeypatch.setattr("mikit.functional.neighbors.conditional._TREE_WIDTH", 0)
     torch.testing.assert_close(conditional_pointwise(*rows, metric="chebyshev"), tree, rtol=0, atol=1e-12)
 
 

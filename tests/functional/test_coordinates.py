@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.functional.coordinates import anchored_coordinates, log_radius, second_order_variates
+from mikit.functional.copula.coordinates import anchored_coordinates, log_radius, second_order_variates
 
 
 def _planted(n: int, rho: list[float], d_x: int, d_y: int, seed: int = 0) -> tuple[Tensor, Tensor]:

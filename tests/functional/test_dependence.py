@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.dependence import cka, hsic, label_qmi, qmi
-from mikit.functional.kernels import linear_cka, median_bandwidth
+from mikit.core.errors import InputError
+from mikit.functional.kernels.bandwidth import linear_cka, median_bandwidth
+from mikit.functional.kernels.dependence import cka, hsic, label_qmi, qmi
 
 STRIPS = [None, 1, 3, 9]
 

@@ -12,8 +12,8 @@ from scipy.stats import binom
 from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.discrete import Correction, occurrences, plug_in_entropy, plug_in_mi, plug_in_pointwise
+from mikit.core.errors import InputError
+from mikit.functional.labels.plug_in import Correction, occurrences, plug_in_entropy, plug_in_mi, plug_in_pointwise
 
 CORRECTIONS: list[Correction | None] = [None, "miller-madow", "grassberger"]
 JOINT = np.array([[0.2, 0.05, 0.05], [0.1, 0.3, 0.0], [0.02, 0.08, 0.2]])

@@ -11,8 +11,12 @@ import torch
 from geomloss import SamplesLoss
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.energy import energy_distance2, energy_distance2_pointwise, energy_distance2_standard_error
+from mikit.core.errors import InputError
+from mikit.functional.kernels.energy import (
+    energy_distance2,
+    energy_distance2_pointwise,
+    energy_distance2_standard_error,
+)
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import ConvergenceWarning, InputError
-from mikit.functional.entropic import sinkhorn, sinkhorn_divergence
+from mikit.core.errors import ConvergenceWarning, InputError
+from mikit.functional.transport.sinkhorn import sinkhorn, sinkhorn_divergence
 
 _TIGHT = {"tolerance": 1e-10, "max_iterations": 3000}
 

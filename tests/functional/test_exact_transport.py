@@ -10,13 +10,12 @@ from typing import Any
 import ot
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.couplings import optimal_plan, transport_potentials
-from mikit.functional.exact_transport import identity_fraction, wasserstein, wasserstein2
+from mikit.core.errors import InputError
+from mikit.functional.transport.exact import identity_fraction, wasserstein, wasserstein2
+from mikit.functional.transport.plans import optimal_plan, transport_potentials
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

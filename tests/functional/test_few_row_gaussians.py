@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mikit.functional import gaussian_kl
-from mikit.functional.few_row_gaussians import FewRowGaussian, divergence_of_few_rows
-from mikit.functional.shrinkage import centred_rows, ledoit_wolf_weight
+from mikit.functional.gaussian.divergence import FewRowGaussian, divergence_of_few_rows
+from mikit.functional.gaussian.shrinkage import centred_rows, ledoit_wolf_weight
 
 
 def dense(x: torch.Tensor, y: torch.Tensor, weights: tuple[float, float]) -> torch.Tensor:

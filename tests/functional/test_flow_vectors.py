@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.functional import cka
-from mikit.functional.flow_vectors import (
+from mikit.functional.flow.flow_vectors import (
     depth_matching,
     flow_divergence,
     flow_vector,

@@ -11,8 +11,8 @@ from scipy.stats import norm, rankdata
 from sklearn.cross_decomposition import CCA
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.gaussian import (
+from mikit.core.errors import InputError
+from mikit.functional.gaussian.canonical import (
     bartlett_rank,
     canonical_form,
     cca,

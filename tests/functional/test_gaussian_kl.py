@@ -10,10 +10,10 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from mikit.errors import InputError
-from mikit.functional.bures import gaussian_wasserstein2
-from mikit.functional.gaussian_laws import diagonal_gaussian_wasserstein2, gaussian_kl
-from mikit.functional.shrinkage import ledoit_wolf_weight, shrunk_sample
+from mikit.core.errors import InputError
+from mikit.functional.gaussian.bures import gaussian_wasserstein2
+from mikit.functional.gaussian.divergence import diagonal_gaussian_wasserstein2, gaussian_kl
+from mikit.functional.gaussian.shrinkage import ledoit_wolf_weight, shrunk_sample
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional import gram as module
-from mikit.functional.gram import gram
+from mikit.core.errors import InputError
+from mikit.functional.engine import gram as module
+from mikit.functional.engine.gram import gram
 
 
 def _rows(n: int, d: int, seed: int = 0) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.gromov import gromov_plan, gromov_wasserstein2
+from mikit.core.errors import InputError
+from mikit.functional.transport.gromov import gromov_plan, gromov_wasserstein2
 
 COSTS = ("euclidean", "squared euclidean", "cosine")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import ConvergenceWarning, InputError
+from mikit.core.errors import ConvergenceWarning, InputError
 from mikit.functional import sinkhorn_divergence
-from mikit.functional.grouped_entropic import grouped_sinkhorn_divergence
+from mikit.functional.transport.grouped_sinkhorn import grouped_sinkhorn_divergence
 
 COUNTS_X, COUNTS_Y = [1, 4, 15, 60], [3, 1, 29, 40]  # too unlike to iterate together
 SHARES = [0.1, 0.2, 0.3, 0.4]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.kernels import linear_cka, median_bandwidth
-from mikit.functional.mmd import mmd2
-from mikit.functional.mmd_error import mmd2_pointwise, mmd2_standard_error
+from mikit.core.errors import InputError
+from mikit.functional.kernels.bandwidth import linear_cka, median_bandwidth
+from mikit.functional.kernels.mmd import mmd2
+from mikit.functional.kernels.mmd_error import mmd2_pointwise, mmd2_standard_error
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

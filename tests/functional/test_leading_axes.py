@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mikit.functional.leading_axes import leading_axes
-from mikit.functional.moments import centred, principal_axes
+from mikit.functional.flow.leading_axes import leading_axes
+from mikit.functional.flow.moments import centred, principal_axes
 
 
 def _rows(kind: str, n: int, d: int, dtype: type) -> np.ndarray:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.mmd import mmd2, polynomial_mmd2
-from mikit.functional.mmd_error import polynomial_mmd2_pointwise, polynomial_mmd2_standard_error
-from mikit.functional.mmd_subsampled import (
+from mikit.core.errors import InputError
+from mikit.functional.kernels.mmd import mmd2, polynomial_mmd2
+from mikit.functional.kernels.mmd_blocks import (
     block_mmd2,
     block_mmd2_pointwise,
     linear_time_mmd2,
     linear_time_mmd2_pointwise,
 )
+from mikit.functional.kernels.mmd_error import polynomial_mmd2_pointwise, polynomial_mmd2_standard_error
 
 KERNELS: list[dict[str, Any]] = [
     {"bandwidth": 1.3},
@@ -135,7 +135,7 @@ def test_errors_of_the_polynomial_kernel_fit_the_spread() -> None:
 
 
 def test_factors_multiply_the_median() -> None:
-    from mikit.functional.kernels import median_bandwidth
+    from mikit.functional.kernels.bandwidth import median_bandwidth
 
     x, y = _rows(30, 2, 10), _rows(30, 2, 11, 0.4)
     median = median_bandwidth(x, y)

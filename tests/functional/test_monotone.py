@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mikit
-from mikit.functional.monotone import monotone_alignment
+from mikit.functional.flow.monotone import monotone_alignment
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 3), (3, 5), (5, 4)])

@@ -11,16 +11,16 @@ import torch
 from scipy.special import digamma, gamma
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional import nearest_entropy
-from mikit.functional.nearest_entropy import (
+from mikit.core.errors import InputError
+from mikit.functional.neighbors import entropy as nearest_entropy
+from mikit.functional.neighbors.entropy import (
     entropy_weights,
     kozachenko_leonenko,
     weighted_kl_mi,
     weighted_kl_pointwise,
     weighted_kozachenko_leonenko,
 )
-from mikit.functional.neighbors import ksg
+from mikit.functional.neighbors.ksg import ksg
 
 LAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "gaussian": torch.clone,

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.special import digamma
 from sklearn.feature_selection import mutual_info_regression
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional import neighbor_counts, neighbors
-from mikit.functional.neighbors import Metric, ksg, ksg_pointwise
+from mikit.core.errors import InputError
+from mikit.functional.neighbors import counts as neighbor_counts, ksg as neighbors
+from mikit.functional.neighbors.ksg import Metric, ksg, ksg_pointwise
 
 
 def _pair(n: int, d_x: int, d_y: int, rho: float, seed: int) -> tuple[Tensor, Tensor]:

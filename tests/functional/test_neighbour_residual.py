@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.functional.nearest_entropy import weighted_kl_pointwise
-from mikit.functional.neighbors import ksg, ksg_pointwise
-from mikit.functional.neighbour_residual import leading_pairs, neighbour_residual
+from mikit.functional.copula.residual import leading_pairs, neighbour_residual
+from mikit.functional.neighbors.entropy import weighted_kl_pointwise
+from mikit.functional.neighbors.ksg import ksg, ksg_pointwise
 
 
 def _gaussian(n: int, d: int, rho: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.integrate import quad
 from sklearn.neighbors import KNeighborsClassifier
 
-from mikit.errors import InputError
-from mikit.functional.nonlinear_probes import (
+from mikit.core.errors import InputError
+from mikit.functional.labels.linear_probes import fit_logistic_probe
+from mikit.functional.labels.nonlinear_probes import (
     NEIGHBORS,
     HiddenLayerProbe,
     NeighborProbe,
@@ -21,7 +22,6 @@ from mikit.functional.nonlinear_probes import (
     neighbor_frequencies,
     neighbor_labels,
 )
-from mikit.functional.probes import fit_logistic_probe
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

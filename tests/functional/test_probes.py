@@ -7,8 +7,8 @@ import pytest
 from scipy.integrate import quad
 from sklearn.linear_model import LogisticRegression
 
-from mikit.errors import InputError
-from mikit.functional.probes import (
+from mikit.core.errors import InputError
+from mikit.functional.labels.linear_probes import (
     CLIP,
     fit_gaussian_probe,
     fit_logistic_probe,

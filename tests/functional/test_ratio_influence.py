@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.functional import anchored_infonce, dv, jsd, nwj, smile
-from mikit.functional.scored import anchored_infonce_from_scores
-from mikit.functional.scored_ratios import (
+from mikit.functional.bounds.infonce_scores import anchored_infonce_from_scores
+from mikit.functional.bounds.ratio_scores import (
     dv_from_scores,
     dv_influence,
     jsd_from_scores,

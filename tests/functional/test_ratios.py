@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.functional import anchored_infonce, dv, infonce, jsd, nwj, smile
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.stats import multivariate_normal
 
-from mikit.errors import InputError
-from mikit.functional.log_determinants import corrected_log_determinant
-from mikit.functional.moments import centred, cross_products, factor_layer, factored_cka, principal_axes
-from mikit.functional.recovery import Recovery, recover, recovered_share
+from mikit.core.errors import InputError
+from mikit.functional.flow.log_determinants import corrected_log_determinant
+from mikit.functional.flow.moments import centred, cross_products, factor_layer, factored_cka, principal_axes
+from mikit.functional.flow.recovery import Recovery, recover, recovered_share
 
 
 def _chain(d: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

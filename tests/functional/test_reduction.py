@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mikit import InputError
-from mikit.functional.axes import PrincipalAxes
-from mikit.functional.code_maps import CodeMap
-from mikit.functional.gaussian import gaussian_mi
-from mikit.functional.neighbors import ksg
-from mikit.functional.reduction import Reduction, contrast_evidence, informative_directions
-from mikit.functional.surrogates import anchored_ksg, anchored_ksg_pointwise
+from mikit.functional.gaussian.canonical import gaussian_mi
+from mikit.functional.neighbors.anchored import anchored_ksg, anchored_ksg_pointwise
+from mikit.functional.neighbors.ksg import ksg
+from mikit.functional.reduction.axes import PrincipalAxes
+from mikit.functional.reduction.code_maps import CodeMap
+from mikit.functional.reduction.directions import Reduction, contrast_evidence, informative_directions
 
 
 def _planted(n: int, latents: int, rho: float, d: int, seed: int, noise: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ from scipy.special import digamma
 from sklearn.feature_selection import mutual_info_classif
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.label_neighbors import ross_mi, ross_pointwise
-from mikit.functional.neighbor_counts import Metric
+from mikit.core.errors import InputError
+from mikit.functional.neighbors.counts import Metric
+from mikit.functional.neighbors.ross import ross_mi, ross_pointwise
 
 
 def _classes(n: int, d: int, classes: int, apart: float, seed: int) -> tuple[Tensor, Tensor]:

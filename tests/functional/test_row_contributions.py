@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import mikit
-from mikit.functional.moments import centred, cross_products, factor_layer, factored_cka
-from mikit.functional.recovery import recover
-from mikit.functional.row_contributions import cka_influence, recovery_scores, whitened_rows
+from mikit.functional.flow.contributions import cka_influence, recovery_scores, whitened_rows
+from mikit.functional.flow.moments import centred, cross_products, factor_layer, factored_cka
+from mikit.functional.flow.recovery import recover
 
 PARTS = [slice(0, 200), slice(200, 400), slice(400, 600)]
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import logsumexp
 
 import mikit
-from mikit.functional.segments import flat_penalty, segment_curve
+from mikit.functional.flow.segments import flat_penalty, segment_curve
 
 
 def cost_of(y, sigma, x, degree, bounds):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional.exact_transport import wasserstein2
-from mikit.functional.sliced_maximum import furthest_line, max_sliced_wasserstein2
-from mikit.functional.transport import sliced_wasserstein2
+from mikit.core.errors import InputError
+from mikit.functional.transport.exact import wasserstein2
+from mikit.functional.transport.max_sliced import furthest_line, max_sliced_wasserstein2
+from mikit.functional.transport.sliced import sliced_wasserstein2
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mikit.errors import ConvergenceWarning, InputError
+from mikit.core.errors import ConvergenceWarning, InputError
 from mikit.functional import (
     anchored_infonce,
     bures2,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mikit.errors import InputError
-from mikit.functional import transport
-from mikit.functional.transport import sliced_wasserstein, sliced_wasserstein2
+from mikit.core.errors import InputError
+from mikit.functional.transport import sliced as transport
+from mikit.functional.transport.sliced import sliced_wasserstein, sliced_wasserstein2
 
 
 def _rows(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:

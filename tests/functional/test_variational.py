@@ -11,8 +11,8 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.distributions import Normal
 
-from mikit.errors import InputError
-from mikit.functional.variational import (
+from mikit.core.errors import InputError
+from mikit.functional.vid.residuals import (
     difference_of_entropies,
     gaussian_nll,
     residual_variance,

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from mikit import plot
-from mikit.errors import InputError
-from mikit.plot import maps_animation
-from mikit.plot.drawing import figure_style
-from mikit.plot.map_cells import MapTable, map_table
+from mikit.core.errors import InputError
+from mikit.plot import animation as maps_animation
+from mikit.plot.drawing.cells import MapTable, map_table
+from mikit.plot.drawing.style import figure_style
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mikit import plot
 from mikit.flow import read_phases
-from mikit.plot.bands import _LOOKS, VerdictStrip, verdict_strip
+from mikit.plot.drawing.bands import _LOOKS, VerdictStrip, verdict_strip
 
 WORDS = ("trustworthy", "caution", "unreliable", "skipped")
 

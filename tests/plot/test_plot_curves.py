@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mikit import plot
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 
 def lines(ax, label):

@@ -6,14 +6,13 @@ import sys
 
 import matplotlib
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from mikit import plot
-from mikit.errors import InputError
-from mikit.plot.drawing import network_colors, phase_ramp
-from mikit.plot.naming import short_names, spread
-from mikit.plot.saving import svg_of
+from mikit.core.errors import InputError
+from mikit.plot.drawing.names import short_names, spread
+from mikit.plot.drawing.saving import svg_of
+from mikit.plot.drawing.style import network_colors, phase_ramp
 
 HOSTILE = "<script>alert(1)</script>"
 

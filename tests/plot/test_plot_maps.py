@@ -5,7 +5,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from mikit import plot
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 LAYERS = ["stem", "stage1", "stage2", "stage3", "pooled", "logits"]
 

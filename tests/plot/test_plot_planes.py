@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mikit import plot
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 CAP = math.log(5000)
 LAYERS = ("stem", "mid", "fc")

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mikit import plot
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 
 PAIR = ("student + VID", "student alone")
 DRAW = {
@@ -70,7 +70,7 @@ def test_two_axes_refuse_other_kinds_and_other_numbers_of_rows():
     import numpy as np
 
     from mikit import both_axes
-    from mikit.measurement import Measurement
+    from mikit.core.measurement import Measurement
 
     rows = np.random.default_rng(0).standard_normal((60, 2))
     pair = both_axes(rows[::-1].copy(), rows, "energy", "gaussian", name="a", permutations=0)

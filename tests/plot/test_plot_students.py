@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mikit import plot
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.flow import compare_paths
 
 PAIR = ("student + VID", "student alone")

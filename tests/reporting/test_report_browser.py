@@ -26,7 +26,8 @@ def page(browser, path, request):
     opened.on("console", lambda message: opened.troubles.append(message.text))
     opened.on("pageerror", lambda error: opened.troubles.append(str(error)))
     opened.on("request", lambda asked: opened.asked.append(asked.url))
-    # A loaded machine gives a browser little time; how long a page takes is measured in benchmarks/report_size.py.
+    # A loaded machine gives a browser little time; how long a page takes is measured in
+    # benchmarks/costs/report_size.py.
     opened.set_default_timeout(180_000)
     opened.goto(path.as_uri())
     opened.wait_for_selector("html[data-ready]", state="attached")

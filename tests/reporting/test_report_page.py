@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from mikit.activations import ActivationStore
-from mikit.errors import InputError
+from mikit.core.errors import InputError
 from mikit.flow import trace
 from mikit.reporting import report
 

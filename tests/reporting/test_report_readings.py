@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mikit.flow import compare_paths, critical_phases, data_processing_flags, flow_divergences, match_flow, read_phases
-from mikit.flow.match_result import NOT_A_FINDING
+from mikit.flow.matching.result import NOT_A_FINDING
 from mikit.reporting.charts import charts
-from mikit.reporting.divergence_readings import flags_told, marks_of
-from mikit.reporting.match_readings import picks
 from mikit.reporting.overview import overview, starting_points
-from mikit.reporting.readings import READINGS, readings
+from mikit.reporting.readings.divergence import flags_told, marks_of
+from mikit.reporting.readings.matches import picks
+from mikit.reporting.readings.sections import READINGS, readings
 
 PHASES = [0, 1, 2, 4, 8, 16, 30]
 NAMES = ["student alone", "student + VID"]

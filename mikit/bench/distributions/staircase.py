@@ -1,0 +1,23 @@
+"""Twenty Gaussian columns of 2 to 10 nats, and the same with the second variable cubed.
+
+Source: Poole and others 2019, Song and Ermon 2020; there with fresh samples at every step, here with a finite sample.
+"""
+
+from __future__ import annotations
+
+from mikit.bench.distributions.bases import pairs_with_information
+from mikit.bench.distributions.task import Law
+
+__all__ = ["staircase_laws"]
+
+_COLUMNS = 20
+
+
+def staircase_laws() -> list[Law]:
+    """Return the ten laws."""
+    found = []
+    for information in (2, 4, 6, 8, 10):
+        pair = pairs_with_information(information, _COLUMNS)
+        found.append(Law(f"gaussian-{information}", "staircase", pair))
+        found.append(Law(f"cubic-{information}", "staircase", pair.seen_through(y=lambda rows: rows**3)))
+    return found

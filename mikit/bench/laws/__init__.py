@@ -1,8 +1,0 @@
-"""Laws whose mutual information is known: samplers that know their truth, in suites.
-
-:mod:`mikit.bench.laws.suites` names the suites and builds them; :class:`mikit.bench.laws.law.Law` is one law.
-"""
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -1,0 +1,81 @@
+"""What the classics share: a gap between a student's and a teacher's activations of the same inputs."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mikit.core.errors import InputError
+from mikit.core.rows import require_paired
+from mikit.estimators.base import Estimator, require_pair
+from mikit.functional.engine.samples import working_dtype
+
+__all__ = ["PairedGap", "require_maps", "require_positive", "split_decay"]
+
+
+class PairedGap(Estimator):
+    """Base of the losses that compare each of the student's activations with the teacher's of the same input.
+
+    A subclass writes :meth:`gap`. The loss is the gap times ``strength``, so that a weight of 1 is the strength with
+    which the method is recommended; the estimate is the gap itself.
+
+    Attributes:
+        strength: What ``forward`` multiplies the gap with.
+    """
+
+    unit: str = "dimensionless"
+    kind = "discrepancy"
+    zero_when_independent = False
+    strength: float = 1.0
+
+    @abc.abstractmethod
+    def gap(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the gap, 0-dim; both sides come in one dtype, float32 at least, outside autocast."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the gap times the strength, 0-dim; the teacher gets no gradient."""
+        return self.strength * self._gap(x, y.detach())
+
+    def estimate(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the gap, 0-dim, in ``unit``, without gradient."""
+        return self._gap(x, y).detach()
+
+    def require(self, x: Tensor, y: Tensor) -> None:
+        """Raise :class:`~mikit.InputError` unless these are two sets of paired rows."""
+        require_pair(x, y)
+
+    def _gap(self, x: Tensor, y: Tensor) -> Tensor:
+        self.require(x, y)
+        dtype = working_dtype(x, y)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.gap(x.to(dtype), y.to(dtype))
+
+
+def require_maps(x: Tensor, y: Tensor, loss: str) -> None:
+    """Raise :class:`~mikit.InputError` unless ``x`` and ``y`` are feature maps of the same inputs."""
+    for name, value in (("x", x), ("y", y)):
+        if value.ndim != 4 or value.is_complex() or 0 in value.shape[1:]:
+            raise InputError(
+                f"{name} has shape {tuple(value.shape)}, but {loss} reads feature maps (n, c, h, w). Take them before "
+                'pooling: readout="whole" in mikit.capture and in DistillationTerm.'
+            )
+    require_paired(x, y, minimum=1)
+
+
+def require_positive(loss: str, **settings: float) -> None:
+    """Raise :class:`~mikit.InputError` unless every setting is positive and finite."""
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{loss}: {name} is {value}; it must be positive and finite.")
+
+
+def split_decay(module: nn.Module) -> list[dict[str, Any]]:
+    """Return the trainable matrices of a module in one group, and its vectors in another without weight decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
+    return groups + ([{"params": vectors, "weight_decay": 0.0}] if vectors else [])

@@ -1,0 +1,230 @@
+"""Max-sliced Wasserstein distance: exact transport on the line on which two samples are furthest apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mikit.core.errors import InputError
+from mikit.functional.engine.operators import full_precision
+from mikit.functional.engine.samples import centred, require_one_device, require_rows, require_same_width
+from mikit.functional.transport.sliced import sliced_wasserstein2
+
+__all__ = ["FurthestLine", "furthest_line", "max_sliced_wasserstein2"]
+
+# Length of the first step on the sphere, and of the one from which on each start looks after its own steps.
+_FIRST, _FINE = 1.0, 0.02
+# What such a step grows by where the value rose, and what it shrinks by where it did not.
+_LONGER, _SHORTER = 1.5, 0.5
+
+
+@final
+class FurthestLine(NamedTuple):
+    """The best line that was found.
+
+    Args:
+        direction: Unit vector ``(d,)``.
+        starts: Squared distances reached from each start, ``(k,)``, float64, the largest of which is that on the line.
+    """
+
+    direction: Tensor
+    starts: Tensor
+
+
+def max_sliced_wasserstein2(
+    x: Tensor,
+    y: Tensor,
+    *,
+    starts: int = 8,
+    steps: int = 45,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Squared max-sliced 2-Wasserstein distance of two samples.
+
+    .. math:: \max_{|\theta| = 1} W_2^2(\langle\theta, x\rangle, \langle\theta, y\rangle)
+
+    Args:
+        x: First sample, ``(n, d)``.
+        y: Second sample, ``(m, d)``.
+        starts: Directions to ascend from: the difference of the means, the leading direction of the difference of the
+            covariances, and random ones.
+        steps: Steps of the ascent from each, on the sphere.
+        generator: Where random directions are drawn from; None: torch's default generator of the CPU.
+
+    Returns:
+        0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both with the line
+        held constant. Unit: that of the features, squared. Kind: a squared distance, from below: the largest of some
+        local maxima. At most the squared Wasserstein distance, at least the largest squared difference of means.
+
+    Raises:
+        InputError: If a sample is not ``(n, d)``, widths or devices differ, or there is no start or no step.
+
+    Cost:
+        O(starts · steps (n + m) (d + log(n + m))) time: fifty times that of a sliced distance of as many projections.
+        O(starts (n + m)) memory.
+
+    Pitfalls:
+        - The line is a local maximum; in high dimension a better one may be missed. The default comes within a percent
+          of what ten times the steps find. Where the furthest line is one on which two rows swap places, as happens in
+          small samples, the gradient is that of one of the orders.
+        - Too large on small samples, far more than the mean over lines: among many columns there is always a line on
+          which two samples of one law differ. In 512 columns two samples of 128 rows are separated by one.
+        - Blind to pairing: shuffling the rows of one sample changes nothing.
+
+    Source:
+        Deshpande et al. (2019), "Max-Sliced Wasserstein Distance and its use for GANs". The gradient is Danskin's:
+        that of the distance on the line.
+
+    Example:
+        >>> x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+        >>> shift = torch.tensor([3.0, 0.0, 4.0, 0.0, 0.0])
+        >>> round(max_sliced_wasserstein2(x, x + shift, generator=torch.Generator().manual_seed(0)).item(), 4)
+        25.0
+    """
+    line = furthest_line(x, y, starts=starts, steps=steps, generator=generator)
+    return sliced_wasserstein2(x, y, directions=line.direction[None])
+
+
+def furthest_line(
+    x: Tensor,
+    y: Tensor,
+    *,
+    starts: int = 8,
+    steps: int = 45,
+    generator: torch.Generator | None = None,
+) -> FurthestLine:
+    """Direction behind :func:`max_sliced_wasserstein2`, and the values from each start.
+
+    Args:
+        x: As in :func:`max_sliced_wasserstein2`.
+        y: As in :func:`max_sliced_wasserstein2`.
+        starts: As in :func:`max_sliced_wasserstein2`.
+        steps: As in :func:`max_sliced_wasserstein2`.
+        generator: As in :func:`max_sliced_wasserstein2`.
+
+    Returns:
+        The direction and the values, without gradient. Unit of the values: that of the features, squared. Kind: local
+        maxima.
+
+    Raises:
+        InputError: As :func:`max_sliced_wasserstein2`.
+
+    Cost:
+        As :func:`max_sliced_wasserstein2`.
+
+    Pitfalls:
+        Starts that end in different values show that there are several maxima; starts that agree do not show that there
+        is only one.
+
+    Source:
+        As :func:`max_sliced_wasserstein2`. Two thirds of the steps follow the gradient on the sphere with lengths that
+        fall, as for functions with kinks, of which there are as many as pairs of rows; the rest only take what rises.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+        >>> line = furthest_line(x, x + torch.tensor([0.0, 2.0]), generator=torch.Generator().manual_seed(0))
+        >>> line.direction.abs().round(decimals=2).tolist()
+        [0.0, 1.0]
+    """
+    require_rows(x, "x")
+    require_rows(y, "y")
+    require_same_width(x, y)
+    require_one_device(x, y)
+    if starts < 1 or steps < 1:
+        raise InputError(f"There are {starts} starts of {steps} steps; the ascent needs at least one of each.")
+    with full_precision(x.device):
+        a, b = (sample.double() for sample in centred(x.detach(), y.detach()))
+        pieces = _Pieces(a, b)
+        lines = _first_lines(a, b, starts, generator)
+        lines = _refined(pieces, _explored(pieces, lines, steps - steps // 3), steps // 3)
+        values, _ = pieces.along(lines)
+    return FurthestLine(lines[int(values.argmax())], values)
+
+
+def _explored(pieces: _Pieces, lines: Tensor, steps: int) -> Tensor:
+    """Return the best line on the way of each start, whose steps fall from the first length to the fine one."""
+    values, slopes = pieces.along(lines)
+    best = lines
+    for step in range(steps):
+        lines = _stepped(lines, slopes, _FIRST * (_FINE / _FIRST) ** (step / max(steps - 1, 1)))
+        reached, slopes = pieces.along(lines)
+        rose = reached > values
+        values, best = torch.where(rose, reached, values), torch.where(rose[:, None], lines, best)
+    return best
+
+
+def _refined(pieces: _Pieces, lines: Tensor, steps: int) -> Tensor:
+    """Return lines further up, by steps that are taken where the value rises and shorter where it does not."""
+    values, slopes = pieces.along(lines)
+    lengths = torch.full_like(values, _FINE)[:, None]
+    for _ in range(steps):
+        moved = _stepped(lines, slopes, lengths)
+        reached, turned = pieces.along(moved)
+        rose = reached > values
+        values = torch.where(rose, reached, values)
+        lines, slopes = torch.where(rose[:, None], moved, lines), torch.where(rose[:, None], turned, slopes)
+        lengths = lengths * torch.where(rose, _LONGER, _SHORTER)[:, None]
+    return lines
+
+
+def _stepped(lines: Tensor, slopes: Tensor, lengths: Tensor | float) -> Tensor:
+    tangents = slopes - (slopes * lines).sum(dim=1, keepdim=True) * lines
+    return torch.nn.functional.normalize(lines + lengths * torch.nn.functional.normalize(tangents, dim=1), dim=1)
+
+
+@final
+class _Pieces:
+    """Exact transport on many lines: the pieces of (0, 1] on which both quantile functions are constant."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        n, m = x.shape[0], y.shape[0]
+        # Ends in units of 1 / (n m), so that ends that coincide do so exactly.
+        ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
+        self._x, self._y = x, y
+        self._of_x = torch.from_numpy((ends - 1) // m).to(x.device)
+        self._of_y = torch.from_numpy((ends - 1) // n).to(x.device)
+        self._lengths = torch.from_numpy(np.diff(ends, prepend=0) / (n * m)).to(x)
+
+    def along(self, lines: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the squared distance on each line, ``(k,)``, and its gradient in the line, ``(k, d)``."""
+        on_x, order_x = (lines @ self._x.T).sort(dim=1)
+        on_y, order_y = (lines @ self._y.T).sort(dim=1)
+        gaps = on_x[:, self._of_x] - on_y[:, self._of_y]
+        pull = 2 * gaps * self._lengths
+        slopes = torch.zeros_like(lines)
+        for rows, order, of_rows, sign in (
+            (self._x, order_x, self._of_x, 1),
+            (self._y, order_y, self._of_y, -1),
+        ):
+            by_rank = pull.new_zeros(len(lines), len(rows)).index_add_(1, of_rows, pull)
+            slopes += sign * (torch.empty_like(by_rank).scatter_(1, order, by_rank) @ rows)
+        return gaps.square() @ self._lengths, slopes
+
+
+def _first_lines(x: Tensor, y: Tensor, starts: int, generator: torch.Generator | None) -> Tensor:
+    d = x.shape[1]
+    device = "cpu" if generator is None else generator.device
+    drawn = torch.randn(starts, d, generator=generator, device=device, dtype=torch.float32)
+    lines = torch.nn.functional.normalize(drawn.to(x), dim=1)
+    if not bool((x.sum() + y.sum()).isfinite()):
+        return lines
+    shift = x.mean(dim=0) - y.mean(dim=0)
+    if bool(shift.abs().sum() > 0):
+        lines[0] = shift / torch.linalg.vector_norm(shift)
+    if starts > 1:
+        lines[1] = _most_changed(x - x.mean(dim=0), y - y.mean(dim=0), lines[1])
+    return lines
+
+
+def _most_changed(x: Tensor, y: Tensor, line: Tensor) -> Tensor:
+    """Return about the direction in which the variances differ most, by iterating on the difference of covariances."""
+    for _ in range(20):
+        moved = x.T @ (x @ line) / len(x) - y.T @ (y @ line) / len(y)
+        length = torch.linalg.vector_norm(moved)
+        if not bool(length > 0):
+            return line
+        line = moved / length
+    return line
