@@ -44,6 +44,53 @@ class Check:
         if self.outcome not in _OUTCOMES:
             raise InputError(f'Check "{self.name}" has outcome "{self.outcome}"; it must be one of {_OUTCOMES}.')
 
+    @classmethod
+    def passed(cls, name: str, sentence: str, figure: float | None = None, threshold: float | None = None) -> Self:
+        """Return a check that found nothing wrong."""
+        return cls(name, "pass", figure, threshold, sentence)
+
+    @classmethod
+    def warned(cls, name: str, sentence: str, figure: float | None = None, threshold: float | None = None) -> Self:
+        """Return a check that found a reason for caution."""
+        return cls(name, "warn", figure, threshold, sentence)
+
+    @classmethod
+    def failed(cls, name: str, sentence: str, figure: float | None = None, threshold: float | None = None) -> Self:
+        """Return a check that found the value unreliable."""
+        return cls(name, "fail", figure, threshold, sentence)
+
+    @classmethod
+    def not_applicable(cls, name: str, sentence: str) -> Self:
+        """Return a check whose question cannot be asked of these data."""
+        return cls(name, "not applicable", None, None, sentence)
+
+    @classmethod
+    def judged(
+        cls,
+        name: str,
+        figure: float,
+        *,
+        passed: str,
+        otherwise: str,
+        warn: float | None = None,
+        fail: float | None = None,
+    ) -> Self:
+        """Return the outcome that a figure has: it fails above ``fail`` and warns above ``warn``, if these are given.
+
+        Args:
+            name: What was checked.
+            figure: The figure.
+            passed: Sentence of a figure that passes.
+            otherwise: Sentence of one that warns or fails.
+            warn: Threshold of a warning.
+            fail: Threshold of a failure.
+        """
+        if fail is not None and figure > fail:
+            return cls.failed(name, otherwise, figure, fail)
+        if warn is not None and figure > warn:
+            return cls.warned(name, otherwise, figure, warn)
+        return cls.passed(name, passed, figure, fail if warn is None else warn)
+
 
 @final
 @dataclass(frozen=True)
