@@ -1,4 +1,4 @@
-"""The requirements that many arguments share; each raises :class:`~mikit.InputError` with the argument's name and value."""
+"""The requirements that many arguments share: each raises an error that names the argument and its value."""
 
 from __future__ import annotations
 
