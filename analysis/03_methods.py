@@ -1,9 +1,10 @@
-"""Which way of learning from a teacher helps a student most, and does the gain hold up against its controls?
+"""Which distillation method helps a student most, and is the gain larger than that of its controls?
 
-Losses of mikit and the classics, alone and together, beside the student alone. All share optimiser, schedule, initial
-weights, images, order and views, seed by seed. The weight of every method is searched with as many trials on seed 0, by
-images that neither train nor report. Controls: VID with the teacher's features of other images, VID of an untrained
-teacher, VID whose variances start at 5. Every run is a file of its own: start the same command again and it goes on.
+Losses of mikit and baseline distillation losses, alone and combined, and the student alone. All methods share
+optimizer, schedule, initial weights, images, order and views for each seed. The weight of every method is searched with
+equally many trials on seed 0, by validation images. Controls: VID with the teacher's features of other images, VID of
+an untrained teacher, VID whose variances start at 5. Every run is stored in a file, so the same command resumes an
+interrupted comparison.
 
     python analysis/03_methods.py --out results/methods --quick
     python analysis/03_methods.py --out results/methods --data images.npz --seeds 3
@@ -24,7 +25,7 @@ def main(
     data: shared.Data = None,
     methods: shared.Methods = "all",
     seeds: shared.Seeds = 3,
-    per_class: Annotated[int, typer.Option(min=0, help="Images of every class; 0 for what suits the data.")] = 0,
+    per_class: Annotated[int, typer.Option(min=0, help="Images per class; 0: a default for the data.")] = 0,
     jobs: shared.Jobs = 2,
     quick: shared.Quick = False,
     bf16: shared.Bf16 = None,

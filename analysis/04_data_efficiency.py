@@ -1,8 +1,8 @@
-"""How much does a teacher save: accuracy of students by the number of images they saw of every class.
+"""How many labeled images does a teacher save: accuracy of students by the number of training images per class.
 
-The table that VID was shown with, for VID and the classics. All students take as many steps, whatever the number of
-images, and share optimiser, schedule, initial weights, order and views, seed by seed. The weight of every method is
-searched anew for every number of images, with as many trials; with ``--quick`` all stand at 1.
+The table of the VID paper, for VID and baseline distillation losses. All students are trained for equally many steps
+and share optimizer, schedule, initial weights, order and views for each seed. The weight of every method is searched
+again for every number of images, with equally many trials; with ``--quick`` all weights are 1.
 
     python analysis/04_data_efficiency.py --out results/data --quick
     python analysis/04_data_efficiency.py --out results/data --data images.npz --per-class 20,100,500
@@ -28,7 +28,7 @@ def main(
     out: shared.Out,
     data: shared.Data = None,
     methods: shared.Methods = _DEFAULT,
-    per_class: Annotated[str, typer.Option(help="Images of every class, by commas; else what suits the data.")] = "",
+    per_class: Annotated[str, typer.Option(help="Images per class, by commas; empty: a default for the data.")] = "",
     seeds: shared.Seeds = 5,
     jobs: shared.Jobs = 2,
     quick: shared.Quick = False,
@@ -62,14 +62,14 @@ def main(
 
 
 def counts_for(large: bool, quick: bool) -> list[int]:
-    """Return numbers of images of every class that suit the data."""
+    """Return default numbers of images per class for the data."""
     if large:
         return [20, 100] if quick else [20, 100, 500]
     return [5, 20] if quick else [5, 10, 20]
 
 
 def joined(comparisons: dict[int, Comparison]) -> pd.DataFrame:
-    """Return one row for every run that is reported, with its gain over the student alone of its seed."""
+    """Return one row for every reported run, with its gain over the student alone of the same seed."""
     rows = []
     for count, comparison in comparisons.items():
         alone = {run["seed"]: points(run) for run in comparison.reported(ALONE)}
@@ -89,24 +89,24 @@ def markdown(table: pd.DataFrame, comparisons: dict[int, Comparison]) -> list[st
         f"Teacher {teacher:.2f} %. Accuracy on test images, %: mean and sd over {table['seed'].nunique()} seeds. In "
         "brackets the mean gain over the student alone, points, and its 95 % interval.",
         "",
-        "| images of every class | " + " | ".join(map(str, counts)) + " |",
+        "| images per class | " + " | ".join(map(str, counts)) + " |",
         "|---|" + "---|" * len(counts),
     ]
     for method in dict.fromkeys(table["method"]):
         cells = []
         for count in counts:
             rows = table[(table["method"] == method) & (table["per_class"] == count)]
-            told = f"{rows['accuracy'].mean():.2f} ± {rows['accuracy'].std():.2f}"
+            cell = f"{rows['accuracy'].mean():.2f} ± {rows['accuracy'].std():.2f}"
             if method != METHODS[ALONE].title:
                 low, high = interval(rows["gain"].to_numpy())
-                told += f" ({rows['gain'].mean():+.2f}, {low:+.2f} to {high:+.2f})"
-            cells.append(told)
+                cell += f" ({rows['gain'].mean():+.2f}, {low:+.2f} to {high:+.2f})"
+            cells.append(cell)
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
 def drawn(table: pd.DataFrame, seeds: int) -> Figure:
-    """Return accuracy and gain by the number of images, a line a method, with the range over seeds."""
+    """Return accuracy and gain by the number of images, one line per method, with the range over seeds."""
     figure = Figure(figsize=(6.5, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     titles = list(dict.fromkeys(table["method"]))
@@ -120,7 +120,7 @@ def drawn(table: pd.DataFrame, seeds: int) -> Figure:
         counts = sorted(set(table["per_class"]))
         axes.set_xticks(counts, map(str, counts))
         axes.minorticks_off()
-        axes.set_xlabel("images of every class")
+        axes.set_xlabel("images per class")
         axes.set_ylabel(label)
         axes.grid(color="#e7e7e7")
         axes.spines[["top", "right"]].set_visible(False)

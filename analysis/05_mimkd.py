@@ -1,7 +1,7 @@
-"""Which part of MIMKD helps: its terms alone and together, its objectives, critics and negatives.
+"""Which part of MIMKD helps: its terms alone and combined, its objectives, critics and negatives.
 
-Beside the student alone, on the same initial weights, images, order and views, seed by seed; weights searched on seed 0
-with as many trials for every variant, by images that neither train nor report.
+Compared with the student alone, with the same initial weights, images, order and views for each seed. Weights are
+searched on seed 0 with equally many trials for every variant, by validation images.
 
     python analysis/05_mimkd.py --out results/mimkd --quick
     python analysis/05_mimkd.py --out results/mimkd --data images.npz --seeds 3
@@ -22,7 +22,7 @@ TERMS = {"global": ("pool",), "local": ("stage3", "pool"), "feature": STAGES}
 
 
 def variant(title: str, *terms: str, **options: str) -> Method:
-    """Return MIMKD with these terms, all if none is named, on the layers that they read."""
+    """Return MIMKD with these terms, all if none is named, on the layers that they need."""
     kept = terms or tuple(TERMS)
     weights = {f"{term}_weight": float(term in kept) for term in TERMS}
     layers = tuple(layer for layer in FLOW_LAYERS if any(layer in TERMS[term] for term in kept))

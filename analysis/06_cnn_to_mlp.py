@@ -1,8 +1,8 @@
-"""Can a network without convolutions learn from one with them?
+"""Can a network without convolutions learn from a convolutional network?
 
 The teacher is a convolutional network, the student two hidden layers on flattened images. VID predicts the teacher's
-maps from the student's hidden rows by transposed convolutions; the classics match rows with pooled rows or logits.
-Everything else as in the other comparisons.
+maps from the student's hidden layers by transposed convolutions; the baseline distillation losses match vectors with
+pooled vectors or logits. Everything else is as in the other comparisons.
 
     python analysis/06_cnn_to_mlp.py --out results/mlp --quick
     python analysis/06_cnn_to_mlp.py --out results/mlp --data images.npz --width 1024
@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 from comparison import comparing as shared
-from comparison.methods import hinton, on_layer, student_alone, together
+from comparison.methods import hinton, on_layer, recommended, student_alone, together
 from comparison.runs import ALONE, Method
 
 import mikit
 
-# A hidden layer of the student beside the stage of the teacher that lies as deep.
+# A hidden layer of the student with the stage of the teacher at the same depth.
 _PAIRS = (("hidden1", "stage2"), ("hidden2", "stage3"))
 
 METHODS = {
@@ -29,12 +29,12 @@ METHODS = {
     "fitnet": Method(title="FitNet, pooled", build=on_layer(mikit.FitNet.between, "hidden2", "stage3")),
     "vid-pooled": Method(
         title="VID, pooled",
-        build=together(*(on_layer(mikit.VID.between, own, source, weight=10.0) for own, source in _PAIRS)),
+        build=recommended(together(*(on_layer(mikit.VID.between, own, source) for own, source in _PAIRS))),
     ),
     "vid": Method(
         title="VID, maps",
-        build=together(
-            *(on_layer(mikit.VID.between, own, source, readout="whole", weight=10.0) for own, source in _PAIRS)
+        build=recommended(
+            together(*(on_layer(mikit.VID.between, own, source, readout="whole") for own, source in _PAIRS))
         ),
     ),
 }

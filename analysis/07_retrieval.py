@@ -1,10 +1,10 @@
-"""Does information-flow distillation bring like images together, and where does the flow go in training?
+"""Does information-flow distillation improve retrieval, and how does the information flow change in training?
 
-Retrieval with the pooled layer: queries are test images, the database holds the training images that no validation
-needs; mean average precision over all ranks and precision among the first hundred, by Euclidean distance and by cosine.
-``released evaluator`` is what the code of the method's authors computes instead: precision interpolated at eleven
-recalls, over as many ranks as a batch has queries, less one. Beside it a figure of the phases: the divergence of the
-student's flow of label information from the teacher's, and the weight of the intermediate layers, by epoch.
+Retrieval with the pooled layer: queries are test images, the database contains the training images without those for
+validation. The table has mean average precision over all ranks and precision among the first hundred, by Euclidean
+distance and by cosine. ``released evaluator`` is the computation in the code of the method's authors: precision
+interpolated at eleven recalls, over one rank fewer than a batch has queries. A figure shows, by epoch, the divergence
+of the student's flow of label information from the teacher's, and the weight of the intermediate layers.
 
     python analysis/07_retrieval.py --out results/retrieval --quick
     python analysis/07_retrieval.py --out results/retrieval --data images.npz --seeds 3
@@ -74,7 +74,7 @@ def main(
 
 
 def markdown(table: pd.DataFrame) -> list[str]:
-    """Return the table in Markdown: per cent, mean and sd over seeds."""
+    """Return the table in Markdown: percent, mean and sd over seeds."""
     lines = [
         f"Retrieval, %: mean and sd over {table['seed'].nunique()} seeds.",
         "",
@@ -88,7 +88,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
 
 
 def drawn(comparison: Comparison) -> Figure:
-    """Return the divergence of flows by phase, its last layer apart, and the schedule of the intermediate weights."""
+    """Return the divergence of flows by epoch, the last layer separately, and the intermediate weights."""
     figure = Figure(figsize=(6.5, 3), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     titles = [method.title for method in comparison.methods.values()]
@@ -119,7 +119,7 @@ def drawn(comparison: Comparison) -> Figure:
         axes.yaxis.set_major_formatter(_plain)
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(what, fontsize=8)
-        axes.set_xlabel("epoch, not to scale")
+        axes.set_xlabel("epoch (not to scale)")
         axes.grid(color="#e7e7e7")
         axes.spines["top"].set_visible(False)
     left.set_ylabel("flow divergence, squared CKA")

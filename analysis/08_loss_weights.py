@@ -1,7 +1,7 @@
-"""How much does it matter which weight a loss gets?
+"""How much does the weight of a loss matter?
 
-Every method at several multiples of its loss (of ten times VID's), all seeds at each, beside the student alone. The
-curves show how wide the range is in which a method helps, not which method is best: no weight is chosen.
+Every method at several multiples of its loss (for VID of ten times its loss), with all seeds, compared with the student
+alone. The curves show in which range of weights a method helps, not which method is best: no weight is chosen.
 
     python analysis/08_loss_weights.py --out results/weights --quick
     python analysis/08_loss_weights.py --out results/weights --data images.npz --seeds 3
@@ -27,7 +27,7 @@ def main(
     out: shared.Out,
     data: shared.Data = None,
     methods: shared.Methods = _DEFAULT,
-    multiples: Annotated[str, typer.Option(help="Multiples to try, by commas.")] = "0.1,0.3,1,3,10",
+    multiples: Annotated[str, typer.Option(help="Multiples to try, separated by commas.")] = "0.1,0.3,1,3,10",
     seeds: shared.Seeds = 3,
     jobs: shared.Jobs = 2,
     quick: shared.Quick = False,
@@ -67,7 +67,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
     multiples = sorted(set(table["multiple"]))
     lines = [
         f"Gain over the student alone, points: mean and sd over {table['seed'].nunique()} seeds, by multiples of the "
-        "losses and of ten times VID's.",
+        "losses (for VID of ten times the loss).",
         "",
         "| method | " + " | ".join(f"{multiple:g}" for multiple in multiples) + " |",
         "|---|" + "---|" * len(multiples),
@@ -80,7 +80,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
 
 
 def drawn(table: pd.DataFrame) -> Figure:
-    """Return a small panel a method: the gain by multiple, mean and range over seeds."""
+    """Return one small panel per method: the gain by multiple, mean and range over seeds."""
     titles = list(dict.fromkeys(table["method"]))
     columns = min(4, len(titles))
     lines = -(-len(titles) // columns)
@@ -101,7 +101,7 @@ def drawn(table: pd.DataFrame) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
-    figure.supxlabel("multiple of the loss; of ten times VID's", fontsize=8)
+    figure.supxlabel("multiple of the loss (for VID of ten times the loss)", fontsize=8)
     figure.supylabel("gain over the student alone, points", fontsize=8)
     return figure
 

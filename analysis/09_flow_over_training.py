@@ -1,8 +1,8 @@
 """Where does a teacher's information go while students learn: alone, by VID, MIMKD, information flow and KD²M?
 
-Trains the students, records six layers at eight phases on images that no network was trained on, traces them, and
-writes the flow, its figures, the report and two tables. Losses stand at their recommended weights. VID with the
-teacher's features of other images is the control; the untrained student is phase 0 of each.
+Trains the students, records six layers at eight epochs on images that no network was trained on, traces them, and
+writes the information flow, its figures, the report and two tables. Losses have their recommended weights. VID with the
+teacher's features of other images is the control; epoch 0 of each student is untrained.
 
     python analysis/09_flow_over_training.py --out results/flow --quick
     python analysis/09_flow_over_training.py --out results/flow --data images.npz --seeds 3
@@ -17,7 +17,7 @@ import pandas as pd
 import typer
 from comparison import comparing as shared
 from comparison.flow import HELD_BACK, traced, watched
-from comparison.methods import METHODS, mimkd, scaled, student_alone, vid
+from comparison.methods import METHODS, mimkd, recommended, student_alone, vid
 from comparison.report import write_markdown
 from comparison.runs import ALONE, Method
 
@@ -27,10 +27,8 @@ NOISE = 0.3
 VARIANTS = {
     ALONE: student_alone,
     "vid": Method(title="VID", build=vid),
-    "mimkd": Method(title="MIMKD", build=scaled(mimkd, mikit.MIMKD.recommended_weight)),
-    "flow": Method(
-        title="information flow", build=scaled(METHODS["flow"].build, mikit.InformationFlow.recommended_weight)
-    ),
+    "mimkd": Method(title="MIMKD", build=recommended(mimkd)),
+    "flow": Method(title="information flow", build=recommended(METHODS["flow"].build)),
     "kd2m": METHODS["kd2m"],
     "vid-other-images": METHODS["vid-other-images"],
 }
@@ -69,24 +67,24 @@ def main(
 
 
 def at_depth(flow: mikit.Flow, quantity: str) -> pd.DataFrame:
-    """Return the rows of a quantity of the students: shares and their like at the same layer of both networks."""
+    """Return the rows of a quantity of the students; quantities of two layers at the same layer of both networks."""
     frame = flow.frame[(flow.frame["role"] == "student") & (flow.frame["quantity"] == quantity)]
     return frame if quantity == "label_information" else frame[frame["layer"] == frame["teacher_layer"]]
 
 
 def ends(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of the first and of the last phase."""
+    """Return the rows of the first and of the last epoch."""
     return rows[rows["phase"] == rows["phase"].min()], rows[rows["phase"] == rows["phase"].max()]
 
 
 def layer_tables(flow: mikit.Flow) -> str:
-    """Return, in Markdown, mean and sd over seeds of both quantities at the last phase, by network and layer."""
-    told = {
+    """Return mean and sd over seeds of both quantities at the last epoch, by network and layer, in Markdown."""
+    titles = {
         "label_information": f"Label information, nats of {flow.settings['label_entropy']:.2f}",
-        "recovered_share": f"Share of the same layer of the teacher recovered, noise {noise_of(flow):g}",
+        "recovered_share": f"Fraction of the information of the same teacher layer recovered, noise {noise_of(flow):g}",
     }
     lines = []
-    for quantity, title in told.items():
+    for quantity, title in titles.items():
         first, last = ends(at_depth(flow, quantity))
         layers = list(dict.fromkeys(last["layer"]))
         parts = {f"untrained (epoch {first['phase'].min()})": first[first["network"] == first["network"].iloc[0]]}
@@ -105,9 +103,12 @@ def layer_tables(flow: mikit.Flow) -> str:
 
 
 def checks(flow: mikit.Flow) -> str:
-    """Return, in Markdown, how far every network is above the student alone: at the end, and at most at epoch 0."""
+    """Return the difference of every network from the student alone, at the end and at epoch 0, in Markdown."""
     lines = []
-    for quantity, title in (("label_information", "label information, nats"), ("recovered_share", "recovered share")):
+    for quantity, title in (
+        ("label_information", "label information, nats"),
+        ("recovered_share", "fraction recovered"),
+    ):
         first, last = ends(at_depth(flow, quantity))
         layers = list(dict.fromkeys(last["layer"]))
         lines += [f"Above the student alone of the same seed, {title} (mean, and every seed):", ""]
@@ -125,7 +126,7 @@ def checks(flow: mikit.Flow) -> str:
 
 
 def above_alone(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return a network's values less those of the student alone: a row a seed, a column a layer."""
+    """Return a network's values minus those of the student alone, by seed and layer."""
     values = {
         network: rows[rows["network"] == network].pivot_table("value", "seed", "layer")
         for network in (name, student_alone.title)

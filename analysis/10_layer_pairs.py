@@ -1,8 +1,8 @@
-"""Does it matter which layer teaches which, and does any suggested matching train a better student than the same depth?
+"""Does the matching of layers matter, and does any suggested matching give a better student than equal depth?
 
-VID on the three stages of the student, against teacher layers of the same depth, all stages alike, the reversed order,
-and what every rule of mikit suggests from the trained student alone. The weights of all pairs of a matching sum to the
-same; each matching gets the same trials on seed 0, by images that neither train nor report.
+VID between the three stages of the student and teacher layers at the same depth, all stages, the stages in reversed
+order, and the layers that every rule of mikit suggests from the student trained alone. The weights of the pairs of each
+matching have the same sum; each matching gets the same trials on seed 0, by validation images.
 
     python analysis/10_layer_pairs.py --out results/pairs --quick
     python analysis/10_layer_pairs.py --out results/pairs --data images.npz --seeds 3
@@ -17,17 +17,17 @@ import numpy as np
 import typer
 from comparison import comparing as shared
 from comparison.flow import HELD_BACK, probe_of, recorded_students, recorded_teacher, watched
-from comparison.methods import STAGES, Build, on_layer, student_alone, together
+from comparison.methods import STAGES, Build, on_layer, recommended, student_alone, together
 from comparison.report import write_markdown
 from comparison.runs import ALONE, Comparison, Method, parts_of, tell
 
 import mikit
 from mikit.flow import LayerMatch, SuggestedPairs
 
-CANDIDATES = ("stem", *STAGES)  # layers with maps, which VID compares place by place
+CANDIDATES = ("stem", *STAGES)  # layers with maps, which VID compares position by position
 RULES = ("directional", "cka", "nearest", "monotone")
 WEIGHTS = (1.0, 3.0)
-STRENGTH = 30.0  # of all pairs of a matching together: ten for each stage
+SHARES = float(len(STAGES))  # sum of the weights of all pairs of a matching, in units of the recommended weight
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -47,7 +47,7 @@ def main(
     bf16: shared.Bf16 = None,
     report_only: shared.ReportOnly = False,
 ) -> None:
-    """Train the students alone, match their layers, train by every matching, and write what came of it."""
+    """Train the students alone, match their layers, train with every matching, and write the results."""
     settings = shared.settings_for(data, quick=quick, bf16=bf16, held_back=HELD_BACK)
     alone = shared.comparison_of("pairs", out, data, settings, watched({ALONE: student_alone}, out), seeds)
     alone = replace(alone, part="pairs")
@@ -58,11 +58,11 @@ def main(
     methods = {**alone.methods, **{name: replace(way, weights=weights) for name, way in matchings(suggested).items()}}
     comparison = replace(alone, methods=methods)
     shared.compare(comparison, jobs=jobs, report_only=report_only)
-    write_markdown(comparison.results, "suggested_pairs", told(suggested))
+    write_markdown(comparison.results, "suggested_pairs", suggestions(suggested))
 
 
 def matched(comparison: Comparison) -> LayerMatch:
-    """Return how the layers of the trained students alone match the teacher's, on images nobody was trained on."""
+    """Return how the layers of students trained alone match the teacher's, on images no network was trained on."""
     tell(comparison, "matching layers")
     return mikit.match_layers(
         recorded_teacher(comparison),
@@ -74,7 +74,7 @@ def matched(comparison: Comparison) -> LayerMatch:
 
 
 def matchings(suggested: Mapping[str, SuggestedPairs]) -> dict[str, Method]:
-    """Return every matching once, those that are declared and those that some rule suggests."""
+    """Return every matching once: the declared ones and those that some rule suggests."""
     titles = {pairs: (name, title) for name, (title, pairs) in DECLARED.items()}
     rules: dict[Pairs, list[str]] = {}
     for rule, found in suggested.items():
@@ -87,14 +87,15 @@ def matchings(suggested: Mapping[str, SuggestedPairs]) -> dict[str, Method]:
 
 def vid_between(pairs: Pairs) -> Build:
     """Return how to build VID for pairs of layers, all of the same weight."""
-    each = STRENGTH / len(pairs)
-    return together(*(on_layer(mikit.VID.between, own, source, readout="whole", weight=each) for own, source in pairs))
+    each = SHARES / len(pairs)
+    built = (on_layer(mikit.VID.between, own, source, readout="whole", weight=each) for own, source in pairs)
+    return recommended(together(*built))
 
 
-def told(suggested: Mapping[str, SuggestedPairs]) -> str:
-    """Return what every rule suggests with its evidence, in Markdown."""
+def suggestions(suggested: Mapping[str, SuggestedPairs]) -> str:
+    """Return the suggestion of every rule with its evidence, in Markdown."""
     lines = [
-        "What each rule suggests from the students alone, and how far its pick is ahead of the best other layer:",
+        "Suggestion of each rule from the students alone, and its margin over the second-best layer:",
         "",
         "| rule | " + " | ".join(STAGES) + " |",
         "|---|" + "---|" * len(STAGES),

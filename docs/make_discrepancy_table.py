@@ -52,7 +52,7 @@ def _row(cls: type[Discrepancy]) -> tuple[str, ...]:
     squared = "squared" in text.splitlines()[0].lower()
     rooted = ", or rooted" if hasattr(example, "squared") else ""
     return (
-        f"[{cls.__name__}](instruments/{cls.name}.md)",
+        f"[{cls.__name__}](estimators/{'/'.join([*cls.__module__.split('.')[2:-1], cls.name])}.md)",
         example.unit,
         f"yes{rooted}" if squared else "no",
         "yes" if example.unbiased else "no; `debias=True`",

@@ -1,7 +1,9 @@
-"""Critics that score pairs: with the heads of :mod:`mikit.estimators.vid.heads`, the only learned things.
+"""Critics: networks that score pairs of samples.
 
-A critic standardises its inputs with buffers taken from example features, so that a start with small weights is right
-for features of any scale. The buffers are part of ``state_dict``.
+Besides the heads of :mod:`mikit.estimators.vid.heads` they are the only learned parts of the estimators.
+
+A critic standardizes its inputs with buffers computed from example features, so that small initial weights suit
+features of any scale. The buffers are part of ``state_dict``.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from mikit.core.errors import InputError
 
 __all__ = ["Bilinear", "Critic", "EmbeddingCritic", "Joint", "Separable"]
 
-# Hidden activations of a joint critic held at once.
+# Most hidden activations of a joint critic in memory at once.
 _PAIR_ENTRIES = 2**24
 
 
 class Critic(nn.Module, abc.ABC):
-    """Scores every pair of a student row and a teacher row.
+    """Scores every pair of a student sample and a teacher sample.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student features.
+        d_y: Width of the teacher features.
     """
 
     mean_x: Tensor
@@ -37,7 +39,7 @@ class Critic(nn.Module, abc.ABC):
     def __init__(self, d_x: int, d_y: int) -> None:
         super().__init__()
         if d_x < 1 or d_y < 1:
-            raise InputError(f"A critic was asked for widths d_x = {d_x} and d_y = {d_y}; both must be at least 1.")
+            raise InputError(f"The widths of a critic are d_x = {d_x} and d_y = {d_y}; both must be at least 1.")
         self.d_x = d_x
         self.d_y = d_y
         for side, width in (("x", d_x), ("y", d_y)):
@@ -50,7 +52,7 @@ class Critic(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the scores ``(n,)`` of the pairs ``(x_i, y_i)`` alone."""
+        """Return the scores ``(n,)`` of the pairs ``(x_i, y_i)`` only."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return :meth:`scores`."""
@@ -58,12 +60,13 @@ class Critic(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def standardise_by(self, x: Tensor, y: Tensor) -> None:
-        """Take mean and standard deviation of every column from example rows; a constant column gets scale 1."""
+        """Set mean and standard deviation of every column from example samples; a constant column gets scale 1."""
         for side, value in (("x", x), ("y", y)):
             value64 = value.detach().double()
             mean = value64.mean(dim=0)
             deviation = (value64 - mean).square().mean(dim=0).sqrt()
-            # float64 examples keep float64 statistics: an offset of many standard deviations is subtracted exactly.
+            # float64 examples keep float64 statistics, so that an offset of many standard deviations is subtracted
+            # exactly.
             dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
             resolution = torch.finfo(dtype).eps * mean.abs()
             scale = torch.where(deviation > resolution, deviation, 1.0)
@@ -76,26 +79,26 @@ class Critic(nn.Module, abc.ABC):
         vectors = [p for p in self.parameters() if p.ndim <= 1]
         return [{"params": matrices}, *([{"params": vectors, "weight_decay": 0.0}] if vectors else [])]
 
-    def _standardised(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _standardized(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         for name, value, width in (("x", x, self.d_x), ("y", y, self.d_y)):
             if value.ndim != 2 or value.shape[1] != width:
                 raise InputError(
-                    f"{name} has shape {tuple(value.shape)}, but this critic was built for rows of width {width}. "
-                    "Build it from features of the layer it is used on."
+                    f"{name} has shape {tuple(value.shape)}, but this critic was built for features of width "
+                    f"{width}. Build it from features of the layer it is used on."
                 )
         dtype = next(self.parameters()).dtype
         return ((x - self.mean_x) / self.scale_x).to(dtype), ((y - self.mean_y) / self.scale_y).to(dtype)
 
 
 class EmbeddingCritic(Critic, abc.ABC):
-    """A critic whose score is a dot product, so that all pairs can be streamed from two thin matrices."""
+    """A critic whose score is a dot product, so that all pairs can be processed in blocks from two thin matrices."""
 
     @abc.abstractmethod
     def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``u (n, k)`` and ``v (m, k)`` with ``scores(x, y) = u @ v.T``."""
 
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``u @ v.T``, ``(n, m)``; a caller that cannot hold that streams :meth:`embed`."""
+        """Return ``u @ v.T``, ``(n, m)``; if it does not fit in memory, use :meth:`embed` and process it in blocks."""
         with torch.autocast(x.device.type, enabled=False):
             u, v = self.embed(x, y)
             return u @ v.T
@@ -111,17 +114,17 @@ class EmbeddingCritic(Critic, abc.ABC):
 class Separable(EmbeddingCritic):
     """Two encoders and a dot product.
 
-    Formula: ``s(x, y) = <u(x), v(y)> + a(x) + b(y)``; ``u, a`` are one perceptron of the student's row and ``v, b`` one
-    of the teacher's, each with a linear path beside its hidden layers. The offsets travel as two more embedding
-    columns, ``[u, a, 1]`` and ``[v, 1, b]``.
+    Formula: ``s(x, y) = <u(x), v(y)> + a(x) + b(y)``. ``u, a`` are outputs of a perceptron of the student sample and
+    ``v, b`` of one of the teacher sample, each with a linear path in parallel to its hidden layers. The offsets are
+    stored as two more embedding columns, ``[u, a, 1]`` and ``[v, 1, b]``.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student features.
+        d_y: Width of the teacher features.
         width: Hidden units per layer.
-        depth: Hidden layers.
+        depth: Number of hidden layers.
         embedding: Width of ``u`` and ``v``: the rank of the score matrix.
-        offsets: Whether to have ``a`` and ``b``.
+        offsets: Whether to include ``a`` and ``b``.
 
     Raises:
         InputError: If a size is below 1.
@@ -130,10 +133,10 @@ class Separable(EmbeddingCritic):
         ``O((n + m) width²)`` for the encoders and ``O(n m embedding)`` for the scores.
 
     Pitfalls:
-        The score matrix has rank ``embedding + 2`` at most: a dependence that needs more is underestimated.
+        The score matrix has rank ``embedding + 2`` at most: dependence that needs a higher rank is underestimated.
 
     Source:
-        The two-tower critic of contrastive learning; offsets and linear path are ours.
+        The two-tower critic of contrastive learning; offsets and linear path are mikit's own.
 
     Example:
         >>> critic = Separable(3, 2, embedding=4)
@@ -158,7 +161,7 @@ class Separable(EmbeddingCritic):
     def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[u, a, 1] (n, embedding + 2)`` and ``[v, 1, b] (m, embedding + 2)``."""
         with torch.autocast(x.device.type, enabled=False):
-            x, y = self._standardised(x, y)
+            x, y = self._standardized(x, y)
             u = self.encoder_x(x) + self.linear_x(x)
             v = self.encoder_y(y) + self.linear_y(y)
             if not self.offsets:
@@ -173,13 +176,13 @@ class Separable(EmbeddingCritic):
 
 @final
 class Bilinear(EmbeddingCritic):
-    """A matrix between the two sides.
+    """A bilinear form of the two samples.
 
-    Formula: ``s(x, y) = x^T W y`` on standardised rows, ``W`` starting at 0.
+    Formula: ``s(x, y) = x^T W y`` on standardized features, with ``W`` initialized to 0.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student features.
+        d_y: Width of the teacher features.
 
     Raises:
         InputError: If a width is below 1.
@@ -188,8 +191,8 @@ class Bilinear(EmbeddingCritic):
         ``O(n d_x d_y)`` for the embedding and ``O(n m d_y)`` for the scores; ``d_x d_y`` parameters.
 
     Pitfalls:
-        Even for Gaussian data the exact log-ratio has squares of ``x`` and ``y`` besides the product, so the bound with
-        this critic stays below the truth unless the dependence is weak.
+        Even for Gaussian data the exact log-ratio contains squares of ``x`` and ``y`` besides the product, so the bound
+        with this critic stays below the true value unless the dependence is weak.
 
     Source:
         The critic of contrastive predictive coding.
@@ -204,9 +207,9 @@ class Bilinear(EmbeddingCritic):
         self.weight = nn.Parameter(torch.zeros(d_x, d_y))
 
     def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``x W (n, d_y)`` and ``y (m, d_y)``, both standardised."""
+        """Return ``x W (n, d_y)`` and ``y (m, d_y)``, both standardized."""
         with torch.autocast(x.device.type, enabled=False):
-            x, y = self._standardised(x, y)
+            x, y = self._standardized(x, y)
             return x @ self.weight, y
 
     def extra_repr(self) -> str:
@@ -216,25 +219,26 @@ class Bilinear(EmbeddingCritic):
 
 @final
 class Joint(Critic):
-    """A perceptron that reads both rows at once.
+    """A perceptron of both samples together.
 
-    Formula: ``s(x, y) = g([x, y])``. The first layer is applied to each side once and added per pair.
+    Formula: ``s(x, y) = g([x, y])``. The first layer is applied to each side once and added for each pair.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student features.
+        d_y: Width of the teacher features.
         width: Hidden units per layer.
-        depth: Hidden layers.
+        depth: Number of hidden layers.
 
     Raises:
         InputError: If a size is below 1.
 
     Cost:
-        ``O(n m width² (depth - 1))`` time. Pairs are scored in chunks of rows, and with gradients each chunk is
-        recomputed in ``backward``, so that memory stays at the ``(n, m)`` scores plus 64 MiB per hidden layer.
+        ``O(n m width² (depth - 1))`` time. Pairs are scored in blocks of rows. With gradients, each block is recomputed
+        in ``backward``, so memory is the ``(n, m)`` scores plus 64 MiB per hidden layer.
 
     Pitfalls:
-        Some ``width`` times slower than :class:`Separable`, and nothing can be streamed: keep ``n m`` in the millions.
+        About ``width`` times slower than :class:`Separable`, and the scores must fit in memory: keep ``n m`` in the
+        millions.
 
     Source:
         The concatenated critic of contrastive bounds.
@@ -247,7 +251,7 @@ class Joint(Critic):
     def __init__(self, d_x: int, d_y: int, *, width: int = 128, depth: int = 2) -> None:
         super().__init__(d_x, d_y)
         if width < 1 or depth < 1:
-            raise InputError(f"A joint critic needs width and depth of at least 1, not {width} and {depth}.")
+            raise InputError(f"width is {width} and depth is {depth}; a joint critic needs at least 1 of both.")
         self.width = width
         self.depth = depth
         self.first_x = nn.Linear(d_x, width)
@@ -258,9 +262,9 @@ class Joint(Critic):
         self.rest = nn.Sequential(*layers, _small_linear(width, 1, bias=True))
 
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``(n, m)``, computed in chunks of rows."""
+        """Return ``(n, m)``, computed in blocks of rows."""
         with torch.autocast(x.device.type, enabled=False):
-            x, y = self._standardised(x, y)
+            x, y = self._standardized(x, y)
             h_x, h_y = self.first_x(x), self.first_y(y)
             rows = max(1, _PAIR_ENTRIES // (h_y.shape[0] * self.width))
             if rows >= h_x.shape[0]:
@@ -277,7 +281,7 @@ class Joint(Critic):
     def pair_scores(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``(n,)``."""
         with torch.autocast(x.device.type, enabled=False):
-            x, y = self._standardised(x, y)
+            x, y = self._standardized(x, y)
             pairs: Tensor = self.rest(self.first_x(x) + self.first_y(y))
             return pairs.squeeze(-1)
 
@@ -292,7 +296,7 @@ class Joint(Critic):
 
 def _perceptron(d_in: int, width: int, depth: int, d_out: int) -> nn.Sequential:
     if min(width, depth, d_out) < 1:
-        raise InputError(f"A critic needs width, depth and embedding of at least 1, not {width}, {depth} and {d_out}.")
+        raise InputError(f"width is {width}, depth {depth} and embedding {d_out}; a critic needs at least 1 of each.")
     layers: list[nn.Module] = []
     for index in range(depth):
         layers += [nn.Linear(d_in if index == 0 else width, width), nn.SiLU()]
@@ -300,7 +304,7 @@ def _perceptron(d_in: int, width: int, depth: int, d_out: int) -> nn.Sequential:
 
 
 def _small_linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
-    """Return a linear layer whose outputs start small, so that a critic starts close to scoring all pairs alike."""
+    """Return a linear layer with small initial outputs, so that an untrained critic scores all pairs almost equally."""
     layer = nn.Linear(d_in, d_out, bias=bias)
     nn.init.normal_(layer.weight, std=0.3 / d_in**0.5)
     if bias:

@@ -1,4 +1,4 @@
-"""Small real data for the demo, the notebooks and the scripts: scikit-learn's digits, or images of your own."""
+"""Small real data sets for the demo, the notebooks and the scripts: scikit-learn's digits, or your own images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mikit.core.errors import InputError
 __all__ = ["ImageData", "ImagePart", "digits", "from_npz"]
 
 _DIGITS = 1797
-# More than this, unpacked, is refused before anything is read: a small file can claim any size.
+# A small compressed file can declare any size, so the unpacked size is checked before anything is read.
 _LARGEST_FILE = 8 * 2**30
 
 
 @final
 @dataclass(frozen=True)
 class ImagePart:
-    """Labelled images with sample ids.
+    """Labeled images with sample ids.
 
     Attributes:
         images: Float32 tensor ``(n, c, h, w)``.
@@ -40,11 +40,11 @@ class ImagePart:
         return int(self.labels.shape[0])
 
     def rows(self, rows: Tensor) -> ImagePart:
-        """Return the part that holds ``rows``, in that order."""
+        """Return the part with the samples at ``rows``, in that order."""
         return ImagePart(self.images[rows], self.labels[rows], self.ids[rows.numpy()])
 
     def per_class(self, count: int, *, seed: int) -> ImagePart:
-        """Return ``count`` images of every class, drawn by ``seed`` and kept in their order.
+        """Return ``count`` images of every class, drawn with ``seed``, in their original order.
 
         Raises:
             InputError: If a class has fewer images.
@@ -54,14 +54,14 @@ class ImagePart:
             [5, 5, 5, 5, 5, 5, 5, 5, 5, 5]
         """
         if count < 1:
-            raise InputError(f"per_class was asked for {count} images a class; ask for at least 1.")
+            raise InputError(f"per_class was called with {count} images per class; pass at least 1.")
         generator = torch.Generator().manual_seed(seed)
         chosen = []
         for label in range(int(self.labels.max()) + 1):
             rows = torch.nonzero(self.labels == label)[:, 0]
             if rows.shape[0] < count:
                 raise InputError(
-                    f"Class {label} has {rows.shape[0]} images, fewer than the {count} a class that were asked for."
+                    f"Class {label} has {rows.shape[0]} images, fewer than the {count} per class that were requested."
                 )
             chosen.append(rows[torch.randperm(rows.shape[0], generator=generator)[:count]])
         return self.rows(torch.cat(chosen).sort().values)
@@ -70,17 +70,16 @@ class ImagePart:
 @final
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in two parts that share no image: one to train on, one that no network sees in training.
+    """A data set in two parts without a common image: one for training, one for testing.
 
     Attributes:
         name: Name for reports.
         classes: Number of classes.
         train: Images to train on.
-        test: Images nothing is trained on; accuracies and activations are taken here.
-        shift: Pixels by which a training view is shifted at most, per axis.
-        flip: Whether training views are mirrored left to right half of the time.
-        padding: What enters at the border of a shifted view, in the words of ``torch.nn.functional.pad``:
-            ``"constant"`` (0) or ``"reflect"``.
+        test: Images that no network is trained on; accuracies and activations are measured on them.
+        shift: Maximum shift of a training view in pixels, per axis.
+        flip: Whether training views are mirrored left to right with probability 1/2.
+        padding: Padding of shifted views, a mode of ``torch.nn.functional.pad``: ``"constant"`` (0) or ``"reflect"``.
     """
 
     name: str
@@ -93,11 +92,11 @@ class ImageData:
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return int(self.train.images.shape[1])
 
     def views(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Return randomly shifted (and, where the data allow it, mirrored) copies of ``images`` ``(n, c, h, w)``.
+        """Return randomly shifted, and if ``flip`` is set mirrored, copies of ``images`` ``(n, c, h, w)``.
 
         Example:
             >>> data = digits()
@@ -122,17 +121,23 @@ class ImageData:
 def digits(*, train: int = 797, seed: int = 0) -> ImageData:
     """Return scikit-learn's 1,797 handwritten digits as images ``(n, 1, 8, 8)`` in ``[0, 1]``.
 
-    The ids are the rows of ``sklearn.datasets.load_digits``.
+    The ids are row numbers of ``sklearn.datasets.load_digits``.
 
     Args:
-        train: Images in the training part; the other ``1797 - train`` form the test part.
+        train: Number of images in the training part; the other ``1797 - train`` are the test part.
         seed: Seed of the split. The same seed gives the same split on every machine.
 
+    Returns:
+        The data set.
+
     Raises:
-        InputError: If ``train`` leaves no image for one of the parts.
+        InputError: If one of the parts would be empty.
+
+    Cost:
+        Parses a compressed text file of 57 kB.
 
     Pitfalls:
-        Digits of one writer can stand in both parts: the test accuracy is for new images, not for new writers.
+        Both parts can contain digits of the same writer: the test accuracy is for new images, not for new writers.
 
     Source:
         The test set of the "Optical Recognition of Handwritten Digits" data (UCI), as scikit-learn ships it.
@@ -143,7 +148,7 @@ def digits(*, train: int = 797, seed: int = 0) -> ImageData:
         (torch.Size([797, 1, 8, 8]), torch.Size([1000, 1, 8, 8]))
     """
     if not 0 < train < _DIGITS:
-        raise InputError(f"train is {train}; it must leave images for both parts, so lie between 1 and {_DIGITS - 1}.")
+        raise InputError(f"train is {train}; it must lie between 1 and {_DIGITS - 1}, so that neither part is empty.")
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -162,24 +167,27 @@ def digits(*, train: int = 797, seed: int = 0) -> ImageData:
 
 
 def from_npz(path: str | Path) -> ImageData:
-    """Return images of your own from a ``.npz`` file.
+    """Return your own images from a ``.npz`` file.
 
-    The file holds ``train_images`` and ``test_images``, uint8 ``(n, h, w, c)``, and ``train_labels`` and
-    ``test_labels``, integers ``(n,)``. Images become float32 ``(n, c, h, w)``, standardised by the mean and standard
-    deviation of each channel over the training part. The ids count through the training part, then the test part.
+    The file contains ``train_images`` and ``test_images``, uint8 ``(n, h, w, c)``, and ``train_labels`` and
+    ``test_labels``, integers ``(n,)``. Images become float32 ``(n, c, h, w)``, standardized by the mean and standard
+    deviation of each channel over the training part. The ids number the training part first, then the test part.
 
     Args:
         path: The file.
 
+    Returns:
+        The data set, named after the file.
+
     Raises:
-        InputError: If the file is missing or damaged, a key is missing, or an array has the wrong dtype or shape;
-            the sentence names the file and the key.
+        InputError: If the file is missing or damaged, a key is missing, or an array has the wrong dtype or shape. The
+            message names the file and the key.
 
     Cost:
         Five times the size of the uint8 images in memory.
 
     Pitfalls:
-        Training views are mirrored; do not use it for images whose meaning a mirror changes.
+        Training views are mirrored. Do not use this function for images whose meaning changes when they are mirrored.
 
     Example:
         >>> import tempfile
@@ -201,22 +209,22 @@ def from_npz(path: str | Path) -> ImageData:
         _require_labels(file, f"{part}_labels", arrays[f"{part}_labels"], arrays[f"{part}_images"].shape[0])
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise InputError(
-            f'In {file}, "train_images" holds images of shape {arrays["train_images"].shape[1:]} and "test_images" of '
-            f"shape {arrays['test_images'].shape[1:]}; both parts must have the same height, width and channels."
+            f'In {file}, "train_images" contains images of shape {arrays["train_images"].shape[1:]} and "test_images" '
+            f"images of shape {arrays['test_images'].shape[1:]}; both must have the same height, width and channels."
         )
     unseen = np.setdiff1d(arrays["test_labels"], arrays["train_labels"])
     if unseen.size:
-        raise InputError(f'In {file}, "test_labels" holds the label {unseen[0]}, which "train_labels" does not.')
+        raise InputError(f'In {file}, "test_labels" contains the label {unseen[0]}, but "train_labels" does not.')
     names = np.unique(arrays["train_labels"])
     if names.size < 2:
-        raise InputError(f'In {file}, "train_labels" holds one class only; at least two are needed.')
+        raise InputError(f'In {file}, "train_labels" contains only one class; at least two are needed.')
     count = arrays["train_images"].shape[0]
     train = torch.from_numpy(arrays["train_images"]).permute(0, 3, 1, 2).float()
     test = torch.from_numpy(arrays["test_images"]).permute(0, 3, 1, 2).float()
     mean, spread = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)
     if bool((spread == 0).any()):
         channel = int(torch.nonzero(spread.flatten() == 0)[0, 0])
-        raise InputError(f'In {file}, channel {channel} of "train_images" is constant; leave it out.')
+        raise InputError(f'In {file}, channel {channel} of "train_images" is constant; leave that channel out.')
     return ImageData(
         name=file.stem,
         classes=int(names.size),
@@ -243,12 +251,12 @@ def _arrays(file: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > _LARGEST_FILE:
-            raise InputError(f"{file} unpacks to {size / 2**30:.0f} GiB; at most {_LARGEST_FILE >> 30} GiB are read.")
+            raise InputError(f"{file} unpacks to {size / 2**30:.0f} GiB; the limit is {_LARGEST_FILE >> 30} GiB.")
         with np.load(file, allow_pickle=False) as content:
             missing = [key for key in keys if key not in content.files]
             if missing:
                 raise InputError(
-                    f'{file} has no array "{missing[0]}". It must hold {", ".join(keys)}; it holds '
+                    f'{file} has no array "{missing[0]}". It must contain {", ".join(keys)}; it contains '
                     f"{', '.join(sorted(content.files)) or 'nothing'}."
                 )
             arrays = {}
@@ -270,8 +278,8 @@ def _require_images(file: Path, key: str, images: np.ndarray) -> None:
         )
     if images.shape[0] == 0 or min(images.shape[1:3]) < 8 or not 1 <= images.shape[3] <= 4:
         raise InputError(
-            f'In {file}, "{key}" has shape {images.shape}; it must hold at least one image of at least 8×8 pixels '
-            "with 1 to 4 channels, the channels last."
+            f'In {file}, "{key}" has shape {images.shape}; it must contain at least one image of at least 8×8 pixels '
+            "with 1 to 4 channels, in the order (n, height, width, channels)."
         )
 
 
@@ -282,5 +290,5 @@ def _require_labels(file: Path, key: str, labels: np.ndarray, images: int) -> No
         )
     if labels.shape[0] != images:
         raise InputError(
-            f'In {file}, "{key}" has {labels.shape[0]} entries for {images} images; there must be one each.'
+            f'In {file}, "{key}" has {labels.shape[0]} entries for {images} images; it needs one for each image.'
         )

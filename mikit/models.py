@@ -1,4 +1,4 @@
-"""Small residual networks for the demo, the notebooks and the scripts: one family, one width factor."""
+"""Small networks for the demo, the notebooks and the scripts."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ _BASE_WIDTHS = (16, 32, 64)
 
 @final
 class ResNet8(nn.Module):
-    """Eight-layer residual network for images ``(n, c, h, w)``; a wide one teaches, a narrow one learns.
+    """Eight-layer residual network for images ``(n, c, h, w)``; wide as a teacher, narrow as a student.
 
     Formula: a 3×3 stem, three stages of one basic block each at full, half and quarter resolution with
     ``16 k, 32 k, 64 k`` channels, global average pooling and a linear layer. The submodules ``stage1`` to ``stage3``
-    end before their last ReLU, so that a hook on them sees both signs.
+    end before their last ReLU, so that their activations have both signs.
 
     Args:
         channels: Channels of the images.
         classes: Number of classes.
         width: The factor ``k``; 2 makes a teacher, 0.5 a small student.
-        generator: Source of the initial weights; torch's global generator if None. Networks that are to be compared
-            start alike if their generators do.
+        generator: Random generator of the initial weights; torch's global generator if None. Networks with equal
+            generators and sizes have equal initial weights.
 
     Attributes:
         layers: Names of the submodules in network order, as :func:`mikit.capture` takes them.
 
     Raises:
-        InputError: If a size is not positive, or the images have fewer than four pixels a side.
+        InputError: If a size is not positive, or the images have fewer than four pixels per side.
 
     Cost:
         About ``5e5 k²`` multiply-adds for an 8×8 image and ``8e6 k²`` for a 32×32 one; ``77,000 k²`` parameters.
 
     Pitfalls:
-        Batch normalisation has no usable statistics before the first training steps: an untrained network in eval
-        mode is not scaled like a trained one. Call ``eval()`` before recording activations.
+        Batch normalization has no usable statistics before the first training steps: the activations of an untrained
+        network in evaluation mode are not scaled like those of a trained one. Call ``eval()`` before you record
+        activations.
 
     Source:
-        The residual network of He and others, shortened to one block a stage.
+        The residual network of He and others, shortened to one block per stage.
 
     Example:
         >>> student = ResNet8(channels=1, classes=10, width=0.5, generator=torch.Generator().manual_seed(0))
@@ -69,8 +70,8 @@ class ResNet8(nn.Module):
         widths = [round(base * width) for base in _BASE_WIDTHS]
         if channels < 1 or classes < 2 or widths[0] < 1:
             raise InputError(
-                f"ResNet8 was asked for {channels} channels, {classes} classes and width {width}; it needs at least 1 "
-                "channel, 2 classes and a width that leaves 1 channel in the first stage (1/16)."
+                f"ResNet8 was called with channels={channels}, classes={classes} and width={width}; it needs at least "
+                "1 channel, 2 classes and a width of 1/16, which leaves 1 channel in the first stage."
             )
         self.stem = nn.Sequential(_convolution(channels, widths[0], 1), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.stage1 = _BasicBlock(widths[0], widths[0], 1)
@@ -88,7 +89,7 @@ class ResNet8(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits ``(n, classes)`` of ``images`` ``(n, c, h, w)``."""
         if images.ndim != 4 or min(images.shape[-2:]) < 4:
-            raise InputError(f"ResNet8 reads images (n, c, h, w) of at least 4×4 pixels, not {tuple(images.shape)}.")
+            raise InputError(f"ResNet8 needs images (n, c, h, w) of at least 4×4 pixels, not {tuple(images.shape)}.")
         maps = torch.relu(self.stage1(self.stem(images)))
         maps = torch.relu(self.stage3(torch.relu(self.stage2(maps))))
         logits: Tensor = self.fc(self.pool(maps))
@@ -99,26 +100,26 @@ class ResNet8(nn.Module):
 class MLP(nn.Module):
     """Two hidden layers with ReLU on flattened images: a student without convolutions.
 
-    Formula: ``hidden1`` and ``hidden2`` are linear layers with batch normalisation, read before their ReLU; ``fc``
-    gives the logits.
+    Formula: ``hidden1`` and ``hidden2`` are linear layers with batch normalization, before their ReLU; ``fc`` computes
+    the logits.
 
     Args:
-        inputs: Numbers in one image.
+        inputs: Number of values in one image.
         width: Width of both hidden layers.
         classes: Number of classes.
-        generator: Source of the initial weights; torch's global generator if None.
+        generator: Random generator of the initial weights; torch's global generator if None.
 
     Attributes:
         layers: Names of the submodules in network order, as :func:`mikit.capture` takes them.
 
     Raises:
-        InputError: If a size is not positive, or images do not have ``inputs`` numbers.
+        InputError: If a size is not positive, or images do not have ``inputs`` values.
 
     Cost:
-        ``width (inputs + width + classes)`` multiply-adds an image and as many parameters.
+        ``width (inputs + width + classes)`` multiply-adds per image and as many parameters.
 
     Pitfalls:
-        As for :class:`ResNet8`: call ``eval()`` before recording activations.
+        As for :class:`ResNet8`: call ``eval()`` before you record activations.
 
     Source:
         Elementary.
@@ -136,7 +137,7 @@ class MLP(nn.Module):
         super().__init__()
         if inputs < 1 or width < 1 or classes < 2:
             raise InputError(
-                f"MLP was asked for {inputs} inputs, width {width} and {classes} classes; it needs at least 1 input, "
+                f"MLP was called with inputs={inputs}, width={width} and classes={classes}; it needs at least 1 input, "
                 "width 1 and 2 classes."
             )
         self.inputs = inputs
@@ -154,7 +155,7 @@ class MLP(nn.Module):
         """Return the logits ``(n, classes)`` of ``images`` ``(n, ...)``."""
         rows = images.flatten(1)
         if rows.shape[1] != self.inputs:
-            raise InputError(f"This MLP reads images of {self.inputs} numbers, not {tuple(images.shape)}.")
+            raise InputError(f"This MLP needs images of {self.inputs} values, not {tuple(images.shape)}.")
         logits: Tensor = self.fc(torch.relu(self.hidden2(torch.relu(self.hidden1(rows)))))
         return logits
 
@@ -165,7 +166,7 @@ def _hidden(d_in: int, d_out: int) -> nn.Sequential:
 
 @final
 class _BasicBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut, without the closing ReLU."""
+    """Two 3×3 convolutions with a shortcut, without the last ReLU."""
 
     def __init__(self, d_in: int, d_out: int, stride: int) -> None:
         super().__init__()
@@ -190,5 +191,5 @@ def _convolution(d_in: int, d_out: int, stride: int, size: int = 3) -> nn.Conv2d
 
 
 def _without_weights(module: _M) -> _M:
-    """Return a module made on the meta device with room for its weights; the global random state is left alone."""
+    """Allocate the weights of a module made on the meta device; this draws no random numbers."""
     return module.to_empty(device="cpu")

@@ -70,7 +70,7 @@ def test_every_parameter_gets_a_gradient():
 
 @pytest.mark.parametrize("sizes", [{"width": 0.01}, {"channels": 0}, {"classes": 1}])
 def test_impossible_sizes_are_refused(sizes):
-    with pytest.raises(InputError, match="ResNet8 was asked for"):
+    with pytest.raises(InputError, match="ResNet8 was called with"):
         ResNet8(**sizes)
 
 

@@ -1,4 +1,4 @@
-"""The command that analyses share: compare methods on images, and write table, figure and JSON."""
+"""The command shared by the analyses: compare methods on images, and write table, figure and JSON."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ import mikit
 from comparison.report import write_results
 from comparison.runs import ALONE, Comparison, Method, Settings, parts_of, tell, train_method, trained_teacher
 
-Out = Annotated[Path, typer.Option(help="Folder of the comparison; an unfinished one goes on.")]
-Data = Annotated[Path | None, typer.Option(help="Images as mikit.datasets.from_npz reads them; else digits.")]
+Out = Annotated[Path, typer.Option(help="Folder of the comparison; an unfinished one is resumed.")]
+Data = Annotated[Path | None, typer.Option(help="Images for mikit.datasets.from_npz; default: digits.")]
 Methods = Annotated[str, typer.Option(help="Comma-separated names or their parts between hyphens; 'all' for all.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Runs of every method.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")]
-Quick = Annotated[bool, typer.Option(help="Fewer steps: shows that everything works, and little else.")]
-Bf16 = Annotated[bool | None, typer.Option(help="bfloat16; by default for a file of images.")]
-ReportOnly = Annotated[bool, typer.Option(help="Train nothing; table and figure of the finished runs.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of runs of every method.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Number of processes, each with one thread.")]
+Quick = Annotated[bool, typer.Option(help="Fewer steps, to check that everything works.")]
+Bf16 = Annotated[bool | None, typer.Option(help="Use bfloat16; by default only for a file of images.")]
+ReportOnly = Annotated[bool, typer.Option(help="Train nothing; write table and figure of the finished runs.")]
 
 
 def compare(comparison: Comparison, *, jobs: int, report_only: bool) -> None:
-    """Do the missing runs, write what they show and print it; a refusal ends the process with a sentence."""
+    """Do the missing runs, write and print the results; an InputError ends the process with its message."""
     try:
         (comparison.out / "runs").mkdir(parents=True, exist_ok=True)
         if not report_only:
             train_all(comparison, jobs)
-    except mikit.InputError as refusal:
-        typer.echo(f"Error: {refusal}", err=True)
-        raise typer.Exit(2) from refusal
+    except mikit.InputError as cause:
+        typer.echo(f"Error: {cause}", err=True)
+        raise typer.Exit(2) from cause
     for line in write_results(comparison):
         print(line)
 
@@ -55,7 +55,7 @@ def comparison_of(
 
 
 def _key_of(file: Path | None) -> str:
-    """Return what tells the data apart: the name of the digits, or the hash of a file."""
+    """Return what identifies the data: the name of the digits, or the hash of a file."""
     if file is None:
         return "digits"
     try:
@@ -67,7 +67,7 @@ def _key_of(file: Path | None) -> str:
 
 
 def settings_for(file: Path | None, *, quick: bool, bf16: bool | None, held_back: int = 1000) -> Settings:
-    """Return settings that suit the data; of a file ``held_back`` training images teach nobody."""
+    """Return settings for the data; ``held_back`` training images of a file are not trained on."""
     large = file is not None
     reduced = large if bf16 is None else bf16
     if not large:
@@ -86,15 +86,15 @@ def settings_for(file: Path | None, *, quick: bool, bf16: bool | None, held_back
     return replace(settings, autocast=reduced, channels_last=reduced)
 
 
-def chosen_methods(told: str, known: Mapping[str, Method], *, quick: bool) -> dict[str, Method]:
-    """Return the student alone and the methods asked for: by name, or by a part of several names between hyphens.
+def chosen_methods(names_given: str, known: Mapping[str, Method], *, quick: bool) -> dict[str, Method]:
+    """Return the student alone and the chosen methods: by name, or by a part of several names between hyphens.
 
-    With ``quick`` no weight is searched: all stand at 1.
+    With ``quick`` no weight is searched: all are 1.
     """
     if quick:
         known = {name: replace(method, weights=method.weights or (1.0,)) for name, method in known.items()}
     names = [ALONE]
-    for name in known if told == "all" else told.split(","):
+    for name in known if names_given == "all" else names_given.split(","):
         found = [name] if name in known else [method for method in known if name in method.split("-")]
         if not found:
             typer.echo(f'Error: There is no method "{name}". The methods are {", ".join(known)}.', err=True)
@@ -104,7 +104,7 @@ def chosen_methods(told: str, known: Mapping[str, Method], *, quick: bool) -> di
 
 
 def train_all(comparison: Comparison, jobs: int) -> None:
-    """Train the teacher, then every method: its trials, then the other seeds with the weight that won."""
+    """Train the teacher, then every method: its trials, then the other seeds with the best weight."""
     torch.set_num_threads(1)
     tell(comparison, "teacher")
     trained_teacher(comparison, parts_of(comparison))

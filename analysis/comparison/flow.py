@@ -1,4 +1,4 @@
-"""Students recorded while they learn: the probe images, a store for every run, and the flow traced from the stores."""
+"""Students recorded during training: the probe images, a store for every run, and the flow traced from the stores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mikit.distillation import PhaseRecorder
 from mikit.models import ResNet8
 
 TEACHER = "teacher"
-HELD_BACK = 3000  # of the training images of a file: nobody learns from them, so the probe can show them
+HELD_BACK = 3000  # training images of a file that are not trained on, so that they can be probe images
 
 
 class Probe(NamedTuple):
-    """The images that every network is shown: those that report and those kept back; none was trained on them."""
+    """The images that every network is recorded on: test and held-back images; no network was trained on them."""
 
     images: Tensor
     labels: Tensor
@@ -39,13 +39,7 @@ def probe_of(parts: Parts) -> Probe:
 
 @dataclass(frozen=True)
 class Watching:
-    """Records a student's layers at the phases of its training; what :attr:`Method.watch` calls.
-
-    Attributes:
-        folder: Where the stores of a comparison stand.
-        method: Short name of the method, for the folder of the store.
-        title: The network's name in tables and figures.
-    """
+    """Records a student's layers at chosen epochs; called by :attr:`Method.watch`."""
 
     folder: Path
     method: str
@@ -62,12 +56,12 @@ class Watching:
 
 
 def store_folder(out: Path, method: str, seed: int) -> Path:
-    """Return where the store of a run stands."""
+    """Return the folder of a run's store."""
     return out / "stores" / f"{method}-seed{seed}"
 
 
 def record(store: mikit.ActivationStore, network: nn.Module, parts: Parts, epoch: int) -> None:
-    """Record a network on the probe images as one phase."""
+    """Record a network on the probe images at one epoch."""
     probe = probe_of(parts)
     PhaseRecorder(store, probe.images, ids=probe.ids, layers=ResNet8.layers, phases=[epoch], labels=probe.labels)(
         epoch, network
@@ -75,12 +69,12 @@ def record(store: mikit.ActivationStore, network: nn.Module, parts: Parts, epoch
 
 
 def watched(methods: Mapping[str, Method], out: Path) -> dict[str, Method]:
-    """Return the methods, each recording its students."""
+    """Return the methods, with recording of their students."""
     return {name: replace(method, watch=Watching(out, name, method.title)) for name, method in methods.items()}
 
 
 def recorded_teacher(comparison: Comparison) -> mikit.ActivationStore:
-    """Return the store of the trained teacher, recorded if it is not."""
+    """Return the store of the trained teacher; record it if necessary."""
     torch.set_num_threads(1)
     store = mikit.ActivationStore(comparison.out / "stores" / TEACHER, network=TEACHER, seed=0)
     epochs = comparison.settings.teacher_epochs
@@ -92,7 +86,7 @@ def recorded_teacher(comparison: Comparison) -> mikit.ActivationStore:
 
 
 def recorded_students(comparison: Comparison) -> list[mikit.ActivationStore]:
-    """Return the stores of all finished runs with the weight that is reported, method by method."""
+    """Return the stores of all finished runs with the reported weight, method by method."""
     return [
         mikit.ActivationStore.open(store_folder(comparison.out, method, run["seed"]))
         for method in comparison.methods
@@ -101,7 +95,7 @@ def recorded_students(comparison: Comparison) -> list[mikit.ActivationStore]:
 
 
 def traced(comparison: Comparison, *, jobs: int, **options: Any) -> mikit.Flow:
-    """Return the flow of the finished runs, traced into ``flow`` of the folder, from where it stopped."""
+    """Return the flow of the finished runs, traced into the subfolder ``flow``; resumed if it exists."""
     probe = probe_of(parts_of(comparison))
     return mikit.trace(
         recorded_teacher(comparison),

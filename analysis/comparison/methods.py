@@ -1,4 +1,4 @@
-"""Ways to learn from a teacher that several analyses compare, each with losses at the weight where a search starts."""
+"""Distillation methods that several analyses compare, each with the weight at which a search starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import mikit
 from comparison.runs import ALONE, Method, Pairing
-from mikit.distillation import DistillationTerm, example_features, example_layers
+from mikit.distillation import RECIPES, DistillationTerm, example_features, example_layers
+from mikit.distillation.losses.base import recommended_weight
 
 STAGES = ("stage1", "stage2", "stage3")
 FLOW_LAYERS = (*STAGES, "pool")
@@ -30,7 +31,7 @@ def on_layer(
     weight: float = 1.0,
     labels: bool = False,
 ) -> Build:
-    """Return how to build one loss between two layers; ``loss`` takes two examples and a generator."""
+    """Return how to build one loss between two layers; ``loss`` takes two example activations and a generator."""
 
     def build(pairing: Pairing) -> Terms:
         networks = (pairing.student, pairing.teacher)
@@ -44,13 +45,13 @@ def on_layer(
     return build
 
 
-def on_stages(loss: Callable[..., nn.Module], *, weight: float = 1.0) -> Build:
+def on_stages(loss: Callable[..., nn.Module]) -> Build:
     """Return how to build one loss for each of the three stages, on maps."""
-    return together(*(on_layer(loss, stage, readout="whole", weight=weight) for stage in STAGES))
+    return together(*(on_layer(loss, stage, readout="whole") for stage in STAGES))
 
 
 def on_several(loss: Callable[..., nn.Module], layers: tuple[str, ...], *, readout: str, weight: float = 1.0) -> Build:
-    """Return how to build one loss that reads several layers at once."""
+    """Return how to build one loss on several layers at once."""
 
     def build(pairing: Pairing) -> Terms:
         examples = example_layers(pairing.student, pairing.teacher, pairing.some.images, layers, readout=readout)
@@ -61,7 +62,7 @@ def on_several(loss: Callable[..., nn.Module], layers: tuple[str, ...], *, reado
 
 
 def together(*builds: Build) -> Build:
-    """Return how to build the losses of several ways at once."""
+    """Return how to build the losses of several methods at once."""
 
     def build(pairing: Pairing) -> Terms:
         terms: Terms = {}
@@ -81,6 +82,16 @@ def scaled(build: Build, factor: float) -> Build:
     return rescaled
 
 
+def recommended(build: Build) -> Build:
+    """Return the same losses with their weights times each loss's ``recommended_weight``."""
+
+    def reweighted(pairing: Pairing) -> Terms:
+        terms = build(pairing)
+        return {name: replace(term, weight=term.weight * recommended_weight(term.loss)) for name, term in terms.items()}
+
+    return reweighted
+
+
 @final
 class OtherImages(nn.Module):
     """A loss with the teacher's features of another image of the batch: a control."""
@@ -88,9 +99,10 @@ class OtherImages(nn.Module):
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
+        self.recommended_weight = recommended_weight(loss)
 
     def forward(self, own: Tensor, source: Tensor) -> Tensor:
-        """Return the loss with the teacher's rows rolled by one."""
+        """Return the loss with the teacher's samples shifted by one."""
         value: Tensor = self.loss(own, source.roll(1, 0))
         return value
 
@@ -101,12 +113,12 @@ class OtherImages(nn.Module):
 
 
 def vid_of_other_images(own: Tensor, source: Tensor, *, generator: torch.Generator) -> nn.Module:
-    """Return VID whose pairs are broken."""
+    """Return VID with the teacher's features of other images."""
     return OtherImages(mikit.VID.between(own, source, generator=generator))
 
 
 def vid_from_five(own: Tensor, source: Tensor, *, generator: torch.Generator) -> nn.Module:
-    """Return VID whose variances start at 5, as released codes start, whatever the teacher's are."""
+    """Return VID whose variances start at 5, as in released codes, for any variances of the teacher."""
     vid = mikit.VID.between(own, source, generator=generator)
     start = _RELEASED_START / vid.pair.teacher_variance
     vid.law.set_to(start.sqrt()[None], start)
@@ -129,17 +141,17 @@ def residual_ratios(pairing: Pairing, terms: Terms) -> dict[str, Any]:
 
 
 def information_flow(own: Any, source: Any, *, generator: torch.Generator) -> nn.Module:
-    """Return information-flow distillation by depth, as released: intermediate layers fade."""
+    """Return information-flow distillation by depth, as released: the weight of intermediate layers decays."""
     return mikit.InformationFlow.between(own, source, generator=generator)
 
 
 def flow_kept(own: Any, source: Any, *, generator: torch.Generator) -> nn.Module:
-    """Return information-flow distillation whose layers weigh alike throughout."""
+    """Return information-flow distillation with equal and constant weights of the layers."""
     return mikit.InformationFlow.between(own, source, alpha=1.0, gamma=1.0, generator=generator)
 
 
 def without_parts(loss: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
-    """Return a loss that needs no examples in the form of those that do."""
+    """Return a loss that needs no examples, with the signature of those that do."""
 
     def between(own: Tensor, source: Tensor, *, generator: torch.Generator) -> nn.Module:
         return loss()
@@ -188,10 +200,11 @@ METRIC_NAMES = {
 FORM_NAMES = {"class": "per class", "joint": "joint with labels", "marginal": "marginal"}
 
 student_alone = Method(title="student alone", weights=(0.0,))
-vid = on_stages(mikit.VID.between, weight=10.0)
+vid = recommended(on_stages(mikit.VID.between))
 hinton = on_layer(without_parts(mikit.HintonKD), "fc")
 attention = on_stages(without_parts(mikit.AttentionTransfer))
 mimkd = on_several(mikit.MIMKD.between, FLOW_LAYERS, readout="whole")
+exact_joint = scaled(kd2m("exact", "joint"), RECIPES["kd2m"].weight)
 
 METHODS: dict[str, Method] = {
     ALONE: student_alone,
@@ -200,10 +213,10 @@ METHODS: dict[str, Method] = {
     "fitnet": Method(title="FitNet", build=on_layer(mikit.FitNet.between, "stage2", readout="whole")),
     "attention": Method(title="attention transfer", build=attention),
     "vid-from-5": Method(
-        title="VID, σ² from 5", build=on_stages(vid_from_five, weight=10.0), look=residual_ratios, weights=(1.0,)
+        title="VID, σ² from 5", build=recommended(on_stages(vid_from_five)), look=residual_ratios, weights=(1.0,)
     ),
     "vid-other-images": Method(
-        title="VID, pairs broken", build=on_stages(vid_of_other_images, weight=10.0), weights=(1.0,)
+        title="VID, pairs broken", build=recommended(on_stages(vid_of_other_images)), weights=(1.0,)
     ),
     "vid-untrained": Method(title="VID, untrained teacher", build=vid, teacher="untrained", weights=(1.0,)),
     "mimkd": Method(title="MIMKD", build=mimkd),
@@ -212,10 +225,10 @@ METHODS: dict[str, Method] = {
     "pkt": Method(title="PKT", build=on_layer(mikit.PKT.between, "pool")),
     "crd": Method(title="CRD", build=on_layer(mikit.CRD.between, "pool")),
     "dkd": Method(title="DKD", build=on_layer(without_parts(mikit.DKD), "fc", labels=True)),
-    "kd2m": Method(title="KD²M, exact, joint", build=scaled(kd2m("exact", "joint"), 5.0)),
+    "kd2m": Method(title="KD²M, exact, joint", build=exact_joint),
     "vid+hinton": Method(title="VID + Hinton KD", build=together(vid, hinton)),
-    "vid+kd2m": Method(title="VID + KD²M", build=together(vid, scaled(kd2m("exact", "joint"), 5.0))),
+    "vid+kd2m": Method(title="VID + KD²M", build=together(vid, exact_joint)),
     "vid+logits": Method(
-        title="VID + VID-LP", build=together(vid, on_layer(mikit.VID.between, "pool", "fc", weight=10.0))
+        title="VID + VID-LP", build=together(vid, recommended(on_layer(mikit.VID.between, "pool", "fc")))
     ),
 }

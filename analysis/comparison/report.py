@@ -24,7 +24,7 @@ _MARKERS = "os^Dv"
 
 
 def colors(count: int) -> list[tuple[float, float, float]]:
-    """Return that many colours that colour-blind readers tell apart; the first is the grey of the student alone."""
+    """Return that many colors that color-blind readers can distinguish; the first is gray, for the student alone."""
     return ["#666666", *seaborn.color_palette("colorblind", count - 1)]
 
 
@@ -36,7 +36,7 @@ def write_results(comparison: Comparison) -> list[str]:
     if not len(trials):
         return ["No run is done yet."]
     table = method_table(comparison)
-    heading = told_heading(comparison)
+    heading = heading_of(comparison)
     trials.to_csv(out / "trials.csv", index=False)
     table.drop(columns=["gains"]).to_csv(out / "table.csv", index=False)
     (out / "table.md").write_text(
@@ -76,7 +76,7 @@ def write_markdown(out: Path, name: str, text: str) -> None:
 
 
 def trial_table(comparison: Comparison) -> pd.DataFrame:
-    """Return one row a run: the trials on the first seed and the runs on the others."""
+    """Return one row per run: the trials on the first seed and the runs on the others."""
     kept = ("method", "seed", "weight", "validation", "test", "failed", "seconds")
     rows = []
     for method in comparison.methods:
@@ -87,7 +87,7 @@ def trial_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def method_table(comparison: Comparison) -> pd.DataFrame:
-    """Return one row a method whose weight is chosen: accuracy in per cent, paired gain over the student alone."""
+    """Return one row per method whose weight is chosen: accuracy in percent, paired gain over the student alone."""
     alone = {run["seed"]: points(run) for run in comparison.reported(ALONE)}
     rows = []
     for method in comparison.methods:
@@ -122,7 +122,7 @@ def method_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def points(run: dict[str, Any]) -> float:
-    """Return the test accuracy in per cent; NaN for a run that failed."""
+    """Return the test accuracy in percent; NaN for a run that failed."""
     return float("nan") if run["test"] is None else 100 * float(run["test"])
 
 
@@ -130,12 +130,12 @@ def interval(gains: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of the mean by Student's t over seeds; NaN for fewer than two."""
     if len(gains) < 2 or np.isnan(gains).any():
         return float("nan"), float("nan")
-    reach = float(stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains)))
-    return float(gains.mean()) - reach, float(gains.mean()) + reach
+    half = float(stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains)))
+    return float(gains.mean()) - half, float(gains.mean()) + half
 
 
 def verdict(gains: np.ndarray, low: float, high: float) -> str:
-    """Say whether the interval leaves 0 out."""
+    """Return whether the interval excludes 0, in words."""
     if np.isnan(gains).any():
         return "failed"
     if len(gains) < 2:
@@ -144,7 +144,7 @@ def verdict(gains: np.ndarray, low: float, high: float) -> str:
 
 
 def teacher_accuracy(comparison: Comparison) -> float | None:
-    """Return the teacher's test accuracy in per cent from its log."""
+    """Return the teacher's test accuracy in percent, from its log."""
     log = comparison.out / "teacher" / "log.jsonl"
     if not log.exists():
         return None
@@ -152,8 +152,8 @@ def teacher_accuracy(comparison: Comparison) -> float | None:
     return None if accuracy is None else 100 * float(accuracy)
 
 
-def told_heading(comparison: Comparison) -> str:
-    """Say what was compared and how much of it is done."""
+def heading_of(comparison: Comparison) -> str:
+    """Return a line on the teacher, the student alone, and the number of finished runs."""
     teacher = teacher_accuracy(comparison)
     alone = [points(run) for run in comparison.reported(ALONE)]
     spread = f" ± {np.std(alone, ddof=1):.2f}" if len(alone) > 1 else ""
@@ -166,9 +166,9 @@ def told_heading(comparison: Comparison) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Return the table in Markdown."""
-    grouped, looked = bool(table["group"].any()), bool(table["gap"].notna().any())
+    grouped, measured = bool(table["group"].any()), bool(table["gap"].notna().any())
     columns = ["method", *(["form"] if grouped else []), "weight", "test accuracy, %", "gain, points", "by seed"]
-    columns += ["95 % interval", *(["gap of logits", "nats of logits"] if looked else []), "s a run", "verdict"]
+    columns += ["95 % interval", *(["gap of logits", "nats of logits"] if measured else []), "s per run", "verdict"]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in table.itertuples():
         spread = "" if np.isnan(row.sd) else f" ± {row.sd:.2f}"
@@ -177,14 +177,14 @@ def markdown(table: pd.DataFrame) -> str:
         band = "" if np.isnan(row.low) else f"{row.low:+.2f} to {row.high:+.2f}"
         cells = [row.title, *([row.group] if grouped else []), "" if alone else f"{row.weight:.3g}"]
         cells += [f"{row.accuracy:.2f}{spread}", *(["", "", ""] if alone else [f"{row.gain:+.2f}", by_seed, band])]
-        if looked:
+        if measured:
             cells += ["", ""] if np.isnan(row.gap) else [f"{row.gap:.3f}", f"{row.nats:.2f}"]
         lines.append(f"| {' | '.join([*cells, f'{row.seconds:.0f}', row.verdict])} |")
     return "\n".join(lines)
 
 
 def trials_markdown(comparison: Comparison) -> str:
-    """Return validation accuracies of all trials on the first seed in Markdown, the losing ones too; empty for none."""
+    """Return the validation accuracies of all trials on the first seed, in Markdown; empty if there are none."""
     lines = [
         f"Validation accuracy on seed {comparison.seeds[0]}, %, of every weight tried:",
         "",
@@ -195,18 +195,18 @@ def trials_markdown(comparison: Comparison) -> str:
         found = sorted(comparison.trials(name), key=lambda run: run["weight"])
         if name != ALONE and len(found) > 1:
             title = f"{method.title}, {method.group}" if method.group else method.title
-            told = (f"{run['weight']:.3g}: {told_trial(run)}" for run in found)
-            lines.append(f"| {title} | {', '.join(told)} |")
+            cells = (f"{run['weight']:.3g}: {trial_text(run)}" for run in found)
+            lines.append(f"| {title} | {', '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 4 else ""
 
 
-def told_trial(run: dict[str, Any]) -> str:
+def trial_text(run: dict[str, Any]) -> str:
     """Return the validation accuracy of a trial as text."""
     return "failed" if run["validation"] is None else f"{100 * run['validation']:.1f}"
 
 
 def drawn(table: pd.DataFrame, heading: str) -> Figure:
-    """Return the paired gains: a row a method, a colour and a marker a form, a dot a seed."""
+    """Return the paired gains: one row per method, a color and a marker per form, a dot per seed."""
     rows = table[table["method"] != ALONE]
     titles = list(dict.fromkeys(rows["title"]))
     groups = list(dict.fromkeys(rows["group"]))
@@ -237,7 +237,7 @@ def drawn(table: pd.DataFrame, heading: str) -> Figure:
     axes.grid(axis="x", color="#e7e7e7")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    lines = (*heading.split("; "), "Mean and 95 % interval by Student's t; every small dot is a seed.")
+    lines = (*heading.split("; "), "Mean and 95 % interval by Student's t; each small dot is one seed.")
     figure.suptitle("\n".join(lines), fontsize=8, x=0.01, ha="left")
     if len(groups) > 1:
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -245,6 +245,6 @@ def drawn(table: pd.DataFrame, heading: str) -> Figure:
 
 
 def error_bars(rows: pd.DataFrame) -> Sequence[np.ndarray]:
-    """Return the reach of the intervals to both sides; 0 where there is none."""
+    """Return the lengths of the intervals to both sides; 0 if there is none."""
     below, above = rows["gain"] - rows["low"], rows["high"] - rows["gain"]
     return [below.fillna(0.0).to_numpy(), above.fillna(0.0).to_numpy()]

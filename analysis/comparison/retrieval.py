@@ -1,4 +1,4 @@
-"""What is looked at in students besides accuracy: retrieval with the pooled layer, and flow at phases of training."""
+"""Evaluations of students besides accuracy: retrieval with the pooled layer, and information flow during training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mikit.datasets import ImagePart
 from mikit.functional.flow.flow_vectors import depth_matching, flow_divergence, flow_vector
 
 Array = NDArray[Any]
-_BATCH_OF_QUERIES = 128  # of the released evaluator, whose loop over ranks ends with it
+_BATCH_OF_QUERIES = 128  # batch size of the released evaluator, which limits its loop over ranks
 _RECALLS = np.linspace(0, 1, 11)
 
 
 def retrieval_of(pairing: Pairing, terms: dict[str, Any]) -> dict[str, float]:
-    """Return how well test images find training images of their class, by the student's pooled layer."""
+    """Return the retrieval precision of training images for test images of their class, by the pooled layer."""
     found: dict[str, float] = {}
     database, queries = pairing.parts.train, pairing.parts.test
     rows = [layers_of(pairing.student, part, ("pool",))["pool"] for part in (database, queries)]
@@ -48,7 +48,7 @@ def layers_of(network: nn.Module, part: ImagePart, layers: tuple[str, ...]) -> d
 
 
 def ranked(database: Tensor, queries: Tensor, by: str, labels: Tensor, wanted: Tensor) -> Array:
-    """Return for every query, nearest first, whether an image of the database has its class."""
+    """Return for every query whether the images of the database have its class, nearest first."""
     if by == "cosine":
         database, queries = (nn.functional.normalize(rows, dim=1) for rows in (database, queries))
     order = torch.cat([torch.cdist(some, database).argsort(dim=1) for some in torch.split(queries, 200)])
@@ -56,7 +56,7 @@ def ranked(database: Tensor, queries: Tensor, by: str, labels: Tensor, wanted: T
 
 
 def average_precision(relevant: Array) -> float:
-    """Return the mean over queries of the average precision over all ranks that hold a relevant image.
+    """Return the mean over queries of the average precision over all ranks with a relevant image.
 
     Example:
         >>> round(average_precision(np.array([[True, False, True]])), 4)  # (1 + 2/3) / 2
@@ -68,10 +68,10 @@ def average_precision(relevant: Array) -> float:
 
 
 def released_evaluator(relevant: Array) -> tuple[float, float]:
-    """Return mAP and precision among the first hundred as the released evaluator of information flow has them.
+    """Return mAP and precision among the first hundred by the released evaluator of information flow.
 
-    Precision at a rank is replaced by the best precision from there on; the loop goes over as many ranks as the batch
-    has queries, less one. Average precision is the mean of that at eleven recalls. Both are at least the honest values.
+    Precision at a rank is replaced by the best precision at that rank or later, over one rank fewer than the batch has
+    queries. Average precision is the mean of that at eleven recalls. Both are at least as large as the true values.
     """
     precision = relevant.cumsum(1) / np.arange(1, relevant.shape[1] + 1)
     recall = relevant.cumsum(1) / relevant.sum(1, keepdims=True)

@@ -19,18 +19,12 @@ from torch import nn
 
 import mikit
 from mikit.datasets import ImageData, ImagePart
-from mikit.distillation import (
-    DistillationTerm,
-    TrainingPlan,
-    accuracy_on,
-    logits_on,
-    random_stream,
-    train_network,
-    train_student,
-)
-from mikit.models import MLP, ResNet8
+from mikit.distillation import DistillationTerm, TrainingCurve, TrainingPlan, accuracy_on, logits_on, random_stream
+from mikit.experiments import losses
+from mikit.experiments.training import TEACHER, Run, fresh, train
+from mikit.models import MLP
 
-ALONE = "alone"
+ALONE = losses.ALONE
 PHASES = (0, 1, 2, 4, 8, 16, 32)  # epochs after which a run is watched, and its last
 TRIALS = 4  # of every method whose weight is searched
 _SPLIT_SEED = 2025
@@ -257,71 +251,112 @@ def train_method(comparison: Comparison, method: str) -> None:
 
 
 def train_once(comparison: Comparison, parts: Parts, teacher: nn.Module, method: str, seed: int, weight: float) -> None:
-    """Train one student and write its record, unless it is there."""
+    """Train one student and write its record, unless there is one."""
     if comparison.known(method, seed, weight) is not None:
         return
-    settings, way = comparison.settings, comparison.methods[method]
-    part = parts.train.per_class(settings.per_class, seed=seed)
-    student = fresh_student(parts, settings, seed)
-    images, labels, plan = part.images, part.labels, settings.student_plan(seed)
-    source = teacher if way.teacher == "trained" else fresh(parts, settings.teacher_width, seed=1000 + seed).eval()
-    terms: dict[str, DistillationTerm] = {}
-    phases: list[dict[str, Any]] = []
-
-    def watched(epoch: int, network: nn.Module) -> None:
-        if way.watch is not None and (epoch in PHASES or epoch == plan.epochs):
-            phases.append(way.watch(Pairing(network, teacher, part, random_stream(seed, "losses"), parts, seed), epoch))
-
+    student = Student(comparison, parts, teacher, method, seed, weight)
+    failed: str | None
     try:
-        if way.build is None:
-            curve = train_network(student, images, labels, plan, views=parts.data.views, on_epoch=watched)
-        else:
-            generator = random_stream(seed, "losses")
-            some = part.rows(torch.randperm(len(part), generator=generator)[: settings.batch])
-            built = way.build(Pairing(student, source, some, generator, parts, seed))
-            terms = {name: replace(term, weight=weight * term.weight) for name, term in built.items()}
-            curve = train_student(
-                student, source, terms, images, labels, plan, views=parts.data.views, on_epoch=watched
-            )
+        curve = student.train()
         failed = curve.diverged
-    except mikit.InputError as refusal:  # A form that the metric cannot take, in its own words.
+    except mikit.InputError as refusal:  # The metric does not accept this form; the record contains its message.
         curve, failed = None, str(refusal)
-    seen: dict[str, float | None] = {"validation": None, "test": None}
-    if failed is None:
-        for name in seen:
-            looked = getattr(parts, name)
-            seen[name] = accuracy_on(student, looked.images, looked.labels, autocast=settings.autocast)
-    looks = None
-    if failed is None and way.look is not None:
-        views = parts.data.views(part.images, generator=random_stream(seed, "views"))
-        looked_at = ImagePart(views, part.labels, part.ids)
-        looks = way.look(Pairing(student, source, looked_at, random_stream(seed, "losses"), parts, seed), terms)
-    content = {
-        "method": method,
-        "seed": seed,
-        "weight": weight,
-        **seen,
-        "failed": failed,
-        "axes": None if failed is not None else axes_of(student, teacher, parts.test, settings),
-        "looks": looks,
-        "phases": phases,
-        "seconds": None if curve is None else curve.seconds,
-        "settings": settings.deciding(),
-        "torch": torch.__version__,
-        "mikit": mikit.__version__,
-        "curve": [] if curve is None else [record.to_dict() for record in curve.records],
-    }
+    content = student.record(curve, failed)
     write_whole(comparison.record(method, seed, weight), json.dumps(content, indent=1))
-    shown = f"failed. {failed}" if seen["test"] is None else f"{100 * seen['test']:.2f} % on test"
+    shown = f"failed. {failed}" if content["test"] is None else f"{100 * content['test']:.2f} % on test"
     tell(comparison, f"{method}, seed {seed}, weight {weight:g}: {shown}, {content['seconds'] or 0:.0f} s")
 
 
+class Student:
+    """One student of a comparison: its networks, its images, its losses and what was observed of it."""
+
+    def __init__(
+        self, comparison: Comparison, parts: Parts, teacher: nn.Module, method: str, seed: int, weight: float
+    ) -> None:
+        self.settings, self.way = comparison.settings, comparison.methods[method]
+        self.parts, self.teacher = parts, teacher
+        self.method, self.seed, self.weight = method, seed, weight
+        self.part = parts.train.per_class(self.settings.per_class, seed=seed)
+        self.network = fresh_student(parts, self.settings, seed)
+        self.source = teacher
+        if self.way.teacher != "trained":
+            self.source = fresh(parts.data, self.settings.teacher_width, 1000 + seed).eval()
+        self.terms: dict[str, DistillationTerm] = {}
+        self.phases: list[dict[str, Any]] = []
+
+    def train(self) -> TrainingCurve:
+        """Train the network in place."""
+        run = Run(
+            network=self.method,
+            name=self.method,
+            seed=self.seed,
+            plan=self.settings.student_plan(self.seed),
+            per_class=self.settings.per_class,
+            losses=None if self.way.build is None else self.build,
+            evaluate=False,
+        )
+        return train(run, training_data(self.parts), self.source, network=self.network, on_epoch=self.watch).curve
+
+    def build(self, student: nn.Module, source: nn.Module, part: ImagePart, seed: int) -> dict[str, DistillationTerm]:
+        """Build the weighted losses from one batch of the student's images."""
+        assert self.way.build is not None
+        generator = random_stream(seed, "losses")
+        some = part.rows(torch.randperm(len(part), generator=generator)[: self.settings.batch])
+        built = self.way.build(Pairing(student, source, some, generator, self.parts, seed))
+        self.terms = {name: replace(term, weight=self.weight * term.weight) for name, term in built.items()}
+        return self.terms
+
+    def watch(self, epoch: int, network: nn.Module) -> None:
+        """Observe the network at :data:`PHASES` and at the end."""
+        if self.way.watch is not None and (epoch in PHASES or epoch == self.settings.epochs):
+            generator = random_stream(self.seed, "losses")
+            pairing = Pairing(network, self.teacher, self.part, generator, self.parts, self.seed)
+            self.phases.append(self.way.watch(pairing, epoch))
+
+    def look(self) -> dict[str, Any] | None:
+        """Observe networks and losses on views of the training images."""
+        if self.way.look is None:
+            return None
+        views = self.parts.data.views(self.part.images, generator=random_stream(self.seed, "views"))
+        some = ImagePart(views, self.part.labels, self.part.ids)
+        generator = random_stream(self.seed, "losses")
+        return self.way.look(Pairing(self.network, self.source, some, generator, self.parts, self.seed), self.terms)
+
+    def record(self, curve: TrainingCurve | None, failed: str | None) -> dict[str, Any]:
+        """Return the record of the run."""
+        seen: dict[str, float | None] = {"validation": None, "test": None}
+        if failed is None:
+            for name in seen:
+                part = getattr(self.parts, name)
+                seen[name] = accuracy_on(self.network, part.images, part.labels, autocast=self.settings.autocast)
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "weight": self.weight,
+            **seen,
+            "failed": failed,
+            "axes": None if failed is not None else axes_of(self.network, self.teacher, self.parts.test, self.settings),
+            "looks": None if failed is not None else self.look(),
+            "phases": self.phases,
+            "seconds": None if curve is None else curve.seconds,
+            "settings": self.settings.deciding(),
+            "torch": torch.__version__,
+            "mikit": mikit.__version__,
+            "curve": [] if curve is None else [line.to_dict() for line in curve.records],
+        }
+
+
+def training_data(parts: Parts) -> ImageData:
+    """Return the data whose training images do not include those that choose weights."""
+    return replace(parts.data, train=parts.train)
+
+
 def axes_of(student: nn.Module, teacher: nn.Module, part: ImagePart, settings: Settings) -> dict[str, Any]:
-    """Return how far the laws of student's and teacher's logits lie apart, and how much they know of each other."""
+    """Return the discrepancy between the logits of student and teacher, and the information between them."""
     own, other = (
         logits_on(network, part.images, autocast=settings.autocast).double() for network in (student, teacher)
     )
-    scale = other.std()  # The gap is read in standard deviations of the teacher's logits.
+    scale = other.std()  # The gap is in standard deviations of the teacher's logits.
     axes = mikit.both_axes(own / scale, other / scale, "energy", "gaussian", permutations=1)
     return {
         "gap": axes.gap.value,
@@ -334,32 +369,24 @@ def axes_of(student: nn.Module, teacher: nn.Module, part: ImagePart, settings: S
 def trained_teacher(comparison: Comparison, parts: Parts) -> nn.Module:
     """Return the teacher, trained once and kept in the folder; it never sees the images that choose or report."""
     settings = comparison.settings
-    teacher = fresh(parts, settings.teacher_width, seed=0)
-    curve = train_network(
-        teacher,
-        parts.train.images,
-        parts.train.labels,
-        settings.teacher_plan(),
-        views=parts.data.views,
-        held_out=(parts.test.images, parts.test.labels),
+    run = Run(
+        network=TEACHER,
+        name=TEACHER,
+        seed=0,
+        plan=settings.teacher_plan(),
+        width=settings.teacher_width,
         folder=comparison.out / "teacher",
-        progress=sys.stderr.isatty(),
     )
-    _ = curve.accuracy  # Raises if it diverged.
-    return teacher.eval()
-
-
-def fresh(parts: Parts, width: float, seed: int) -> ResNet8:
-    """Return an untrained network; the same for all methods of a seed."""
-    generator = random_stream(seed, "weights")
-    return ResNet8(channels=parts.data.channels, classes=parts.data.classes, width=width, generator=generator)
+    trained = train(run, training_data(parts), progress=sys.stderr.isatty())
+    _ = trained.curve.accuracy  # Raises if it diverged.
+    return trained.network
 
 
 def fresh_student(parts: Parts, settings: Settings, seed: int) -> nn.Module:
     """Return an untrained student; the same for all methods of a seed."""
     kind, _, width = settings.student.partition("-")
     if kind == "resnet8":
-        return fresh(parts, settings.student_width, seed)
+        return fresh(parts.data, settings.student_width, seed)
     inputs = parts.train.images[0].numel()
     generator = random_stream(seed, "weights")
     return MLP(inputs, width=int(width), classes=parts.data.classes, generator=generator)

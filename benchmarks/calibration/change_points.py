@@ -1,13 +1,14 @@
-"""Are change points found where they were planted, and none on flat curves, at the noise that a flow measures?
+"""Calibration of change points: planted ones are found, and flat curves have none, at the noise of real flows.
 
     python benchmarks/calibration/change_points.py --curves 200 --out docs/tables/change_points
 
-Curves of label information at the recordings of a training run, with the standard error of 5,000 probe rows. Planted
-are a step between two levels (read with constant pieces) and a bend from a steady rise to a plateau (read with straight
-ones), at a random place, in sizes from a multiple of the error to what real students show. Counted is whether exactly
-one change point is found, within one recording of the planted one, and whether the 95 % interval holds it. Flat curves
-and steady rises must have none. Further rows: errors shared by all recordings, as one set of probe rows gives them, and
-standard errors that are themselves estimated from five folds. Writes a JSON file and a Markdown table.
+Curves of label information at the recordings of a training run, with the standard error of 5,000 probe samples. The
+planted changes are a step between two levels (fitted with constant pieces) and a bend from a steady rise to a plateau
+(fitted with straight ones), at a random place, in sizes from a multiple of the error to those of real students. The
+table counts whether exactly one change point is found, at most one recording from the planted one, and whether the 95 %
+interval contains it. Flat curves and steady rises must have none. Further rows have errors shared by all recordings, as
+from one set of probe samples, and standard errors that are estimated from five folds. Writes a JSON file and a Markdown
+table.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table
 from mikit.core.provenance import library_versions
 from mikit.flow.readings.phases import change_points
 
@@ -38,7 +39,7 @@ def drawn(
     rng = np.random.default_rng([len(phases), round(10 * size), ("shared", "folds", "own").index(noise)])
     places, rows, planted = np.arange(len(phases)), [], []
     for number in range(curves):
-        # Two recordings at least on either side, and three for a straight piece.
+        # At least two recordings on either side, and three for a straight piece.
         at = int(rng.integers(2 + (shape == "straight"), len(phases) - 1 - (shape == "straight")))
         line = {"flat": 0.0 * places, "step": 1.0 * (places >= at), "bend": np.minimum(places, at), "rise": places}[
             kind
@@ -46,19 +47,19 @@ def drawn(
         own, common = rng.standard_normal(len(phases)), rng.standard_normal()
         errors = own if noise != "shared" else np.sqrt(0.5) * (own + common)
         values = 0.5 + ERROR * (size * line + errors)
-        told = np.full(len(phases), ERROR)
+        reported = np.full(len(phases), ERROR)
         if noise == "folds":
-            told = ERROR * np.sqrt(rng.chisquare(4, len(phases)) / 4)
+            reported = ERROR * np.sqrt(rng.chisquare(4, len(phases)) / 4)
         planted.append(at)
         quantity = "recovered_share" if noise == "folds" else "label_information"
         where = {"network": "student", "seed": number, "quantity": quantity, "layer": "layer", "layer_index": 0}
-        where |= {"teacher_layer": "", "phase": phases, "value": values, "standard_error": told, "unit": ""}
+        where |= {"teacher_layer": "", "phase": phases, "value": values, "standard_error": reported, "unit": ""}
         rows.append(pd.DataFrame(where))
     return pd.concat(rows), planted
 
 
 def counted(shape: str, kind: str, size: float, noise: str, recordings: str, curves: int) -> dict[str, object]:
-    """Return how many of the curves were read as they were made."""
+    """Count the curves whose change points are found correctly."""
     phases = RECORDINGS[recordings]
     table, planted = drawn(shape, kind, size, noise, phases, curves)
     changes = change_points(table, shape=shape)[1]
@@ -70,7 +71,7 @@ def counted(shape: str, kind: str, size: float, noise: str, recordings: str, cur
         elif len(own) == 1:
             single += 1
             right += abs(phases.index(int(own["phase"].iloc[0])) - at) <= 1
-            # A bend at a recording lies in the piece before it or after it.
+            # A bend at a recording can belong to the piece before it or after it.
             held = {phases[at], phases[min(at + 1, len(phases) - 1)]} if kind == "bend" else {phases[at]}
             low, high = own[["low", "high"]].iloc[0]
             covered += any(low <= phase <= high for phase in held)
@@ -88,7 +89,7 @@ def counted(shape: str, kind: str, size: float, noise: str, recordings: str, cur
 
 
 def main() -> None:
-    """Draw, read, print, and write."""
+    """Draw, fit, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("change_points"))
@@ -106,7 +107,7 @@ def main() -> None:
         ("constant", "step", 6.7, noise, recordings) for recordings in RECORDINGS for noise in ("shared", "folds")
     ]
     results = [counted(*case, given.curves) for case in cases]
-    words = {"own": "independent", "shared": "half of it shared", "folds": "independent, told by five folds"}
+    words = {"own": "independent", "shared": "half of it shared", "folds": "independent, estimated from five folds"}
     rows = []
     for one in results:
         share = int(str(one["right"])) / given.curves
@@ -128,12 +129,12 @@ def main() -> None:
         "step, or slope per recording",
         "recordings",
         "errors",
-        "read as made [95 %]",
+        "correct [95 %]",
         "≥ 95 %",
         "in the interval",
     )
     versions = library_versions()
-    note = f"{given.curves} curves a row, standard error {ERROR} nats; " + ", ".join(
+    note = f"{given.curves} curves per row, standard error {ERROR} nats; " + ", ".join(
         f"{k} {v}" for k, v in versions.items()
     )
     text = f"{markdown_table(header, rows)}\n\n{note}.\n"

@@ -1,9 +1,9 @@
-"""How often the 95 % interval holds the truth, on Gaussian pairs of known information and on independent data.
+"""Coverage of the 95 % interval on Gaussian pairs with known mutual information and on independent data.
 
     python benchmarks/calibration/interval_coverage.py --seeds 100 --out docs/tables/interval_coverage
 
-Writes a JSON file with every value and a Markdown table. The pair has five columns a side, each correlated with its
-partner, so that the information is known; every seed draws new data.
+Writes a JSON file with every value and a Markdown table. Each variable has five features, correlated one to one, so the
+mutual information is known; every seed draws new data.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "| truth, nats | estimator | mean | SD over seeds | mean stated SE | largest error "
-        "| intervals that hold the truth | information claimed |",
+        "| truth, nats | estimator | mean | SD over seeds | mean reported SE | largest error "
+        "| intervals that contain the truth | information detected |",
         "|---|---|---|---|---|---|---|---|",
     ]
     results = []
@@ -66,17 +66,17 @@ def main() -> None:
                     }
                 )
             values = [run["value"] for run in runs]
-            held = sum(run["interval"][0] <= nats <= run["interval"][1] for run in runs)
+            covered = sum(run["interval"][0] <= nats <= run["interval"][1] for run in runs)
             lines.append(
                 f"| {nats:g} | `{name}` | {statistics.mean(values):z.4f} | {statistics.stdev(values):.4f} "
                 f"| {statistics.mean(run['standard_error'] for run in runs):.4f} "
-                f"| {max(abs(value - nats) for value in values):.4f} | {held} of {len(runs)} "
+                f"| {max(abs(value - nats) for value in values):.4f} | {covered} of {len(runs)} "
                 f"| {sum(run['claimed'] for run in runs)} of {len(runs)} |"
             )
             results.append({"nats": nats, "estimator": name, "rows": arguments.rows, "runs": runs})
     versions = library_versions()
     note = (
-        f"N = {arguments.rows:,}, {WIDTH} + {WIDTH} columns, seeds 0 to {arguments.seeds - 1}; "
+        f"N = {arguments.rows:,}, {WIDTH} + {WIDTH} features, seeds 0 to {arguments.seeds - 1}; "
         + ", ".join(f"{library} {version}" for library, version in versions.items())
         + "."
     )

@@ -1,13 +1,13 @@
-"""Does a trace's recovered share find the share of planted Gaussian layers, whose truth is known in closed form?
+"""Accuracy of the recovered share on planted Gaussian layers, whose true share has a closed form.
 
     python benchmarks/calibration/planted_chains.py --out docs/tables/planted_chains
 
-A chain of Gaussian layers: the teacher's layer is ``x B`` with a spectrum that falls as a power of its rank, the
-student's layers are random maps of it onto half its width, with noise before the map (three depths, more and more of
-it) or after it. All second moments are known, so is the Gaussian information under the declared noise. The first chain
-is read with the default noise on the student; the second with the teacher's noise on both sides, where the information
-is a tenth of a nat to a quarter of one per column. Each width and depth is drawn several times; the largest error over
-the draws is told, and what is read from permuted rows, which is 0 in truth. Writes a JSON file and a Markdown table.
+A chain of Gaussian layers: the teacher's layer is ``x B`` with a spectrum that decays as a power of the rank; the
+student's layers are random maps of it to half its width, with noise before the map (three depths, with increasing
+noise) or after it. All second moments are known, and so is the Gaussian information under the declared noise. The first
+chain uses the default noise on the student, the second the teacher's noise on both sides, where the information is 0.1
+to 0.25 nats per feature. Each width and depth is drawn several times; the table reports the largest error over the
+draws, and the value for permuted samples, whose truth is 0. Writes a JSON file and a Markdown table.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, final
 
 import numpy as np
 
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table
 from mikit.core.provenance import library_versions
-from mikit.functional.flow.moments import centred, cross_products, factor_layer
+from mikit.functional.flow.moments import centered, cross_products, factor_layer
 from mikit.functional.flow.recovery import recover
 
 WIDTHS, NOISE, FOLDS = (32, 128, 512), 0.3, 5
@@ -33,11 +33,11 @@ WITHIN_VALUE, WITHIN_SHARE = 0.01, 0.01
 @final
 @dataclass(frozen=True)
 class Chain:
-    """How a chain is made and read.
+    """The parameters of a chain.
 
     Attributes:
-        power: The variances of the teacher's layer fall as ``rank ** -power``.
-        levels: Noise of the student's layers, one for each depth, in the RMS SD of what it is added to.
+        power: The variances of the teacher's layer decay as ``rank ** -power``.
+        levels: Noise of the student's layers, one for each depth, in RMS SDs of its input.
         before: Whether that noise is added before the map.
         student_noise: Declared noise on the student's layers.
     """
@@ -55,14 +55,14 @@ CHAINS = {
 
 
 def moments(chain: Chain, width: int, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return how the teacher's layer mixes a source, and how each student layer maps what it is made from."""
+    """Return the mixing matrix of the teacher's layer, and the map of each student layer."""
     spectrum = np.arange(1, width + 1) ** (-0.5 * chain.power)
     teacher = spectrum[:, None] * np.linalg.qr(rng.standard_normal((width, width)))[0]
     return teacher, [rng.standard_normal((width, width // 2)) / np.sqrt(width) for _ in chain.levels]
 
 
 def truth(chain: Chain, teacher: np.ndarray, mapped: np.ndarray, level: float) -> tuple[float, float]:
-    """Return the information in nats and its share of the ceiling, from the moments."""
+    """Return the information in nats and its fraction of the ceiling, from the moments."""
     width = teacher.shape[0]
     own = teacher.T @ teacher
     variance = np.trace(own) / width
@@ -84,7 +84,7 @@ def truth(chain: Chain, teacher: np.ndarray, mapped: np.ndarray, level: float) -
 def student_rows(
     chain: Chain, t: np.ndarray, teacher: np.ndarray, mapped: np.ndarray, level: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return rows of a student's layer made from the teacher's rows."""
+    """Return samples of a student's layer, computed from the teacher's."""
     if chain.before:
         scale = np.sqrt((teacher**2).sum() / len(teacher))
         return np.asarray((t + level * scale * rng.standard_normal(t.shape)) @ mapped)
@@ -93,16 +93,16 @@ def student_rows(
 
 
 def measured(name: str, width: int, rows: int, draw: int) -> list[dict[str, Any]]:
-    """Draw a chain and rows of it, and compare every student layer with the teacher's."""
+    """Draw a chain with samples, and compare every student layer with the teacher's."""
     chain = CHAINS[name]
     rng = np.random.default_rng([width, draw])
     teacher, maps = moments(chain, width, rng)
-    t = centred(rng.standard_normal((rows, width)) @ teacher)
+    t = centered(rng.standard_normal((rows, width)) @ teacher)
     parts = [slice(a[0], a[-1] + 1) for a in np.array_split(np.arange(rows), FOLDS)]
     factor = factor_layer(t, parts)
     found = []
     for depth, (mapped, level) in enumerate(zip(maps, chain.levels, strict=True)):
-        s = centred(student_rows(chain, t, teacher, mapped, level, rng))
+        s = centered(student_rows(chain, t, teacher, mapped, level, rng))
         moved = np.concatenate([np.roll(np.arange(rows)[part], 1) for part in parts])
         own = factor_layer(s, parts)
         one, null = (
@@ -141,7 +141,7 @@ def main() -> None:
     """Draw, measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5000)
-    parser.add_argument("--draws", type=int, default=4, help="at width 512 half as many")
+    parser.add_argument("--draws", type=int, default=4, help="half as many at width 512")
     parser.add_argument("--out", type=Path, default=Path("planted_chains"))
     given = parser.parse_args()
     start = time.perf_counter()
@@ -162,9 +162,9 @@ def main() -> None:
 
 
 def table(content: dict[str, Any]) -> str:
-    """Return the figures as Markdown: means over the draws, the largest error beside them."""
+    """Return the results as Markdown: means over the draws, with the largest error."""
     header = ("width", "true nats", "true share", "held-out", "in-sample", "midpoint (worst)", "information (worst)",
-              "share off by (worst)", "permuted: nats, mean of draws", "one draw scatters by")  # fmt: skip
+              "share error (worst)", "permuted: nats, mean of draws", "SD of one draw")  # fmt: skip
     results = content["results"]
     parts = []
     for name, chain in CHAINS.items():
@@ -199,10 +199,12 @@ def table(content: dict[str, Any]) -> str:
     largest = {key: max(abs(one[key]) for one in results) for key in ("information", "midpoint", "share_error")}
     versions = ", ".join(f"{library} {version}" for library, version in content["versions"].items())
     return (
-        f"The information is within {max(map(abs, means)):.2%} of the truth in every row of the table (bar "
-        f"{WITHIN_VALUE:.0%}), within {largest['information']:.2%} in every draw; the midpoint of the bracket is "
-        f"off by up to {largest['midpoint']:.2%}. The worst share is off by {largest['share_error']:.4f} (bar "
-        f"{WITHIN_SHARE:g}), over {len(results)} pairs of layers.\n\n" + "\n".join(parts) + f"\nN = "
+        f"The information is within {max(map(abs, means)):.2%} of the truth in every row of the table (target "
+        f"{WITHIN_VALUE:.0%}), within {largest['information']:.2%} in every draw; the error of the midpoint of "
+        f"the held-out and in-sample values is up to {largest['midpoint']:.2%}. The largest error of a share is "
+        f"{largest['share_error']:.4f} (target {WITHIN_SHARE:g}), over {len(results)} pairs of layers.\n\n"
+        + "\n".join(parts)
+        + f"\nN = "
         f"{content['rows']:,}, {FOLDS} folds, student of half the width; {versions}.\n"
     )
 

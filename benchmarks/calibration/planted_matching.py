@@ -1,14 +1,14 @@
-"""Does a rule find the layer that a planted student layer was made from, on the layers of trained networks?
+"""Accuracy of the matching rules: do they find the layer from which a planted student layer was computed?
 
     python benchmarks/calibration/planted_matching.py --out docs/tables/planted_matching
     python benchmarks/calibration/planted_matching.py --data IMAGES.npz --teacher R/checkpoint.pt --out TABLE
 
 A ResNet8 is trained on scikit-learn's digits; with ``--data`` its weights come from a checkpoint of mikit's trainer,
-and it must not have seen the file's test images. Each of its six layers, pooled over space, is planted as a student
-layer with Gaussian noise of a size in its own RMS standard deviations, and once more after a random map onto half its
-width, in three draws. Then every rule is asked for all six. A last table asks the rules about two networks that were
-trained apart (with ``--data``, where ``--student`` names the other), where nothing is planted. Writes a JSON file and a
-Markdown table; results of the other data set that stand in the JSON file are kept.
+which must not have been trained on the file's test images. Each of its six layers, after spatial pooling, is planted as
+a student layer with Gaussian noise, in RMS standard deviations of the layer, and again after a random map to half its
+width, in three draws. Then every rule matches all six. The last table shows the rules on two networks that were trained
+separately (with ``--data``, ``--student`` names the other), where nothing is planted. Writes a JSON file and a Markdown
+table; results of the other data set in the JSON file are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import mikit
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table
 from mikit.core.provenance import library_versions
 from mikit.datasets import ImageData, digits, from_npz
 from mikit.distillation import TrainingPlan, random_stream, train_network
@@ -45,7 +45,7 @@ def trained(data: ImageData, width: float, seed: int) -> ResNet8:
 
 
 def loaded(path: Path, data: ImageData) -> ResNet8:
-    """Return the network of a checkpoint; its width shows in the stem."""
+    """Return the network of a checkpoint; its width follows from the stem."""
     weights = torch.load(path, weights_only=True, map_location="cpu")["network"]
     network = ResNet8(channels=data.channels, classes=data.classes, width=weights["stem.0.weight"].shape[0] / 16)
     network.load_state_dict(weights)
@@ -53,7 +53,7 @@ def loaded(path: Path, data: ImageData) -> ResNet8:
 
 
 def layers_of(network: ResNet8, images: torch.Tensor) -> tuple[Layers, torch.Tensor]:
-    """Return the network's layers on the images, pooled over space, and its logits."""
+    """Return the network's layers on the images after spatial pooling, and its logits."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in network.layers}
     with torch.no_grad():
         for batch in images.split(250):
@@ -66,7 +66,7 @@ def layers_of(network: ResNet8, images: torch.Tensor) -> tuple[Layers, torch.Ten
 
 
 def described(network: ResNet8, data: ImageData) -> tuple[Layers, float, str]:
-    """Return the layers on the test images, the accuracy, and both in words."""
+    """Return the layers on the test images, the accuracy, and a description."""
     layers, logits = layers_of(network, data.test.images)
     score = float((logits.argmax(dim=1) == data.test.labels).float().mean())
     widths = ", ".join(str(rows.shape[1]) for rows in layers.values())
@@ -74,7 +74,7 @@ def described(network: ResNet8, data: ImageData) -> tuple[Layers, float, str]:
 
 
 def planted(layers: Layers, noise: float, draw: int, mapped: bool) -> Layers:
-    """Return every layer with noise, after a random map onto half its width where asked for."""
+    """Return every layer with noise, if ``mapped`` after a random map to half its width."""
     rng = np.random.default_rng([draw, round(100 * noise), int(mapped)])
     student = {}
     for name, rows in layers.items():
@@ -86,7 +86,7 @@ def planted(layers: Layers, noise: float, draw: int, mapped: bool) -> Layers:
 
 
 def counted(layers: Layers, labels: np.ndarray) -> list[dict[str, object]]:
-    """Return for every rule, noise and kind of student how many of the planted layers were found, and how clearly."""
+    """Count the planted layers that every rule finds, by noise and kind of student, with ties and clear errors."""
     rows: list[dict[str, object]] = []
     for mapped in (False, True):
         for noise in NOISES:
@@ -108,7 +108,7 @@ def counted(layers: Layers, labels: np.ndarray) -> list[dict[str, object]]:
 
 
 def apart(teacher: Layers, student: Layers, labels: np.ndarray) -> list[dict[str, object]]:
-    """Return what the rules pick between two networks trained apart; a tie is marked."""
+    """Return the choices of the rules for two networks trained separately; ties are marked."""
     chosen = match_layers(teacher, student, labels=labels, rules=RULES).chosen
     names = list(teacher)
     marks = {"clear": "", "tie": "~", "declared": "*", "only one": ""}
@@ -119,7 +119,7 @@ def apart(teacher: Layers, student: Layers, labels: np.ndarray) -> list[dict[str
     ]
 
 
-def told(results: dict[str, dict[str, object]]) -> str:
+def markdown(results: dict[str, dict[str, object]]) -> str:
     """Return the results as Markdown."""
     parts = []
     for name, result in results.items():
@@ -127,7 +127,7 @@ def told(results: dict[str, dict[str, object]]) -> str:
         rows = [
             (
                 str(row["rule"]),
-                "mapped to half the width" if row["mapped"] else "as it is",
+                "mapped to half the width" if row["mapped"] else "unchanged",
                 f"{row['noise']:g}",
                 f"{row['found']} of {row['of']}",
                 str(row["ties"]),
@@ -135,21 +135,23 @@ def told(results: dict[str, dict[str, object]]) -> str:
             )
             for row in sorted(result["planted"], key=lambda row: RULES.index(row["rule"]))  # type: ignore[call-overload]
         ]
-        header = ("rule", "planted layer", "noise, RMS SD", "found", "called a tie", "wrong and clear")
+        header = ("rule", "planted layer", "noise, RMS SD", "found", "ties", "wrong and clear")
         parts.append(markdown_table(header, rows))
         if "apart" not in result:
             parts.append("")
             continue
-        parts.append("\nTwo networks trained apart, the teacher layer (0 to 5) picked for student layers 0 to 5:\n")
+        parts.append(
+            "\nTwo networks trained separately, the teacher layer (0 to 5) selected for student layers 0 to 5:\n"
+        )
         picks = [(str(row["rule"]), ", ".join(row["picks"])) for row in result["apart"]]  # type: ignore[attr-defined]
-        parts.append(markdown_table(("rule", "picks (~ tie, * by convention)"), picks) + "\n")
+        parts.append(markdown_table(("rule", "selected (~ tie, * by convention)"), picks) + "\n")
     return "\n".join(parts)
 
 
 def main() -> None:
-    """Train or load, plant, ask, print, and write."""
+    """Train or load, plant, match, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="images of your own; needs --teacher")
+    parser.add_argument("--data", type=Path, help="your own images; needs --teacher")
     parser.add_argument("--teacher", type=Path, help="checkpoint of a ResNet8")
     parser.add_argument("--student", type=Path, help="checkpoint of a ResNet8 that was trained without the teacher")
     parser.add_argument("--out", type=Path, default=Path("planted_matching"))
@@ -165,20 +167,20 @@ def main() -> None:
         data = from_npz(given.data)
         teacher, student = loaded(given.teacher, data), given.student and loaded(given.student, data)
     labels = data.test.labels.numpy()
-    layers, score, said = described(teacher, data)
-    said = f"{len(labels):,} images that no network trained on; teacher of {said}."
+    layers, score, text = described(teacher, data)
+    description = f"{len(labels):,} images on which no network was trained; teacher with {text}."
     result: dict[str, object] = {"planted": counted(layers, labels), "accuracy": score}
     if student is not None:
         own, _, other = described(student, data)
-        said += f" The network trained apart is of {other}."
+        description += f" The separately trained network has {other}."
         result["apart"] = apart(layers, own, labels)
-    result["said"] = f"{said} Draws 0 to {DRAWS - 1}."
+    result["said"] = f"{description} Draws 0 to {DRAWS - 1}."
     file = given.out.with_suffix(".json")
     results = json.loads(file.read_text())["results"] if file.exists() else {}
     results[data.name] = result
     versions = library_versions()
     note = "\n" + ", ".join(f"{library} {version}" for library, version in versions.items()) + ".\n"
-    text = told(results) + note
+    text = markdown(results) + note
     print(text)
     print(f"{time.perf_counter() - start:.0f} s")
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +188,7 @@ def main() -> None:
     given.out.with_suffix(".md").write_text(text)
     for row in result["planted"]:  # type: ignore[attr-defined]
         if row["rule"] == "directional" and not row["mapped"] and row["found"] < NEEDED:
-            print(f"Below the bar of {NEEDED}: {row['found']} at noise {row['noise']:g}.")
+            print(f"Below the target of {NEEDED}: {row['found']} at noise {row['noise']:g}.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How far is a recovered share from few rows off that of many, where the rows are not Gaussian?
+"""Error of the recovered share with few samples of non-Gaussian distributions.
 
     python benchmarks/calibration/share_few_rows.py --out docs/tables/share_few_rows
     python benchmarks/calibration/share_few_rows.py --stores TEACHER STUDENT... --out docs/tables/share_few_rows
 
-The correction of a share (docs/flow.md) is exact for Gaussian rows. Here a teacher's layer and a student's, a noisy
-random map of it onto half its width, are drawn from laws that are not: rectified, with heavy-tailed columns, with
-heavy-tailed rows, of ten classes. The truth is what 60,000 rows give. With ``--stores`` the layers of recorded networks
-are read as well, from 1,000 and 2,000 rows (two samples each) and from all: layers of the same depth, first and last
-phase, against the first store's last phase. Writes a JSON file and a Markdown table.
+The correction of a share (docs/flow.md) is exact for Gaussian samples. Here a teacher's layer and a student's layer, a
+noisy random map of it to half its width, have other distributions: rectified, with heavy-tailed features, with
+heavy-tailed samples, with ten classes. The reference is the share of 60,000 samples. With ``--stores`` recorded layers
+are compared as well, with 1,000 and 2,000 samples (two draws each) and with all: layers of the same depth, first and
+last phase, against the first store's last phase. Writes a JSON file and a Markdown table.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from typing import Any
 import numpy as np
 
 import mikit
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table
 from mikit.core.provenance import library_versions
 from mikit.functional.flow.recovery import Recovery, recovered_share
 
 NOISE, MANY, DRAWS = 0.3, 60_000, 3
 SIZES = {64: (1500, 5000), 192: (2000, 5000)}
-LAWS = ("Gaussian", "rectified", "Student t(5) columns", "ten classes", "Student t(5) rows")
+DISTRIBUTIONS = ("Gaussian", "rectified", "Student t(5) columns", "ten classes", "Student t(5) rows")
 
 
-def rows_of(law: str, n: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw rows of a student's layer and the teacher's; the maps depend on the width alone."""
+def rows_of(name: str, n: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw samples of a student's layer and the teacher's; the maps depend only on the width."""
     fixed = np.random.default_rng(width)
     turn = np.linalg.qr(fixed.standard_normal((width, width)))[0]
     reading = fixed.standard_normal((width, width // 2)) / np.sqrt(width)
-    centres = fixed.standard_normal((10, width))
+    centers = fixed.standard_normal((10, width))
     source = rng.standard_normal((n, width))
-    if law == "Student t(5) columns":
+    if name == "Student t(5) columns":
         source = rng.standard_t(5, (n, width)) / np.sqrt(5 / 3)
-    elif law == "Student t(5) rows":
+    elif name == "Student t(5) rows":
         source *= np.sqrt(3 / rng.chisquare(5, (n, 1)))
-    elif law == "ten classes":
-        source = 0.6 * source + 1.5 * centres[rng.integers(0, 10, n)]
+    elif name == "ten classes":
+        source = 0.6 * source + 1.5 * centers[rng.integers(0, 10, n)]
     teacher = (source * np.arange(1, width + 1) ** -0.5) @ turn
-    if law == "rectified":
+    if name == "rectified":
         teacher = np.maximum(teacher, 0)
     student = (teacher + 0.5 * teacher.std() * rng.standard_normal((n, width))) @ reading
-    return np.maximum(student, 0) if law == "rectified" else student, teacher
+    return np.maximum(student, 0) if name == "rectified" else student, teacher
 
 
-def read(student: np.ndarray, teacher: np.ndarray) -> Recovery:
+def recovered(student: np.ndarray, teacher: np.ndarray) -> Recovery:
     """Return the recovery at the default noise."""
     return recovered_share(student, teacher, noise=[NOISE])[0]
 
 
-def laws() -> list[dict[str, Any]]:
-    """Compare samples of every law with many rows of it."""
+def distributions() -> list[dict[str, Any]]:
+    """Compare small and large samples of every distribution."""
     found = []
     for width, sizes in SIZES.items():
-        for law in LAWS:
-            rng = np.random.default_rng([width, LAWS.index(law)])
-            many = read(*rows_of(law, MANY, width, rng))
+        for name in DISTRIBUTIONS:
+            rng = np.random.default_rng([width, DISTRIBUTIONS.index(name)])
+            many = recovered(*rows_of(name, MANY, width, rng))
             for n in sizes:
-                few = [read(*rows_of(law, n, width, rng)) for _ in range(DRAWS)]
+                few = [recovered(*rows_of(name, n, width, rng)) for _ in range(DRAWS)]
                 found.append(
                     {
-                        "law": law,
+                        "law": name,
                         "width": width,
                         "rows": n,
                         "nats": many.information,
@@ -79,7 +79,7 @@ def laws() -> list[dict[str, Any]]:
 
 
 def stores(places: list[Path]) -> list[dict[str, Any]]:
-    """Compare shares of recorded layers from 1,000 and 2,000 rows with those from all."""
+    """Compare shares of recorded layers with 1,000 and 2,000 samples to those with all."""
     first, *others = (mikit.ActivationStore.open(place) for place in places)
     last = first.phases[-1]
     order = np.argsort(first.ids(last))
@@ -90,11 +90,11 @@ def stores(places: list[Path]) -> list[dict[str, Any]]:
             own = np.argsort(store.ids(phase))
             for layer in store.layers:
                 s, t = np.array(store.read(layer, phase))[own], np.array(first.read(layer, last))[order]
-                whole = read(s, t)
+                whole = recovered(s, t)
                 for n in (1000, 2000):
                     parts = [shuffled[start : start + n] for start in (0, n)]
-                    few = [read(s[part], t[part]) for part in parts]
-                    # One ceiling, so that only the numerators differ.
+                    few = [recovered(s[part], t[part]) for part in parts]
+                    # Divided by the same ceiling, so that only the numerators differ.
                     middle = float(np.mean([one.midpoint / one.ceiling for one in few]))
                     found.append(
                         {
@@ -111,34 +111,38 @@ def stores(places: list[Path]) -> list[dict[str, Any]]:
 
 
 def table(content: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    header = ("law", "width", "rows", "nats", "share", "information off by", "middle of the bracket", "share off by")
+    """Return the results as Markdown."""
+    header = ("distribution", "width", "N", "nats", "share", "information error", "midpoint error", "share error")
     rows = [
         (one["law"], str(one["width"]), f"{one['rows']:,}", f"{one['nats']:.1f}", f"{one['share']:.2f}",
          f"{one['information']:+.2%}", f"{one['midpoint']:+.2%}", f"{one['share_error']:+.4f}")
         for one in content["laws"]
     ]  # fmt: skip
-    text = f"{markdown_table(header, rows)}\n\nMeans of {DRAWS} samples, against {MANY:,} rows; σ = {NOISE:g} and 0.03."
+    text = (
+        f"{markdown_table(header, rows)}\n\nMeans of {DRAWS} samples, against {MANY:,} samples; σ = {NOISE:g} and 0.03."
+    )
     for n in (1000, 2000):
         own = [one for one in content["stores"] if one["rows"] == n]
         if own:
-            told = {key: np.array([one[key] for one in own]) for key in ("share_error", "midpoint_error")}
-            share, middle = (f"{one.mean():+.4f} in the mean and {abs(one).max():.4f} at most" for one in told.values())
+            errors = {key: np.array([one[key] for one in own]) for key in ("share_error", "midpoint_error")}
+            share, middle = (
+                f"{one.mean():+.4f} on average and at most {abs(one).max():.4f}" for one in errors.values()
+            )
             text += (
-                f"\n\nLayers of recorded networks, {n:,} rows against {own[0]['of']:,}, {len(own)} pairs: the share is "
-                f"off by {share}; the middle of the bracket by {middle}."
+                f"\n\nLayers of recorded networks, {n:,} samples against {own[0]['of']:,}, {len(own)} pairs: the error "
+                f"of the share is {share}; that of the midpoint of held-out and in-sample values {middle}."
             )
     versions = ", ".join(f"{library} {version}" for library, version in content["versions"].items())
     return f"{text}\n\n{versions}.\n"
 
 
 def main() -> None:
-    """Draw, read, print, and write."""
+    """Draw, compare, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stores", type=Path, nargs="+", default=[])
-    parser.add_argument("--out", type=Path, help="Write OUT.json and OUT.md as well.")
+    parser.add_argument("--out", type=Path, help="Also write OUT.json and OUT.md.")
     given = parser.parse_args()
-    content: dict[str, Any] = {"laws": laws(), "stores": [], "versions": library_versions()}
+    content: dict[str, Any] = {"laws": distributions(), "stores": [], "versions": library_versions()}
     if len(given.stores) > 1:
         content["stores"] = stores(given.stores)
     print(table(content))

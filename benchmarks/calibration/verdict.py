@@ -1,11 +1,11 @@
-"""The verdict over all laws: errors beside published ones, what was flagged, how often intervals hold the truth.
+"""The verdict over all tasks: errors next to published ones, flagged estimates, and interval coverage.
 
     mikit bench bmi --n 1000 --json bmi.json
     mikit bench beyond --n 1000 --json beyond.json
     python benchmarks/calibration/verdict.py bmi.json beyond.json --out docs/tables/verdict
 
-Reads what ``mikit bench ... --json`` wrote and measures nothing. Writes a Markdown and a JSON file, a picture of the
-coverage by suite, and a picture of the errors by law for each suite.
+Reads files of ``mikit bench ... --json`` and measures nothing. Writes a Markdown and a JSON file, a plot of the
+coverage by suite, and a plot of the errors by task for each suite.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from scipy import stats
 
 from mikit.bench.accuracy.plot import draw_accuracy, estimator_marks
 from mikit.bench.accuracy.results import AccuracyReport, Estimate, Summary
-from mikit.bench.speed.plot import save_picture
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table, save_picture
 from mikit.core.errors import InputError
 from mikit.plot.drawing.style import GREY, INK, SOFT, figure_style, finish
 
 Key = TypeVar("Key", bound=Hashable)
-_WIDEST = 7.0  # inches, at 200 dots each what a page shows
+_WIDEST = 7.0  # inches; at 200 dots per inch the width of a page
 SIZES = (1_000, 5_000, 10_000)
 PUBLISHED = {
-    "Alice Base (85M parameters, trained beforehand)": (0.092, 0.063, 0.060),
+    "Alice Base (85M parameters, pretrained)": (0.092, 0.063, 0.060),
     "MINDE-C": (0.353, 0.070, 0.065),
     "InfoNCE": (0.887, 0.123, 0.083),
-    "Alice Small (19M parameters, trained beforehand)": (0.101, 0.103, 0.104),
+    "Alice Small (19M parameters, pretrained)": (0.101, 0.103, 0.104),
     "MINE": (0.248, 0.117, 0.108),
     "NWJ": (math.inf, 1.261, 0.130),
     "D-V": (1.229, 0.279, 0.144),
@@ -46,18 +45,14 @@ PUBLISHED = {
 }
 SOURCE = (
     "Published: the paper on Alice (Franzese and others, 2026), Table 2, mean absolute error over the 40 tasks; its "
-    "competitors are means over five seeds, tuned for each task. The laws are the same, the samples are not. NWJ at "
-    "1,000 rows is given there as above 10."
+    "competitors are means over five seeds, tuned for each task. The tasks are the same, the samples are not. NWJ at "
+    "1,000 samples is reported there as above 10."
 )
 Table = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]
 
 
 def read(paths: Sequence[Path]) -> AccuracyReport:
-    """Return the estimates of all files as one report.
-
-    Raises:
-        InputError: If a file is no such result, or two files hold different estimates of one thing.
-    """
+    """Return the estimates of all files as one report; refuse files that contradict each other."""
     found: dict[tuple[str, str, int, int, str], Estimate] = {}
     reports = []
     for path in paths:
@@ -69,8 +64,8 @@ def read(paths: Sequence[Path]) -> AccuracyReport:
             other = found.setdefault((e.suite, e.law, e.n, e.seed, e.estimator), e)
             if (other.state, other.value) != (e.state, e.value):
                 raise InputError(
-                    f"{path} gives another estimate of {e.law} (N = {e.n}, seed {e.seed}, {e.estimator}) than a file "
-                    "before it. Give the results of one version only."
+                    f"{path} contains another estimate of {e.law} (N = {e.n}, seed {e.seed}, {e.estimator}) than an "
+                    "earlier file. Pass results of one version only."
                 )
     newest = max(reports, key=lambda report: report.date)
     suites = list(dict.fromkeys(e.suite for e in found.values()))
@@ -79,13 +74,13 @@ def read(paths: Sequence[Path]) -> AccuracyReport:
 
 
 def by_suite(report: AccuracyReport) -> Table:
-    """Mean absolute errors by suite and size, one column for each estimator."""
+    """Return mean absolute errors by suite and size, one column for each estimator."""
     names = list(dict.fromkeys(e.estimator for e in report.estimates))
     found: dict[tuple[str, int], dict[str, Summary]] = {}
     for summary in report.summaries():
         found.setdefault((summary.suite, summary.n), {})[summary.estimator] = summary
     rows = [(suite, f"{n:,}", *(_error(own.get(name)) for name in names)) for (suite, n), own in found.items()]
-    return "Mean absolute error by suite, nats (laws)", ("suite", "N", *names), rows
+    return "Mean absolute error by suite, nats (tasks)", ("suite", "N", *names), rows
 
 
 def _error(summary: Summary | None) -> str:
@@ -95,7 +90,7 @@ def _error(summary: Summary | None) -> str:
 
 
 def beside_published(report: AccuracyReport) -> Table:
-    """Mean absolute errors on the 40 tasks, and the published ones below."""
+    """Return mean absolute errors on the 40 tasks, followed by published ones."""
     own: dict[str, dict[int, Summary]] = {}
     for summary in report.summaries():
         if summary.suite == "bmi" and summary.n in SIZES and summary.mean_absolute_error is not None:
@@ -110,15 +105,15 @@ def beside_published(report: AccuracyReport) -> Table:
                 "measured here",
             )
         )
-    told = [
+    published = [
         (name, *("> 10" if math.isinf(error) else f"{error:.3f}" for error in errors), "published")
         for name, errors in PUBLISHED.items()
     ]
-    return "The 40 BMI tasks: mean absolute error, nats", ("", *(f"N = {n:,}" for n in SIZES), ""), rows + told
+    return "The 40 BMI tasks: mean absolute error, nats", ("", *(f"N = {n:,}" for n in SIZES), ""), rows + published
 
 
 def confusion(report: AccuracyReport, title: str, first: str, groups: dict[str, list[Estimate]]) -> Table:
-    """How the verdict tells good estimates from bad ones, one row for each group and estimator."""
+    """Return how well the verdict separates good and bad estimates, by group and estimator."""
     rows = []
     for name, own in groups.items():
         for estimator, c in AccuracyReport(tuple(own), report.date, report.machine).confusions().items():
@@ -143,23 +138,23 @@ def _rate(part: int, whole: int) -> str:
 
 
 def _interval(part: int, whole: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
+    """Return Wilson's 95 % interval of a proportion."""
     found = stats.binomtest(part, whole).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 
 
-def _told(estimates: Iterable[Estimate]) -> list[Estimate]:
-    """Those with an interval and a finite truth that are no traps."""
+def _with_interval(estimates: Iterable[Estimate]) -> list[Estimate]:
+    """Return the estimates with an interval and a finite truth, without traps."""
     return [e for e in estimates if e.covered is not None and not e.is_trap and math.isfinite(e.truth)]
 
 
 def coverage(report: AccuracyReport) -> Table:
-    """Shares of the intervals that hold the truth, by suite and estimator."""
+    """Return the fractions of intervals that contain the truth, by suite and estimator."""
     rows = []
-    for (suite, n, name), own in _grouped(_told(report.estimates), _by_run).items():
+    for (suite, n, name), own in _grouped(_with_interval(report.estimates), _by_run).items():
         trusted = [e for e in own if not e.flagged]
         rows.append((suite, f"{n:,}", name, *(_rate(sum(bool(e.covered) for e in s), len(s)) for s in (trusted, own))))
-    header = ("suite", "N", "estimator", "trustworthy intervals that hold the truth", "all intervals that do")
+    header = ("suite", "N", "estimator", "coverage of trustworthy intervals", "coverage of all intervals")
     return "Coverage of the 95 % intervals", header, rows
 
 
@@ -175,24 +170,24 @@ def _grouped(estimates: Iterable[Estimate], key: Callable[[Estimate], Key]) -> d
 
 
 def far_off_unflagged(report: AccuracyReport) -> list[Estimate]:
-    """Every estimate that is trustworthy and far off, or on a trap that went by; the largest error first."""
+    """Return trustworthy estimates that are off or on a missed trap, the largest error first."""
     bad = [e for e in report.estimates if e.verdict == "trustworthy" and (e.escaped if e.is_trap else e.off)]
     return sorted(bad, key=lambda e: -abs(e.error or 0.0))
 
 
 def unflagged(report: AccuracyReport) -> Table:
-    """The same by law, size and estimator, each with its worst estimate."""
+    """Return :func:`far_off_unflagged` by task, size and estimator, each with its worst estimate."""
     bad = far_off_unflagged(report)
     rows = []
-    for (suite, law, n, name), own in _grouped(bad, lambda e: (e.suite, e.law, e.n, e.estimator)).items():
+    for (suite, task, n, name), own in _grouped(bad, lambda e: (e.suite, e.law, e.n, e.estimator)).items():
         worst = own[0]
-        asked = sum((e.suite, e.law, e.n, e.estimator) == (suite, law, n, name) for e in report.estimates)
+        asked = sum((e.suite, e.law, e.n, e.estimator) == (suite, task, n, name) for e in report.estimates)
         interval = "none" if worst.low is None or worst.high is None else f"[{worst.low:.3f}, {worst.high:.3f}]"
         used = worst.fault or (worst.chosen if name == "auto" else "")
         rows.append(
             (
                 suite,
-                law,
+                task,
                 f"{n:,}",
                 name,
                 f"{len(own)} of {asked}",
@@ -202,13 +197,13 @@ def unflagged(report: AccuracyReport) -> Table:
                 used,
             )
         )
-    header = ("suite", "law", "N", "estimator", "seeds", "truth", "worst value", "its interval", "trap, or choice")
-    return f"Trustworthy and far off: {len(bad)} estimates", header, rows
+    header = ("suite", "task", "N", "estimator", "seeds", "truth", "worst value", "its interval", "trap, or choice")
+    return f"Trustworthy and off: {len(bad)} estimates", header, rows
 
 
 def draw_coverage(report: AccuracyReport) -> Figure | None:
-    """Draw the coverage of the trustworthy intervals by suite, one panel for each size; None where there is none."""
-    own = _grouped((e for e in _told(report.estimates) if not e.flagged), _by_run)
+    """Draw the coverage of the trustworthy intervals by suite, one panel for each size; None without intervals."""
+    own = _grouped((e for e in _with_interval(report.estimates) if not e.flagged), _by_run)
     if not own:
         return None
     suites, sizes = list(dict.fromkeys(key[0] for key in own)), sorted({key[1] for key in own})
@@ -222,17 +217,19 @@ def draw_coverage(report: AccuracyReport) -> Figure | None:
             for (suite, _, name), estimates in ((key, found) for key, found in own.items() if key[1] == n):
                 i = names.index(name)
                 place = suites.index(suite) + 0.8 * ((i + 0.5) / len(names) - 0.5)
-                held = sum(bool(e.covered) for e in estimates)
-                low, high = _interval(held, len(estimates))
+                covered = sum(bool(e.covered) for e in estimates)
+                low, high = _interval(covered, len(estimates))
                 low_end = min(low_end, low)
                 color, mark = estimator_marks(i)
                 ax.plot([low, high], [place, place], color=color, linewidth=1.0)
-                ax.plot([held / len(estimates)], [place], linestyle="none", marker=mark, color=color)
-                ax.text(1.02, place, f"{held} of {len(estimates)}", fontsize=6, color=SOFT, va="center", clip_on=False)
+                ax.plot([covered / len(estimates)], [place], linestyle="none", marker=mark, color=color)
+                ax.text(
+                    1.02, place, f"{covered} of {len(estimates)}", fontsize=6, color=SOFT, va="center", clip_on=False
+                )
             for edge in range(1, len(suites)):
                 ax.axhline(edge - 0.5, color="#e7e7e7", linewidth=0.6)
             ax.set_title(f"N = {n:,}")
-            ax.set_xlabel("share that hold the truth")
+            ax.set_xlabel("fraction that contain the truth")
             ax.grid(visible=True, axis="x")
             ax.grid(visible=False, axis="y")
         panels[0].set_xlim(max(0.0, low_end) - 0.03, 1.01)
@@ -245,18 +242,18 @@ def draw_coverage(report: AccuracyReport) -> Figure | None:
             color, mark = estimator_marks(i)
             handles += panels[0].plot([], [], linestyle="none", marker=mark, color=color, label=name)
         facts = [
-            "Of the intervals whose verdict is trustworthy; line: 95 %",
-            "Bars: Wilson's 95 % interval of the share",
+            "Intervals with a trustworthy verdict; line: 95 %",
+            "Bars: Wilson's 95 % interval of the fraction",
         ]
         finish(figure, "Coverage of trustworthy intervals", handles, [*facts, report.date[:10]])
     return figure
 
 
 def main() -> None:
-    """Read, write the tables, draw the pictures."""
+    """Read the results, write the tables, draw the plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("verdict"), help="path of the files, without an ending")
+    parser.add_argument("--out", type=Path, default=Path("verdict"), help="path of the files, without suffix")
     arguments = parser.parse_args()
     report = read(arguments.results)
     suites = _grouped(report.estimates, lambda e: e.suite)
@@ -271,10 +268,10 @@ def main() -> None:
     seeds = sorted({e.seed for e in report.estimates})
     versions = sorted({str(e.versions.get("mikit")) for e in report.estimates})
     note = (
-        "Off: wrong by more than 0.1 nat and by more than 20 %. Sound: right to 0.05 nat or to 10 %. Flagged: any "
-        "verdict but trustworthy. In brackets: Wilson's 95 % interval of the share, as if estimates were independent. "
-        f"Peers give no verdict. Seeds {', '.join(map(str, seeds))}; mikit {', '.join(versions)}; {report.date[:10]}, "
-        f"{report.machine['processor']}."
+        "Off: error above 0.1 nat and above 20 %. Sound: error within 0.05 nat or 10 %. Flagged: any verdict except "
+        "trustworthy. In brackets: Wilson's 95 % interval of the fraction, as if estimates were independent. "
+        f"Peers report no verdict. Seeds {', '.join(map(str, seeds))}; mikit {', '.join(versions)}; "
+        f"{report.date[:10]}, {report.machine['processor']}."
     )
     parts = [f"**{title}**\n\n{markdown_table(header, rows) if rows else 'None.'}" for title, header, rows in tables]
     parts.insert(1, SOURCE)

@@ -1,10 +1,10 @@
-"""How far losses and gradients of several ranks are from those of one process with the whole batch.
+"""Differences between losses and gradients of several ranks and those of one process with the whole batch.
 
-Every loss is formed over unevenly dealt rows with ``AcrossRanks``; student weights, the loss's own parameters and its
-buffers are compared after averaging over ranks, as data-parallel training does. The last column shows what the plain
-mean of each rank's own loss would give instead. Then a student with three losses is trained for three steps through
-``DistributedDataParallel``, the last batch uneven, beside the same in one process; and a batch passes it in chunks.
-Gloo, on this machine.
+Every loss is computed with ``AcrossRanks`` from uneven numbers of samples per rank; gradients of the student's weights
+and of the loss's own parameters and its buffers are compared after averaging over ranks, as in data-parallel training.
+The last column shows the plain mean of each rank's own loss for comparison. Then a student with three losses is trained
+for three steps with ``DistributedDataParallel``, the last batch uneven, and the same in one process; and a batch is
+passed through it in chunks. Backend Gloo, on one machine.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CHUNKED = "CRD, chunks of five rows through DistributedDataParallel"
 LABELLED = "KD2M, energy with each side's logits and sizes"
 
 
-def own_rows(nest: Any, rank: int, sizes: Sequence[int]) -> Any:
-    """Return a rank's rows of every tensor."""
+def rows_of_rank(nest: Any, rank: int, sizes: Sequence[int]) -> Any:
+    """Return a rank's samples of every tensor."""
     start = sum(sizes[:rank])
     return with_tensors(nest, [one[start : start + sizes[rank]] for one in tensors_in(nest, "features")])
 
@@ -50,9 +50,9 @@ def student_weights(batch: Batch) -> list[Tensor]:
 
 
 def through(weights: Sequence[Tensor], student: Any) -> Any:
-    """Return the student's features after its weights, one matrix for the columns or channels, and a softplus.
+    """Return the student's features after a linear map of the features or channels and a softplus.
 
-    Without it, measures that a linear map of the student leaves alone would have no gradient in the weights to compare.
+    Without the softplus, measures that are invariant to linear maps would have no gradient in the weights to compare.
     """
     pairs = zip(tensors_in(student, "student"), weights, strict=True)
     mapped = [torch.tensordot(one, w, dims=([1], [0])).movedim(-1, 1) for one, w in pairs]
@@ -80,17 +80,17 @@ def averaged(found: list[list[Tensor]]) -> list[list[Tensor]]:
 
 
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor], *, least: float = 0.0) -> float:
-    """Return the largest difference, relative to the largest number; the worst rank's."""
+    """Return the largest difference of any rank, relative to the largest number."""
     if not wanted:
         return 0.0
     pairs = list(zip(found, wanted, strict=True))
-    # What was never measured is nan and what is without limit infinite, on both sides.
+    # Values that were never measured are nan, and unlimited values infinite, on both sides.
     apart = [torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).flatten() for a, b in pairs]
     sizes = [b[b.isfinite()].abs().flatten() for _, b in pairs]
     worst, size = (float(torch.cat([*some, torch.zeros(1)]).max()) for some in (apart, sizes))
-    told = torch.tensor([worst / (max(size, least) or 1.0)], dtype=torch.float64)
-    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
-    return float(told)
+    largest = torch.tensor([worst / (max(size, least) or 1.0)], dtype=torch.float64)
+    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+    return float(largest)
 
 
 def parity(case: Case, dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float | None]:
@@ -99,7 +99,7 @@ def parity(case: Case, dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, fl
     shapes = Shapes(rows=sum(sizes))
     loss = case.built(features(case.form, shapes, 1, dtype=dtype)).to(dtype)
     whole = features(case.form, shapes, 2, dtype=dtype)
-    part = Batch(*own_rows(tuple(whole), rank, sizes))
+    part = Batch(*rows_of_rank(tuple(whole), rank, sizes))
     wanted = evaluated(case, copy.deepcopy(loss), whole)
     found = averaged(evaluated(case, mikit.distillation.AcrossRanks(copy.deepcopy(loss)), part))
     names = ("value", "student", "parameters", "state")
@@ -144,7 +144,7 @@ class Step(nn.Module):
 
 
 def trained(dtype: torch.dtype, dealt: Sequence[Sequence[int]] | None) -> tuple[list[Tensor], list[Tensor]]:
-    """Return losses and final state of three steps, of rows dealt to ranks or whole."""
+    """Return losses and final state of three steps, with samples divided among ranks or all in one process."""
     student, teacher = networks(dtype)
     g = torch.Generator().manual_seed(6)
     batches = [
@@ -168,7 +168,7 @@ def trained(dtype: torch.dtype, dealt: Sequence[Sequence[int]] | None) -> tuple[
     values = []
     for index, (inputs, labels) in enumerate(batches):
         if dealt is not None:
-            inputs, labels = own_rows((inputs, labels), distributed.get_rank(), dealt[index])
+            inputs, labels = rows_of_rank((inputs, labels), distributed.get_rank(), dealt[index])
         optimizer.zero_grad()
         value = step(inputs, labels)
         value.backward()
@@ -199,10 +199,10 @@ def chunked_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float |
     aims = teacher(inputs).detach()
     kd = mikit.CRD.between(student(inputs).detach(), aims, generator=torch.Generator().manual_seed(8)).to(dtype)
     other, other_kd = copy.deepcopy(student), copy.deepcopy(kd)
-    own, own_aims = own_rows((inputs, aims), rank, sizes)
+    part, part_aims = rows_of_rank((inputs, aims), rank, sizes)
     across = mikit.distillation.AcrossRanks(kd)
     network = DistributedDataParallel(student)
-    value = mikit.distillation.chunked_backward(network, own, lambda out: across(out, own_aims), rows=5)
+    value = mikit.distillation.chunked_backward(network, part, lambda out: across(out, part_aims), rows=5)
     wanted = other_kd(other(inputs), aims)
     wanted.backward()
     found = [[one.grad for one in module.parameters()] for module in (student, kd, other, other_kd)]
@@ -216,7 +216,7 @@ def chunked_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float |
 
 
 def labelled_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float | None]:
-    """Return the distances of a loss whose sides have logits of their own, the teacher two rows a rank fewer."""
+    """Return the differences of a loss with separate logits of both sides, the teacher two samples per rank fewer."""
     rank = distributed.get_rank()
     g = torch.Generator().manual_seed(6)
     fewer = [size - 2 for size in sizes]
@@ -231,7 +231,7 @@ def labelled_apart(dtype: torch.dtype, sizes: Sequence[int]) -> dict[str, float 
         return [[value.detach()], [one.grad for one in weights if one.grad is not None]]
 
     wanted = formed(kd, student, own_logits, teacher, aims)
-    part = (*own_rows((student, own_logits), rank, sizes), *own_rows((teacher, aims), rank, fewer))
+    part = (*rows_of_rank((student, own_logits), rank, sizes), *rows_of_rank((teacher, aims), rank, fewer))
     found = averaged(formed(mikit.distillation.AcrossRanks(kd), *part))
     return {
         "value": distance(found[0], wanted[0], least=1.0),
@@ -248,7 +248,7 @@ WHOLE = {LABELLED: labelled_apart, THROUGH: trained_apart, CHUNKED: chunked_apar
 def worker(rank: int, ranks: int, names: Sequence[str], folder: str) -> None:
     """Do all of one rank's work; rank 0 writes it down."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", ".*classes in this batch have fewer rows.*")
+    warnings.filterwarnings("ignore", ".*classes in this batch have fewer samples.*")
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet{ranks}", rank=rank, world_size=ranks)
     found = {}
     for name in names:
@@ -304,8 +304,8 @@ def table(found: dict[str, dict[str, float | None]], ranks: Sequence[int], names
                 worst = max(float(one[what] or 0) for what in ("student", "parameters", "state"))
                 cells.append(f"{float(one['value'] or 0):.0e}, {worst:.0e}".replace("0e+00", "0"))
         without = found[f"{name} | float64 | {max(ranks)}"]["without"]
-        said = f"{without:.0%}" if without is not None else "" if name in WHOLE else "refuses"
-        lines.append(f"| {name} | {' | '.join(cells)} | {said} |")
+        plain = f"{without:.0%}" if without is not None else "" if name in WHOLE else "refuses"
+        lines.append(f"| {name} | {' | '.join(cells)} | {plain} |")
     return "\n".join(lines) + "\n"
 
 

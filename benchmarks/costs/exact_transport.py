@@ -1,8 +1,8 @@
-"""What exact transport costs beside the bare solver: processor time, medians of interleaved runs, on one thread.
+"""Cost of exact transport compared with the solver alone: processor time, medians of interleaved runs, one thread.
 
-The solver is SciPy's for one size and POT's for two. It stands alone, with its costs at hand, and with the usual way
-from float32 tensors to costs, which any call needs. Then mikit: plan, value, value with gradient. Normal samples, one
-seed for each repetition.
+The solver is SciPy's for samples of one size and POT's for two sizes. It is timed alone, with given costs, and with the
+usual computation of costs from float32 tensors, which any call needs; then mikit's plan, value, and value with
+gradient. Normal samples, one seed for each repetition.
 """
 
 from __future__ import annotations

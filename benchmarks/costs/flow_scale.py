@@ -1,14 +1,14 @@
-"""What tracing a real training run costs: wall time, processor time and memory of `mikit trace` with its defaults.
+"""Cost of tracing a real training run: wall time, processor time and memory of `mikit trace` with its defaults.
 
     python benchmarks/costs/flow_scale.py --out docs/tables/flow_scale
 
 A ResNet-18 teaches a ResNet-8 on 32 x 32 images: 10 layers each, pooled, and the logits; 30 phases of each; 5,000 probe
-images. Nothing is trained here. The stores hold features of the networks' widths, made from what the images of a class
-share and what each has for itself through rectified random maps, of which the student shares more with the teacher and
-tells more of the classes from phase to phase. The cost of a trace depends on widths, rows and how hard the probes are
-to fit, not on where the features came from. Making the stores is not timed. The stores and the run stay in ``--folder``
-where one is given: a call with the same folder goes on from the records of the call before, and its time is then no
-longer that of the whole. With fewer ``--phases`` the time of all 30 is extrapolated, and said so.
+images. Nothing is trained here. The stores contain features of the networks' widths: rectified random maps of a common
+signal of each class and of individual noise. From phase to phase the student shares more with the teacher and separates
+the classes better. The cost of a trace depends on widths, number of samples and how hard the probes are to fit, not on
+the origin of the features. Making the stores is not timed. With ``--folder`` the stores and the run are kept: a call
+with the same folder resumes from the records of the previous call, and its time is then not that of the whole trace.
+With fewer ``--phases`` the time of all 30 is extrapolated, and marked as such.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from process_watch import Watched, watched
 
 import mikit
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table
 from mikit.core.provenance import library_versions
 
 WIDTHS = {
@@ -43,7 +43,7 @@ def make_store(
 
     Args:
         path: The store's folder.
-        network: Name, which says the widths.
+        network: Name, which determines the widths.
         images: What each image is: its latent ``(n, SHARED)`` and its class ``(n,)``.
         classes: Number of classes, the width of the logits.
         phases: Number of phases; the last one is fully trained.
@@ -127,14 +127,14 @@ def main() -> None:
         "versions": library_versions(),
     }
     print(json.dumps(content, indent=1))
-    print(told(frame))
+    print(summary_of(frame))
     print(table(content, cost))
     if given.out is not None:
         given.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
         given.out.with_suffix(".md").write_text(table(content, cost))
 
 
-def told(frame: Any) -> str:
+def summary_of(frame: Any) -> str:
     """Return what the curves look like, so that a reader can see that the features behave like a network's."""
     information = frame[(frame["quantity"] == "label_information") & (frame["role"] == "student")]
     shares = frame[(frame["quantity"] == "recovered_share") & (frame["noise"] == 0.3)]
@@ -150,13 +150,13 @@ def table(content: dict[str, Any], cost: Watched) -> str:
     """Return the figures as Markdown."""
     whole = PHASES / content["phases"]
     minutes, idle = whole * cost.wall_seconds / 60, whole * cost.cpu_seconds / content["jobs"] / 60
-    told = "" if whole == 1 else f", {content['phases']} phases times {whole:.3g}"
+    note = "" if whole == 1 else f", {content['phases']} phases times {whole:.3g}"
     load = content["load"][1]
     header = ("", "measured", "bar", "")
     rows = [
-        (f"processor time / workers, the estimate for an idle machine{told}", f"{idle:.1f} min", f"{MINUTES:g} min",
+        (f"processor time / workers, the estimate for an idle machine{note}", f"{idle:.1f} min", f"{MINUTES:g} min",
          "held" if idle <= MINUTES else "**missed**"),
-        (f"wall time{told}", f"{minutes:.1f} min", f"{MINUTES:g} min",
+        (f"wall time{note}", f"{minutes:.1f} min", f"{MINUTES:g} min",
          f"not judged: the load was {load:g}" if load > content["cores"] else
          "held" if minutes <= MINUTES else "**missed**"),
         ("processor time", f"{cost.cpu_seconds:,.0f} s", "", ""),

@@ -1,14 +1,14 @@
-"""Does a store larger than memory fit through a trace? A memory-mapped store of 20 GB, within 6 GiB.
+"""Can a store larger than memory be traced? A memory-mapped store of 20 GB, within 6 GiB.
 
     python benchmarks/costs/flow_store.py --folder /large/disk --out docs/tables/flow_store
 
-Layers on a grid of 4 x 4 positions, of 512, 256 and 128 channels (8,192, 4,096 and 2,048 columns), 10,000 rows, in as
-many phases as fill the size: made from a latent of 64 columns and noise, not from a network. Two traces are made, each
-in a process of its own: shares and CKA of all phases on the first principal components, and label information of some
-phases as well, read from all columns. The kernel holds each process to the limit: more private memory than that is
-refused (RLIMIT_DATA), which ends the run. Mapped file pages do not count there: the kernel takes them back when it
-needs room; they are told beside the rest. Linux only. Where the disk has less room, the largest store that fits is
-made, and said. The store is deleted afterwards unless ``--keep`` is given.
+Layers on a grid of 4 x 4 positions, of 512, 256 and 128 channels (8,192, 4,096 and 2,048 features), 10,000 samples, in
+as many phases as fill the size. The features are made from a latent of 64 dimensions and noise, not by a network. Two
+traces are run, each in its own process: fractions recovered and CKA of all phases on the first principal components,
+and also label information of some phases from all features. The kernel limits each process: more private memory is
+refused (RLIMIT_DATA), which ends the run. Mapped file pages do not count, because the kernel can reclaim them; they are
+reported separately. Linux only. If the disk has less space, the largest store that fits is made, and the table says so.
+The store is deleted afterwards unless ``--keep`` is given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from process_watch import GIB, Watched, watched
 
 import mikit
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table
 from mikit.core.provenance import library_versions
 
 WIDTHS = {"stage2": 2048, "stage3": 4096, "stage4": 8192}
@@ -69,7 +69,7 @@ def make_store(place: Path, network: str, phases: int, rows: int, seed: int) -> 
 
 
 def traced(folder: Path, given: argparse.Namespace, phases: str) -> Watched:
-    """Trace the stores in a process that may hold no more than the limit."""
+    """Trace the stores in a process with limited private memory."""
     out = folder / f"run-{'all' if phases == 'all' else 'labels'}"
     shutil.rmtree(out, ignore_errors=True)
     arguments = [folder / "teacher", folder / "student", out, given.reduce, given.jobs, phases]
@@ -144,14 +144,14 @@ def table(content: dict[str, Any]) -> str:
         for name, one in content["runs"].items()
     ]
     less = content["gigabytes"] < 0.99 * content["asked_gigabytes"]
-    said = f" ({content['asked_gigabytes']:g} were asked for, and the disk has no room for them)" if less else ""
+    limited = f" ({content['asked_gigabytes']:g} were asked for, and the disk has no room for them)" if less else ""
     widths = ", ".join(f"{width:,}" for width in content["widths"].values())
     versions = ", ".join(f"{library} {version}" for library, version in content["versions"].items())
     return (
-        f"{markdown_table(header, rows)}\n\nStore of {content['gigabytes']:.1f} GB{said}: layers of {widths} "
+        f"{markdown_table(header, rows)}\n\nStore of {content['gigabytes']:.1f} GB{limited}: layers of {widths} "
         f"columns, float32, {content['rows']:,} rows, {content['phases']} phases of a student and one of a teacher; "
         f"{content['reduce']} principal components, {content['jobs']} workers on {content['cores']} cores, beside "
-        f"other work. Anonymous memory is looked at ten times a second and held to the bar by the kernel; {versions}.\n"
+        f"other work. Anonymous memory is sampled ten times a second and limited by the kernel; {versions}.\n"
     )
 
 

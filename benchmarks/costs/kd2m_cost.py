@@ -1,9 +1,9 @@
-"""What KD²M costs beside the training step it is added to: processor time, one thread, medians of interleaved runs.
+"""Cost of KD²M relative to a training step: processor time, one thread, medians of interleaved runs.
 
 The step is that of a ResNet-18 on 32 x 32 images: forward, cross-entropy, backward, SGD. It is timed with the stem of
 the released code (7 x 7, stride 2, pooling), made for larger images, and with the usual one for small images (3 x 3).
-The loss is timed forward and backward to the student's features, for every metric and form, with full queues: 32 rows
-of each class. Features are random and rectified, labels random; one seed for each repetition.
+The loss is timed forward and backward to the student's features, for every metric and form, with full queues of 32
+samples per class. Features are random and rectified, labels random; one seed for each repetition.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def table(seconds: dict[str, list[float]], given: argparse.Namespace) -> str:
 def main() -> None:
     """Time, print the table and write it."""
     given = asked(__doc__, rows=256, width=512, classes=100, repetitions=9)
-    warnings.filterwarnings("ignore", ".*classes in this batch have fewer rows.*")
+    warnings.filterwarnings("ignore", ".*classes in this batch have fewer samples.*")
     losses = {
         (name, form): built(name, form, given.rows, given.width, given.classes) for name in METRICS for form in FORMS
     }

@@ -1,4 +1,4 @@
-"""What every loss costs beside the training step it is added to: processor time, one thread, medians in turns.
+"""Cost of every loss relative to a training step: processor time, one thread, medians of interleaved runs.
 
 The step is that of a ResNet-18 on 32 x 32 images with a 3 x 3 stem: forward, cross-entropy, backward, SGD. A loss is
 timed forward and backward to the student's features, of two networks of that size: vectors before the last layer,
@@ -124,7 +124,7 @@ def table(seconds: dict[str, list[float]], wanted: dict[str, Case], given: argpa
 def main() -> None:
     """Time, print the table and write it."""
     given = asked(__doc__, rows=128, classes=100, repetitions=5)
-    warnings.filterwarnings("ignore", ".*classes in this batch have fewer rows.*")
+    warnings.filterwarnings("ignore", ".*classes in this batch have fewer samples.*")
     wanted = cases(given.classes)
     seconds = timed(given, wanted)
     keep(given, table(seconds, wanted, given), seconds)

@@ -1,4 +1,4 @@
-"""Every loss that trains a student, with features to build it from and to call it with: one table for all scripts."""
+"""All distillation losses with features to build and call them: one table for all cost scripts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Shapes:
     """Sizes of the features of both networks.
 
     Attributes:
-        rows: Rows of a batch.
-        widths: Columns of the student's and of the teacher's vectors.
+        rows: Number of samples in a batch.
+        widths: Widths of the student's and of the teacher's vectors.
         maps: Channels, height and width of the student's and of the teacher's maps, from the input on.
         classes: Number of classes.
     """
@@ -49,7 +49,7 @@ class Case:
         labels: Whether it is called with labels: ``"taken"`` or ``"needed"``; empty if not.
         draws: Whether it draws at random when called and takes a generator.
         breaks: Why the compiler does not keep one graph; empty where it does.
-        fewest: Rows below which it refuses a batch.
+        fewest: Fewest samples in a batch.
         pairs: Whether row ``i`` of both sides must be the same input.
     """
 
@@ -62,7 +62,7 @@ class Case:
     pairs: bool = True
 
     def built(self, examples: Batch) -> nn.Module:
-        """Return the loss, its parameters drawn from a seed of their own."""
+        """Return the loss, with its parameters drawn from a separate seed."""
         with torch.random.fork_rng():
             torch.manual_seed(7)
             return self.build(*examples)
@@ -90,7 +90,7 @@ def features(form: str, shapes: Shapes, seed: int, *, mean: float = 0.0, dtype: 
     if form == "rows":
         return Batch(drawn(d_s), drawn(d_t), labels)
     if form == "alike":
-        return Batch(drawn(d_t) + 0.5, drawn(d_t), labels)  # another law, so that no value is 0 but for rounding
+        return Batch(drawn(d_t) + 0.5, drawn(d_t), labels)  # another distribution, so that no value is 0
     if form == "classes":
         return Batch(drawn(d_s), labels, labels)
     if form == "logits":
@@ -114,8 +114,8 @@ def between(cls: Any, *, with_labels: bool = False, **options: Any) -> Callable[
     """Return a function from example features to a loss of ``cls``."""
 
     def build(student: Any, teacher: Any, labels: Tensor) -> nn.Module:
-        own = {"labels": labels} if with_labels else {}
-        loss: nn.Module = cls.between(student, teacher, **own, **options)
+        extra = {"labels": labels} if with_labels else {}
+        loss: nn.Module = cls.between(student, teacher, **extra, **options)
         return loss
 
     return build

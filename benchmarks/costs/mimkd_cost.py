@@ -1,4 +1,4 @@
-"""What MIMKD costs beside the training step it is added to: processor time, one thread, medians of interleaved rounds.
+"""Cost of MIMKD relative to a training step: processor time, one thread, medians of interleaved rounds.
 
 The step is that of a ResNet-18 on 32 x 32 images with a 3 x 3 stem: forward, cross-entropy, backward, SGD. The loss is
 timed forward and backward to the student's features: maps of all four stages, as large as the network makes them, and
@@ -77,7 +77,7 @@ def main() -> None:
     keep(given, table(seconds, given), seconds)
     default = share(seconds["dot, all negatives"], seconds["step"])
     held = "held" if default <= BAR else "MISSED"
-    print(f"The default costs {default:.1%} of a step; the bar is {BAR:.0%}: {held}.")
+    print(f"The default costs {default:.1%} of a step; the limit is {BAR:.0%}: {held}.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A command's wall time, processor time and peak memory, over the whole tree of its processes (Linux).
 
-The kernel tells two kinds of memory. Anonymous memory is what the processes hold: it cannot go back without swap. File
-pages are parts of mapped files that happen to be in memory: they are the page cache, shared between processes, and the
-kernel takes them back when it needs room.
+The kernel distinguishes two kinds of memory. Anonymous memory is allocated by the processes and cannot be reclaimed
+without swap. File pages are parts of mapped files that are in memory: they belong to the page cache, are shared between
+processes, and can be reclaimed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Watched:
         peak_anonymous_gib: The largest sum of anonymous and shared memory over the tree at one look.
         peak_file_gib: The largest sum of mapped file pages; those of two processes count twice.
         peak_resident_gib: The largest sum of both.
-        largest_process_gib: The kernel's own peak of the resident memory of the largest process, which no look misses.
+        largest_process_gib: Peak resident memory of the largest process, recorded by the kernel.
         looks: How often the tree was looked at.
     """
 

@@ -1,10 +1,10 @@
-"""What recording costs beside training: processor time, one thread, medians in turns, extrapolated from parts.
+"""Cost of recording relative to training: processor time, one thread, medians of interleaved runs, extrapolated.
 
 A training step, plain or of a ResNet-8 that learns from a ResNet-18, is timed on one batch; a recording, by
 mikit.Recorder with labels, on some of the probe images. Forward passes grow with the number of images, so both are
-multiplied: to an epoch of 50,000 images, and to 5,000 probe images. What a phase costs besides its forward pass, the
-writing above all, is timed on 5,000 rows of activations of the same widths and added. Processor time does not count
-the waiting for the disk; the wall time of the writing stands beside it.
+multiplied: to an epoch of 50,000 images, and to 5,000 probe images. The other cost of a phase, mainly writing, is timed
+with activations of 5,000 samples of the same widths and added. Processor time excludes waiting for the disk; the wall
+time of writing is reported as well.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def recording_of(network: nn.Module, layers: tuple[str, ...], rows: int, classes
 
 
 def writing_of(widths: tuple[int, ...], place: Path) -> Callable[[int], None]:
-    """Return a task: the rows of one phase of 5,000 images, written."""
+    """Return a task that writes the activations of one phase of 5,000 images."""
     rows = {f"layer{k}": torch.randn(PROBE, width) for k, width in enumerate(widths)}
     store = mikit.ActivationStore(place)
     return lambda phase: store.append(rows, ids=range(PROBE), phase=phase)
@@ -147,8 +147,8 @@ def table(found: dict[str, tuple[float, float]], wall: dict[str, float], given: 
     for name, (epoch, phase) in found.items():
         shares = [PHASES * phase / (epochs * epoch) for epochs in (30, 100, 200)]
         held = "held" if max(shares) <= BAR else "**missed**"
-        told = " | ".join(f"{value:.2%}" for value in (phase / epoch, *shares))
-        lines.append(f"| {name} | {epoch:.0f} | {phase:.1f} | {told} | {held} |")
+        cells = " | ".join(f"{value:.2%}" for value in (phase / epoch, *shares))
+        lines.append(f"| {name} | {epoch:.0f} | {phase:.1f} | {cells} | {held} |")
     waits = ", ".join(f"{1e3 * value:.0f} ms for {name.removeprefix('write ')}" for name, value in wall.items())
     return "\n".join([*lines, "", f"Writing a phase takes {waits}, by the clock, on a machine with other work."]) + "\n"
 

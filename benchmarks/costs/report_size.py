@@ -1,10 +1,10 @@
-"""How large the report is and how soon it opens: 30 phases × 100 pairs of layers, two students, three seeds.
+"""Size of the report and time to open it: 30 phases × 100 pairs of layers, two students, three seeds.
 
     python benchmarks/costs/report_size.py --out docs/tables/report_size
 
 needs Playwright and Chromium (``CHROMIUM`` names another path). Opening is the time from navigation to the frame after
 the first paint with the figures in view, as the page itself notes it; the fastest and the median of ``--times`` loads.
-Beside it stands the time for which the page's main thread ran until then, which other work on a machine hardly touches.
+The time for which the page's main thread ran until then is reported as well; it hardly depends on other load.
 """
 
 from __future__ import annotations
@@ -105,15 +105,15 @@ def opened(page_file: Path, times: int) -> tuple[list[float], list[float], list[
             page.goto(page_file.as_uri(), wait_until="commit")
             page.wait_for_selector("html[data-ready]", state="attached")
             ready.append(float(page.evaluate("document.documentElement.dataset.ready")) / 1000)
-            told = {one["name"]: one["value"] for one in watch.send("Performance.getMetrics")["metrics"]}
-            busy.append(float(told["TaskDuration"]))
+            metrics = {one["name"]: one["value"] for one in watch.send("Performance.getMetrics")["metrics"]}
+            busy.append(float(metrics["TaskDuration"]))
             page.locator("#figure-maps").scroll_into_view_if_needed()
             page.wait_for_selector("#figure-maps[data-phase]")
             steps.append(float(page.evaluate(STEP)) / 1000)
             page.close()
-        said = f"Chromium {browser.version}"
+        version = f"Chromium {browser.version}"
         browser.close()
-    return ready, busy, steps, said
+    return ready, busy, steps, version
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a trace costs: wall time, processor time and peak memory, printed as JSON.
+"""Cost of a trace: wall time, processor time and peak memory, printed as JSON.
 
 The problem is a teacher of 12 layers and a student of 12 layers at 10 phases, 10,000 rows, width 256, 10 classes, at
 three noise levels and five folds. Layers are random rectified maps of a common input with labels in it; the stores are

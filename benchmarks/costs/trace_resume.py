@@ -1,12 +1,11 @@
-"""Is a trace that was killed and begun again the trace that was never killed?
+"""Does a trace that was killed and resumed equal a trace that was never killed?
 
     python benchmarks/costs/trace_resume.py --runs 20 --out docs/tables/trace_resume
 
 A process traces two students of three layers at five phases into a folder, with labels and two noise levels. It is
-killed (SIGKILL) at a random moment, and begun again until it ends: in every third run it is killed once, in the others
-twice and three times. After each kill every file in the folder is read. In the end the table is compared, digit by
-digit, with that of a trace without a folder, and the measurements that were begun more than once are counted. Writes a
-JSON file and a Markdown table.
+killed (SIGKILL) at a random moment and restarted until it finishes: once, twice or three times in turn. After each kill
+every file in the folder is read. At the end the table is compared exactly with that of a trace without a folder, and
+the measurements that were started more than once are counted. Writes a JSON file and a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import mikit
-from mikit.bench.tables import markdown_table
+from mikit.bench.reports import markdown_table
 from mikit.core.provenance import library_versions
 from mikit.flow.tracing.records import Records
 
@@ -57,7 +56,7 @@ def traced(folder: Path, rows: int, out: Path | None, begun: Path | None = None)
     """Trace; with ``begun``, add the name of every measurement to that file before it is made."""
     fetch = Records.fetch
 
-    def told(self: Records, key: str, measure: Any) -> Any:
+    def noted(self: Records, key: str, measure: Any) -> Any:
         def noted() -> Any:
             with open(begun, "a") as file:  # type: ignore[arg-type]
                 file.write(key + "\n")
@@ -66,14 +65,14 @@ def traced(folder: Path, rows: int, out: Path | None, begun: Path | None = None)
         return fetch(self, key, noted)
 
     if begun is not None:
-        Records.fetch = told  # type: ignore[method-assign]
+        Records.fetch = noted  # type: ignore[method-assign]
     teacher = mikit.ActivationStore.open(folder / "teacher")
     students = [mikit.ActivationStore.open(folder / f"student{seed}") for seed in (0, 1)]
     return mikit.trace(teacher, students, labels=np.arange(rows) % 3, noise=NOISE, probe="lda", out=out)
 
 
 def begin(folder: Path, rows: int, out: Path, begun: Path) -> int:
-    """Trace in a process of its own, forked so that nothing is imported again."""
+    """Trace in a forked process, so that nothing is imported again."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -92,7 +91,7 @@ def unreadable(out: Path) -> int:
         records = Records(out / "records")
         for entry in (out / "records").glob("*.npz"):
             try:
-                records.held(entry.stem)
+                records.stored(entry.stem)
             except mikit.InputError:
                 failed += 1
     try:

@@ -1,4 +1,4 @@
-"""A training step of a ResNet-18 to set a loss's cost beside, and how such costs are taken and written.
+"""A training step of a ResNet-18 as reference for the cost of losses; timing and output of such costs.
 
 Tasks are timed in turns in one process, in processor seconds: each round runs every task once, on features of its own
 seed, so that a machine that slows down slows all of them.
@@ -132,7 +132,7 @@ def asked(description: str, **defaults: int) -> argparse.Namespace:
 
 
 def keep(given: argparse.Namespace, written: str, seconds: dict[str, list[float]]) -> None:
-    """Print the page part; write it, and the seconds with the settings, where ``--out`` says."""
+    """Print the page part; write it, with seconds and settings, to ``--out`` if given."""
     print(written)
     if given.out is None:
         return

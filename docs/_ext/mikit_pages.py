@@ -1,4 +1,4 @@
-"""Writes the parts of pages that come from the code: the command line, and the tables of instruments.
+"""Writes the parts of pages that come from the code: the command line, and the tables of estimators.
 
 A page holds a line such as ``<!-- mikit: commands -->``; it is replaced by Markdown when the page is read. Docstring
 sections that stand on one line (``Unit: nats.``) become headings like the others.
@@ -35,9 +35,9 @@ def commands() -> str:
     return "\n".join(parts)
 
 
-def instruments() -> str:
-    """Return what each registered instrument is, reads and needs, from the classes themselves."""
-    lines = ["| instrument | the number is | reads | gradient | fitted first | ceiling |", "|---|---|---|---|---|---|"]
+def estimators() -> str:
+    """Return kind, input and needs of each registered estimator, from the classes themselves."""
+    lines = ["| estimator | result | input | gradient | fitted first | upper limit |", "|---|---|---|---|---|---|"]
     for cls, example in _examples():
         ceiling = example.ceiling(10_000)
         layouts = {"nd": "vectors", "nchw": "feature maps", "ntd": "tokens"}
@@ -51,22 +51,22 @@ def instruments() -> str:
 
 
 def costs() -> str:
-    """Return the cost of each instrument, from its docstring."""
-    lines = ["| instrument | cost |", "|---|---|"]
+    """Return the cost of each estimator, from its docstring."""
+    lines = ["| estimator | cost |", "|---|---|"]
     for cls, _ in _examples():
         lines.append(f"| {_link(cls)} | {_section(cls.__doc__ or '', 'Cost')} |")
     return "\n".join(lines)
 
 
 def registry_names() -> str:
-    """Return the names of the instruments, as the command line and ``measure`` take them."""
+    """Return the names of the estimators, as the command line and ``measure`` accept them."""
     from mikit.estimators import REGISTRY
 
     return ", ".join(f"`{name}`" for name in REGISTRY)
 
 
 def recipes() -> str:
-    """Return the losses of ``mikit distill``, where they stand and how much they weigh."""
+    """Return the losses of ``mikit distill``, with their layers and weights."""
     from mikit.distillation import RECIPES
 
     lines = ["| name | what it is | between the layers | weight |", "|---|---|---|---|"]
@@ -77,7 +77,7 @@ def recipes() -> str:
 
 _WRITERS: dict[str, Callable[[], str]] = {
     "commands": commands,
-    "instruments": instruments,
+    "estimators": estimators,
     "costs": costs,
     "registry names": registry_names,
     "recipes": recipes,
@@ -96,8 +96,14 @@ def _examples() -> Iterator[tuple[Any, Any]]:
         yield cls, cls.between(x, y[cls.explains], generator=generator)
 
 
+def page_of(cls: Any) -> str:
+    """Return the page of an estimator below docs/estimators, which has the folders of mikit.estimators."""
+    folders = cls.__module__.split(".")[2:-1]
+    return "/".join([*folders, f"{cls.name}.md"])
+
+
 def _link(cls: Any) -> str:
-    return f"[{cls.__name__}]({cls.name}.md)"
+    return f"[{cls.__name__}]({page_of(cls)})"
 
 
 def _yes(value: bool) -> str:

@@ -1,20 +1,10 @@
-"""Activations: captured by hooks, read out by name, kept in a store, read from files."""
+"""Activations: capturing with hooks, readouts (pooling), activation stores, and reading from files."""
 
 from mikit.activations.capturing import CapturedActivations, capture
 from mikit.activations.checkpoints import RecordedCheckpoints, find_checkpoints, load_weights, record_checkpoints
+from mikit.activations.layer_names import READOUT_NAMES, parse_readout
 from mikit.activations.reading import StoredArray, read_array
-from mikit.activations.readout import (
-    READOUT_NAMES,
-    FirstToken,
-    Flatten,
-    Grid,
-    Pool,
-    Projection,
-    Readout,
-    Tokens,
-    Whole,
-    parse_readout,
-)
+from mikit.activations.readout import FirstToken, Flatten, Grid, Pool, Projection, Readout, Tokens, Whole
 from mikit.activations.recorder import Recorder, phase_schedule
 from mikit.activations.recording import collect_activations, record_activations
 from mikit.activations.store.hashing import hash_of_array, hash_of_model

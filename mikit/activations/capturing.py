@@ -1,4 +1,4 @@
-"""Hooks that read activations while a model runs, and leave the model as it was."""
+"""Hooks that capture activations while a model runs, without changing the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mikit.activations.layer_names import listed, module_and_readout, readouts_by_layer
-from mikit.activations.readout import Readout, parse_readout
+from mikit.activations.layer_names import listed, module_and_readout, parse_readout, readouts_by_layer
+from mikit.activations.readout import Readout
 from mikit.core.errors import InputError
 
 __all__ = ["CapturedActivations", "capture"]
@@ -22,19 +22,19 @@ __all__ = ["CapturedActivations", "capture"]
 
 @final
 class CapturedActivations(Mapping[str, Tensor]):
-    """The activations of the last forward of a model, by layer name; made by :func:`capture`.
+    """The activations of the last forward pass of a model, by layer name; made by :func:`capture`.
 
-    Its keys are the layers asked for, in that order. Reading a layer that the last forward did not reach, or ran
-    several times, raises. It stays readable after the ``with`` block.
+    The keys are the captured layers, in the order of the call. Access to a layer raises an error if the last forward
+    pass did not run it, or ran it several times. The mapping can still be used after the ``with`` block.
 
     Raises:
-        InputError: When a layer is read that has no activation, with the reason.
+        InputError: On access to a layer without an activation; the message states the reason.
 
-    Cost: Holds one activation per layer, until the next forward or until it is dropped.
+    Cost: Memory for one activation per layer, until the next forward pass or until the mapping is deleted.
 
     Pitfalls:
-        The tensors are those of the last forward only. Keep copies in a list, or use
-        :func:`~mikit.activations.record_activations`, to gather several batches.
+        The tensors are those of the last forward pass only. To collect several batches, keep them in a list, or use
+        :func:`~mikit.activations.record_activations`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
@@ -59,19 +59,19 @@ class CapturedActivations(Mapping[str, Tensor]):
                 "layers passed to capture."
             )
         if self._unfinished and not self._running:
-            raise InputError("The last forward of the model raised before it finished. Run the model again.")
+            raise InputError("The last forward pass of the model raised an exception. Run the model again.")
         if (calls := self._calls.get(layer, 0)) > 1:
             raise InputError(
-                f"The layer {layer!r} ran {calls} times in the last forward, so it has no single activation. Capture "
-                "the module around it, which runs once, or give each call a module of its own."
+                f"The layer {layer!r} ran {calls} times in the last forward pass, so it has no single activation. "
+                "Capture an outer module that runs once, or use a separate module for each call."
             )
         if layer in self._faults:
-            raise InputError(f"The layer {layer!r} could not be read. {self._faults[layer]}")
+            raise InputError(f"The layer {layer!r} could not be captured. {self._faults[layer]}")
         if layer not in self._values:
             raise InputError(
-                f"The layer {layer!r} did not run in the last forward, or no forward has run yet. If the model does "
-                "run it, it may do so in a compiled or scripted graph, which passes hooks by, or call its forward "
-                "method instead of the module."
+                f"The layer {layer!r} did not run in the last forward pass, or there was no forward pass yet. If the "
+                "model does run it, the reason may be a compiled or scripted graph, or a direct call of its forward "
+                "method: both bypass hooks."
             )
         return self._values[layer]
 
@@ -95,7 +95,7 @@ class CapturedActivations(Mapping[str, Tensor]):
         self._running = self._unfinished = True
 
     def _keep(self, layer: str, output: Any, prepare: _Preparation) -> None:
-        # Outside a forward of the whole model (a part of it was called), the latest call counts.
+        # Outside a forward pass of the whole model (only a part of it was called) the latest call replaces others.
         self._calls[layer] = self._calls.get(layer, 0) + 1 if self._running else 1
         self._values.pop(layer, None)
         self._faults.pop(layer, None)
@@ -104,7 +104,7 @@ class CapturedActivations(Mapping[str, Tensor]):
         try:
             self._values[layer] = prepare(output)
         except InputError as fault:
-            # Raised when the layer is read: capturing never changes what a forward does.
+            # Raised on access: capturing never changes the forward pass.
             self._faults[layer] = str(fault)
 
 
@@ -118,40 +118,40 @@ def capture(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[CapturedActivations]:
-    """Read the activations of ``layers`` whenever ``model`` runs inside the ``with`` block.
+    """Capture the activations of ``layers`` whenever ``model`` runs inside the ``with`` block.
 
-    The model runs as it always does: outputs, buffers, train flags and random state are the same to the bit, and the
-    hooks are gone when the block ends, however it ends. What was captured is cleared when the next forward of ``model``
-    begins, and copied, so that a later in-place operation does not change it. Where a layer returns a tuple or a list,
-    its first tensor is the activation (the output of an attention or recurrent layer).
+    Capturing does not change the model: outputs, buffers, train flags and random state are bit-identical, and the hooks
+    are removed when the block ends in any way. Activations are copied, so that a later in-place operation does not
+    change them, and cleared when the next forward pass of ``model`` starts. If a layer returns a tuple or a list, its
+    first tensor is the activation (the output of an attention or recurrent layer).
 
     Args:
-        model: Any module; also one wrapped for distributed training.
-        layers: Dotted module names, as in ``model.named_modules()``; each once. ``"layer2:pool4"`` is what the readout
-            ``"pool4"`` gives of ``layer2``: a module can be read in several ways in one pass.
-        readout: What to keep of an activation: a name (:data:`~mikit.activations.readout.READOUT_NAMES`) or readout for
-            all layers, or one for each layer that names none itself. ``"pool"`` gives ``(n, c)``; ``"whole"`` keeps
-            feature maps for losses that read them.
-        detach: Cut the gradient. Set False for the student of a distillation loss.
-        device: Where to keep the activations; by default where they are.
-        dtype: Floating-point type to keep them in; by default as the model gives them.
+        model: Any module, including one that is wrapped for distributed training.
+        layers: Dotted module names, as in ``model.named_modules()``, each once. ``"layer2:pool4"`` applies the readout
+            ``"pool4"`` to ``layer2``, so that one module can have several readouts in one pass.
+        readout: How activations are pooled: a name (:data:`~mikit.activations.layer_names.READOUT_NAMES`) or readout
+            for all layers, or one for each layer without a readout in its name. ``"pool"`` gives ``(n, c)``;
+            ``"whole"`` keeps feature maps for losses that use them.
+        detach: Detach activations from the graph. Pass False for the student of a distillation loss.
+        device: Device of the activations; by default they are not moved.
+        dtype: Floating-point type of the activations; by default they are not converted.
 
     Yields:
-        The activations of the last forward: a mapping from layer name to tensor, samples along the first axis.
+        The activations of the last forward pass: a mapping from layer name to tensor, samples along the first axis.
 
     Raises:
-        InputError: On entry, if a name is not a module of the model (near misses are named), stands twice, or is empty,
-            or if a readout does not exist or is missing for a layer. On reading, if a layer did not run in the last
-            forward, ran several times in it, or gave something that cannot be read out.
+        InputError: On entry, if a name is empty, repeated or not a module of the model (the error suggests similar
+            names), or if a readout does not exist or is missing for a layer. On access, if a layer did not run in the
+            last forward pass, ran several times, or returned something that has no readout.
 
-    Cost: One copy per captured layer after its readout; the hooks add tens of microseconds per layer to a forward.
+    Cost: One copy per captured layer after its readout; the hooks add tens of microseconds per layer to a forward pass.
 
     Pitfalls:
-        A compiled model does not call hooks that were registered after it ran; enter ``capture`` on the model as it was
-        before ``torch.compile``. Clearing follows calls of ``model`` itself: when only a part of it or another method
-        is called, a layer that did not run keeps its earlier activation, and of several calls of one layer the last
-        counts. The first axis must be the samples; recurrent and attention layers with ``batch_first=False`` put time
-        there. With ``detach=False`` the graph of the last forward stays alive as long as the mapping holds it.
+        A compiled model does not call hooks that were registered after it ran; use ``capture`` on the model before
+        ``torch.compile``. Activations are cleared by calls of ``model`` itself: if only a part of it or another method
+        is called, a layer that did not run keeps its earlier activation, and the last of several calls of one layer
+        counts. The first axis must be the samples; recurrent and attention layers with ``batch_first=False`` have time
+        there. With ``detach=False`` the mapping keeps the graph of the last forward pass alive.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(2))
@@ -169,7 +169,7 @@ def capture(
     readouts = readouts_by_layer(readout, tuple(modules))
     _refuse_twins(modules, readouts)
     if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"Activations are kept as floating-point numbers; dtype is {dtype}.")
+        raise InputError(f"dtype is {dtype}; it must be a floating-point type.")
     acts = CapturedActivations(tuple(modules))
     handles = []
     try:
@@ -187,7 +187,7 @@ def capture(
 
 @final
 class _Preparation:
-    """From what a module returned to the tensor that is kept."""
+    """Turns the output of a module into the tensor that is kept."""
 
     def __init__(
         self, readout: Readout, detach: bool, device: torch.device | str | None, dtype: torch.dtype | None
@@ -198,6 +198,7 @@ class _Preparation:
         whole = _first_tensor(output)
         source = whole.detach() if self.detach else whole
         value = self.readout(source).to(device=self.device, dtype=self.dtype)
+        # A readout may return a view; the model may change the memory in place later.
         shared = value.device == whole.device and (
             value.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
         )
@@ -231,18 +232,18 @@ def _first_tensor(output: Any) -> Tensor:
     elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         first = output[0]
     else:
-        held = f" with the keys {listed(tuple(map(str, output)))}" if isinstance(output, Mapping) else ""
+        keys = f" with the keys {listed(tuple(map(str, output)))}" if isinstance(output, Mapping) else ""
         raise InputError(
-            f"It returns a {type(output).__name__}{held}, neither a tensor nor a tuple that begins with one. Capture a "
-            "module inside it that returns a tensor."
+            f"It returns a {type(output).__name__}{keys}, neither a tensor nor a tuple that begins with one. Capture "
+            "an inner module that returns a tensor."
         )
     if first.layout != torch.strided:
-        raise InputError(f"It returns a tensor of layout {first.layout}; only dense tensors can be read out.")
+        raise InputError(f"It returns a tensor of layout {first.layout}; readouts need dense tensors.")
     return first
 
 
 def _modules_by_name(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the modules to hook, after every check of the names."""
+    """Check the names and return the modules to hook."""
     if isinstance(layers, str):
         raise InputError(f"layers is the single string {layers!r}. Pass a list of names: [{layers!r}].")
     names = list(layers)
@@ -250,7 +251,7 @@ def _modules_by_name(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Mo
         raise InputError("layers is empty. Name at least one module to capture.")
     if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
         raise InputError(
-            "The model is an nn.DataParallel over several devices, which runs every layer once per device. Capture its "
+            "The model is an nn.DataParallel over several devices, which runs every layer once per device. Capture "
             "model.module, or use DistributedDataParallel."
         )
     original = _without_compilation(model)
@@ -258,40 +259,40 @@ def _modules_by_name(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Mo
     found: dict[str, nn.Module] = {}
     for name in names:
         if not isinstance(name, str):
-            raise InputError(f"layers holds {name!r}, which is not a module name. Pass dotted names as strings.")
+            raise InputError(f"layers contains {name!r}, which is not a module name. Pass dotted names as strings.")
         if name == "":
             raise InputError(
-                "The empty name is the model itself, whose output the call of the model returns. Name a module in it."
+                "The empty name is the model itself, whose output the call returns. Name a module inside the model."
             )
         if name in found:
-            raise InputError(f"The layer {name!r} stands twice in layers. Name each layer once.")
+            raise InputError(f"layers contains {name!r} twice. Name each layer once.")
         module = module_and_readout(name)[0]
         if module not in known:
             if name.partition(":")[0] in known:
-                parse_readout(name.partition(":")[2])  # The module is there, so it is the readout that is not.
+                parse_readout(name.partition(":")[2])  # The module exists, so the readout does not.
             close = difflib.get_close_matches(module, known, n=3, cutoff=0.5)
             if close:
                 advice = f"Did you mean {listed(close, 'or')}?"
             else:
-                advice = f"Its modules are {listed(tuple(known))}." if known else "It has no modules inside."
+                advice = f"Its modules are {listed(tuple(known))}." if known else "It contains no modules."
             raise InputError(f"The model has no module {name!r}. {advice}")
         found[name] = known[module]
     return found
 
 
 def _refuse_twins(modules: Mapping[str, nn.Module], readouts: Mapping[str, Readout]) -> None:
-    """Raise where two layers are one module, read in one way."""
+    """Raise if two layers are the same module with the same readout."""
     for (one, first), (other, second) in combinations(modules.items(), 2):
         if first is second and readouts[one] == readouts[other]:
             raise InputError(
-                f"The layers {one!r} and {other!r} are the same module, read in the same way. Name it once, or with "
+                f"The layers {one!r} and {other!r} are the same module with the same readout. Name it once, or with "
                 f'different readouts: "{module_and_readout(one)[0]}:pool4".'
             )
 
 
 def _without_compilation(model: nn.Module) -> nn.Module:
-    """Return the module inside a compiled one, with a warning."""
-    # Nothing is compiled as long as this module was not imported, and importing it takes a second.
+    """Return the module inside a compiled one, and warn."""
+    # Before torch._dynamo is imported nothing is compiled; importing it here would take a second.
     frame = sys.modules.get("torch._dynamo.eval_frame")
     optimized = getattr(frame, "OptimizedModule", ()) if frame is not None else ()
     compiled = any(
@@ -301,7 +302,7 @@ def _without_compilation(model: nn.Module) -> nn.Module:
     if compiled:
         warnings.warn(
             "The model passed to capture is compiled. A graph that has already run does not call hooks registered "
-            "afterwards, so a layer may have no activation; capture the model as it was before torch.compile.",
+            "afterwards, so a layer may have no activation. Capture the model before torch.compile.",
             UserWarning,
             stacklevel=5,
         )

@@ -1,4 +1,4 @@
-"""Activations from saved checkpoints: which file is which phase, weights and nothing else, phase after phase."""
+"""Recording activations from saved checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mikit.core.errors import InputError
 __all__ = ["CHECKPOINT_ENDINGS", "RecordedCheckpoints", "find_checkpoints", "load_weights", "record_checkpoints"]
 
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors")
-"""How the names of checkpoints end."""
+"""Endings of the names of checkpoints."""
 
 _NESTED = ("network", "state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -34,11 +34,11 @@ _FINGERPRINT = "weights_fingerprint"
 @final
 @dataclass(frozen=True)
 class RecordedCheckpoints:
-    """What :func:`record_checkpoints` did.
+    """The result of :func:`record_checkpoints`.
 
     Attributes:
-        recorded: Phases recorded now.
-        skipped: Phases that the store held already, from the same weights.
+        recorded: Phases recorded by this call.
+        skipped: Phases that were already in the store, from the same weights.
     """
 
     recorded: tuple[int, ...]
@@ -49,23 +49,23 @@ def find_checkpoints(folder: str | os.PathLike[str], pattern: str = "*{phase}") 
     """Return the checkpoints in a folder by phase.
 
     Args:
-        folder: The folder; folders inside are not searched.
-        pattern: Name of the files. ``{phase}`` stands for the digits of the phase, ``*`` for anything. Any of the
-            endings ``.pt``, ``.pth``, ``.ckpt`` and ``.safetensors`` may follow where the pattern has none.
+        folder: The folder; subfolders are not searched.
+        pattern: Pattern of the file names. ``{phase}`` matches the digits of the phase, ``*`` anything. If the pattern
+            has no ending, each of ``.pt``, ``.pth``, ``.ckpt`` and ``.safetensors`` matches.
 
     Returns:
-        The files by phase, ascending.
+        The files by phase, in ascending order.
 
     Raises:
-        InputError: If there is no such folder, the pattern has not exactly one ``{phase}``, no file matches, or two
-            files are one phase.
+        InputError: If there is no such folder, the pattern does not contain exactly one ``{phase}``, no file matches,
+            or two files have the same phase.
 
     Cost:
-        One look at the folder.
+        Lists the folder once.
 
     Pitfalls:
-        With the default the number before the ending is the phase: in ``epoch=3-step=1200.ckpt`` that is the step. Pass
-        ``"epoch={phase}-*"``.
+        By default the number before the ending is the phase: in ``epoch=3-step=1200.ckpt`` that is the step. Pass
+        ``"epoch={phase}-*"`` to use the epoch.
 
     Source:
         None.
@@ -83,8 +83,8 @@ def find_checkpoints(folder: str | os.PathLike[str], pattern: str = "*{phase}") 
         raise InputError(f"There is no folder {str(place)!r} of checkpoints. Check the path.")
     if pattern.count(_PLACE) != 1:
         raise InputError(
-            f'The pattern "{pattern}" holds {_PLACE} {pattern.count(_PLACE)} times. Write it once, where file '
-            f'names have the number of the phase: "epoch-{_PLACE}".'
+            f'The pattern "{pattern}" contains {_PLACE} {pattern.count(_PLACE)} times. Write it once, in place of the '
+            f'number of the phase: "epoch-{_PLACE}".'
         )
     named = re.escape(pattern).replace(re.escape(_PLACE), r"(?P<phase>\d+)").replace(re.escape("*"), ".*?")
     if not pattern.endswith((*CHECKPOINT_ENDINGS, "*")):
@@ -98,40 +98,40 @@ def find_checkpoints(folder: str | os.PathLike[str], pattern: str = "*{phase}") 
         phase = int(match["phase"])
         if phase in found:
             raise InputError(
-                f'{found[phase].name} and {name} in {str(place)!r} are both phase {phase} by the pattern "{pattern}". '
-                f'Write a pattern that only one of them matches: "epoch-{_PLACE}.pt".'
+                f'{found[phase].name} and {name} in {str(place)!r} are both phase {phase} of the pattern "{pattern}". '
+                f'Use a pattern that matches only one of them: "epoch-{_PLACE}.pt".'
             )
         found[phase] = place / name
     if not found:
-        held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        present = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise InputError(
-            f'No file in {str(place)!r} matches the pattern "{pattern}"; it holds {held or "no files"}. Checkpoints '
-            f"are named by their phase and end in {', '.join(CHECKPOINT_ENDINGS)}."
+            f'No file in {str(place)!r} matches the pattern "{pattern}"; it contains {present or "no files"}. The name '
+            f"of a checkpoint must contain its phase and end in {', '.join(CHECKPOINT_ENDINGS)}."
         )
     return dict(sorted(found.items()))
 
 
 def load_weights(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, Tensor]:
-    """Return the state dict in a file; nothing but tensors and plain values is unpickled.
+    """Return the state dict in a file; only tensors and plain values are unpickled.
 
     Args:
-        path: A ``.safetensors`` file, or a file of ``torch.save``: a state dict, or a dict that holds one under
+        path: A ``.safetensors`` file, or a file of ``torch.save``: a state dict, or a dict that contains one under
             ``network`` (a checkpoint of :func:`~mikit.distillation.train_network`), ``state_dict``,
             ``model_state_dict`` or ``model``.
-        key: Where else it stands.
+        key: Another key of the state dict.
 
     Returns:
         Tensors by name, on the CPU.
 
     Raises:
-        InputError: If the file is missing or damaged, holds pickled objects, or no state dict is found.
+        InputError: If the file is missing or damaged, contains pickled objects, or contains no state dict.
 
     Cost:
         Reads the file.
 
     Pitfalls:
-        A checkpoint with arguments or a configuration beside the weights, saved as objects, is refused as a whole: save
-        the weights alone where you trust it.
+        A checkpoint that also contains Python objects, such as parsed arguments, is refused completely. If you trust
+        the file, load it yourself and save only the weights.
 
     Source:
         None.
@@ -151,14 +151,14 @@ def load_weights(path: str | os.PathLike[str], *, key: str | None = None) -> dic
             content: Any = dict(load_file(file))
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as cause:  # What damage raises is open-ended.
+    except Exception as cause:  # A damaged file can raise almost any exception.
         raise InputError(
-            f"{str(file)!r} cannot be read as weights ({type(cause).__name__}). Pass a .safetensors file, or one that "
-            "torch.save wrote of tensors and plain values; pickled objects are not loaded."
+            f"{str(file)!r} cannot be read as weights ({type(cause).__name__}). Pass a .safetensors file, or a file of "
+            "torch.save with tensors and plain values only; pickled objects are not loaded."
         ) from cause
     if key is not None:
         if not isinstance(content, Mapping) or key not in content:
-            raise InputError(f"{str(file)!r} holds nothing under {key!r}; it holds {_listed(content)}.")
+            raise InputError(f"{str(file)!r} has no key {key!r}; it contains {_listed(content)}.")
         content = content[key]
     elif not _is_state(content) and isinstance(content, Mapping):
         nested = [name for name in _NESTED if _is_state(content.get(name))]
@@ -166,8 +166,8 @@ def load_weights(path: str | os.PathLike[str], *, key: str | None = None) -> dic
             content = content[nested[0]]
     if not _is_state(content):
         raise InputError(
-            f"{str(file)!r} holds no state dict: it holds {_listed(content)}. Name the entry that is one, or save "
-            "model.state_dict()."
+            f"{str(file)!r} contains no state dict: it contains {_listed(content)}. Pass the key of the state dict, or "
+            "save model.state_dict()."
         )
     return {str(name): value for name, value in content.items()}
 
@@ -187,35 +187,35 @@ def record_checkpoints(
     key: str | None = None,
     progress: Callable[[int, bool], None] | None = None,
 ) -> RecordedCheckpoints:
-    """Record activations at every checkpoint of a finished training; one that was interrupted goes on.
+    """Record activations at every checkpoint of a finished training, or resume an interrupted recording.
 
     Args:
-        model: A network of that architecture, on any device; it takes the weights of one checkpoint after the other.
-        checkpoints: Files by phase, as :func:`find_checkpoints` gives them.
-        store: Where to record.
+        model: A network of that architecture, on any device; the weights of each checkpoint are loaded into it.
+        checkpoints: Files by phase, as :func:`find_checkpoints` returns them.
+        store: The store.
         images: The inputs, ``(n, ...)``, or a mapping of tensors that is passed by keyword.
         ids: Sample ids, ``(n,)``.
         layers: Layers to record.
         labels: Class indices; they are set in the store, and accuracies are noted.
-        readout: What to keep of an activation.
+        readout: How activations are pooled, as for :func:`~mikit.capture`.
         dtype: Floating-point type to store.
-        batch: Rows of a forward pass.
-        key: Where a checkpoint holds its state dict, as for :func:`load_weights`.
-        progress: Called before each phase with its number, and whether it is skipped.
+        batch: Samples per forward pass.
+        key: Key of the state dict in a checkpoint, as for :func:`load_weights`.
+        progress: Called before each phase with its number and whether it is skipped.
 
     Returns:
-        Which phases were recorded, and which stood in the store already.
+        The phases that were recorded, and those that were already in the store.
 
     Raises:
-        InputError: If a checkpoint cannot be read or does not fit the model, the store holds a phase of other weights,
-            or other layers or readouts, or as :class:`~mikit.Recorder`. Phases before stay recorded.
+        InputError: If a checkpoint cannot be read or does not fit the model, the store contains a phase of other
+            weights, or other layers or readouts, or as :class:`~mikit.Recorder`. Earlier phases stay recorded.
 
     Cost:
-        Reading the checkpoints, those of stored phases too, and one forward pass over the inputs for each new phase.
+        Reading all checkpoints, and one forward pass over the inputs for each new phase.
 
     Pitfalls:
-        The store notes a number made from the weights with every phase; one recorded by other means has none, and is
-        then recorded anew. The model keeps the weights of the last checkpoint.
+        The store notes a fingerprint of the weights for every phase. A phase without one, recorded by other means, is
+        recorded again. The model keeps the weights of the last checkpoint.
 
     Source:
         None.
@@ -232,7 +232,7 @@ def record_checkpoints(
         ...     )
         RecordedCheckpoints(recorded=(0, 5), skipped=())
     """
-    told = progress or (lambda phase, skipped: None)
+    report = progress or (lambda phase, skipped: None)
     model.eval()
     recorder = Recorder(
         store,
@@ -254,14 +254,14 @@ def record_checkpoints(
         _fill(model, weights, checkpoints[phase])
         fingerprint = _fingerprint(model)
         noted = store.notes.get(phase, {})
-        held = noted.get(_FINGERPRINT)
-        if phase not in missing and held is not None and held != fingerprint:
+        stored = noted.get(_FINGERPRINT)
+        if phase not in missing and stored is not None and stored != fingerprint:
             raise InputError(
                 f"Phase {phase} in the store {str(store.path)!r} was recorded from other weights than those of "
-                f"{str(checkpoints[phase])!r}. Record them into a store of their own."
+                f"{str(checkpoints[phase])!r}. Use another store for these checkpoints."
             )
-        complete = phase not in missing and held is not None and (labels is None or "accuracy" in noted)
-        told(phase, complete)
+        complete = phase not in missing and stored is not None and (labels is None or "accuracy" in noted)
+        report(phase, complete)
         if complete:
             skipped.append(phase)
             continue
@@ -286,7 +286,7 @@ def _listed(content: Any) -> str:
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Give the model its weights; names may carry the prefix of a wrapper for distributed or compiled training."""
+    """Load weights; names may have the prefix of a wrapper for distributed or compiled training."""
     known = set(model.state_dict())
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in weights) and not known & set(weights):
@@ -295,13 +295,13 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], path: str | os.PathLike[
         model.load_state_dict(weights)
     except RuntimeError as cause:
         raise InputError(
-            f"The weights in {str(path)!r} do not fit the model: {' '.join(str(cause).split())[:400]}. Give the "
-            "factory of the network they are from."
+            f"The weights in {str(path)!r} do not fit the model: {' '.join(str(cause).split())[:400]}. Pass the "
+            "network that they belong to."
         ) from cause
 
 
 def _fingerprint(model: nn.Module) -> float:
-    """Return a whole number made from the weights, small enough to be exact among the notes of a store."""
+    """Return a hash of the weights as an integer that a float represents exactly, for the notes of a store."""
     return float(int(hash_of_model(model.state_dict())[:12], 16))
 
 
@@ -312,14 +312,14 @@ def _require_same_layers(
         return
     if set(store.layers) != set(layers):
         raise InputError(
-            f"The store {str(store.path)!r} holds the layers {list(store.layers)}, not {list(layers)}. Name the same "
-            "layers to go on with it, or another folder."
+            f"The store {str(store.path)!r} contains the layers {list(store.layers)}, not {list(layers)}. Pass the "
+            "same layers to resume, or another folder."
         )
     wanted_of = readouts_by_layer(readout, tuple(layers))
     for layer in store.layers:
         wanted = wanted_of[layer].name
         if wanted != store.readout(layer):
             raise InputError(
-                f'The store {str(store.path)!r} holds layer {layer!r} by the readout "{store.readout(layer)}", not '
-                f'"{wanted}". Name the same to go on with it, or another folder.'
+                f'The store {str(store.path)!r} contains layer {layer!r} with the readout "{store.readout(layer)}", '
+                f'not "{wanted}". Pass the same readout to resume, or another folder.'
             )

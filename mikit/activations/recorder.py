@@ -1,4 +1,4 @@
-"""A recorder for any training loop: chosen layers, a fixed set of inputs, chosen phases."""
+"""A recorder of activations for any training loop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from mikit.activations.capturing import capture
 from mikit.activations.readout import Readout
-from mikit.activations.recording import class_indices, record_rows
+from mikit.activations.recording import Recording, class_indices, record
 from mikit.activations.replica import Replica, unwrapped, write_weights
 from mikit.activations.store.store import ActivationStore
 from mikit.activations.store.validation import checked_ids, phase_number
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.core.files import TEMPORARY_PREFIX
 
@@ -30,20 +31,20 @@ _LARGEST = 1 << 40
 
 
 def phase_schedule(epochs: int, *, per_doubling: int = 1) -> tuple[int, ...]:
-    r"""Return phases to record: 0, then as many for every doubling of the training's length, and the last.
+    r"""Return phases to record: 0, then a fixed number for every doubling of the training time, and the last.
 
     Formula: with :math:`T` epochs and :math:`m` phases per doubling,
 
     .. math:: \{0, T\} \cup \{\lfloor 2^{k/m} + 1/2 \rfloor \le T : k = 0, 1, \dots\}
 
-    which is every epoch until about :math:`1.4\, m`, and logarithmic after that.
+    which is every epoch up to about :math:`1.4\, m`, and logarithmic after that.
 
     Args:
-        epochs: Epochs of the training, at least 1; or steps, if the recorder is called with steps.
+        epochs: Epochs of the training, at least 1; or steps if the recorder is called with steps.
         per_doubling: Phases per doubling, at least 1.
 
     Returns:
-        Phases in ascending order, each once; 0 is the untrained network.
+        Distinct phases in ascending order; 0 is the untrained network.
 
     Raises:
         InputError: If a number is out of range.
@@ -52,8 +53,8 @@ def phase_schedule(epochs: int, *, per_doubling: int = 1) -> tuple[int, ...]:
         ``per_doubling × log2(epochs)`` phases and a few more.
 
     Pitfalls:
-        The last two phases may lie close together. On an axis with phases at equal spacing, which the figures here
-        have, the schedule looks linear and is not.
+        The last two phases can be close together. The figures of mikit draw phases at equal distances, so the schedule
+        looks linear although it is not.
 
     Source:
         Elementary.
@@ -66,7 +67,7 @@ def phase_schedule(epochs: int, *, per_doubling: int = 1) -> tuple[int, ...]:
     """
     for name, value in (("epochs", epochs), ("per_doubling", per_doubling)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LARGEST:
-            raise InputError(f"{name} is {value!r}. Pass a whole number of at least 1.")
+            raise InputError(f"{name} is {value!r}. Pass an integer of at least 1.")
     phases, k = {0, epochs}, 0
     while (phase := math.floor(2.0 ** (k / per_doubling) + 0.5)) <= epochs:
         phases.add(phase)
@@ -78,7 +79,7 @@ def checked_schedule(schedule: Collection[int]) -> tuple[int, ...]:
     """Return a schedule in ascending order.
 
     Raises:
-        InputError: If it is empty, or an entry is no phase.
+        InputError: If it is empty, or an entry is not a phase.
     """
     if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Collection):
         raise InputError(f"The schedule is {schedule!r}. Pass a list of phases, or mikit.phase_schedule(epochs).")
@@ -89,61 +90,61 @@ def checked_schedule(schedule: Collection[int]) -> tuple[int, ...]:
 
 
 _PENDING, _SNAPSHOT = "pending", re.compile(r"phase-(\d+)\.safetensors")
-_WAITING = 2  # Phases on their way before a call waits.
-_TRIED = 2  # Rows of the run that shows whether a network draws random numbers.
+_WAITING = 2  # Phases in the queue before a call waits.
+_TRIED = 2  # Samples of the trial that shows whether a network draws random numbers.
 
 
 @final
 class Recorder:
-    """Records activations of chosen layers on fixed inputs into a store, at chosen phases of any training loop.
+    """Records activations of selected layers on fixed inputs at selected phases of any training loop.
 
-    Call it with the number of epochs done: before the first step with 0, then after every epoch. At a phase of the
-    schedule it runs the network over the inputs in evaluation mode; otherwise it does nothing. The training goes on as
-    if nothing had happened: train flags, buffers and torch's random state are put back.
+    Call it with the number of completed epochs: with 0 before the first step, then after every epoch. At a phase of the
+    schedule it runs the network over the inputs in evaluation mode; otherwise it does nothing. Recording does not
+    change the training: train flags, buffers and the random state of torch are restored.
 
-    A phase that stands in the store already is recorded anew, because a training that is continued from its last
-    checkpoint comes by it twice.
+    A phase that is already in the store is recorded again, because a training that is resumed from its last checkpoint
+    reaches it twice.
 
     Args:
-        store: Where to record; one store per network and run.
-        model: The network that is trained. Of one that is compiled or wrapped for distributed training the network
-            inside is run, and layers have the names they have there.
-        images: The inputs, ``(n, ...)``, the same for all networks that are to be compared; a mapping of tensors is
-            passed by keyword.
-        ids: Their sample ids, ``(n,)``.
-        layers: Layers to record; ``"layer2:pool4"`` names a readout of its own, as for :func:`~mikit.capture`.
-        schedule: Phases to record, as :func:`~mikit.phase_schedule` gives them; 0 is the untrained network.
-        labels: Class indices, ``(n,)``. They are set in the store, and the accuracy on the inputs is noted with every
+        store: The store; use a separate store for each network and run.
+        model: The network that is trained. If it is compiled or wrapped for distributed training, the inner network is
+            run, and layers have their names in the inner network.
+        images: The inputs, ``(n, ...)``, the same for all networks to be compared; a mapping of tensors is passed by
+            keyword.
+        ids: Sample ids, ``(n,)``.
+        layers: Layers to record; ``"layer2:pool4"`` includes a readout, as for :func:`~mikit.capture`.
+        schedule: Phases to record, as :func:`~mikit.phase_schedule` returns them; 0 is the untrained network.
+        labels: Class indices, ``(n,)``. They are set in the store, and the accuracy on the inputs is noted for every
             phase.
-        readout: What to keep of an activation, as for :func:`~mikit.capture`.
-        dtype: Floating-point type to store; by default as the network gives it.
-        batch: Rows of a forward pass.
-        background: Copy the weights at the call, and run a copy of the network in a thread while the training goes
-            on. Use it as a context manager, or call :meth:`close`. On a CPU whose cores the training uses there is
-            nothing to gain.
+        readout: How activations are pooled, as for :func:`~mikit.capture`.
+        dtype: Floating-point type to store; by default that of the network.
+        batch: Samples per forward pass.
+        background: Copy the weights at the call, and run a copy of the network in a thread while the training
+            continues. Use the recorder as a context manager, or call :meth:`close`. On a CPU whose cores are all used
+            by the training this is not faster.
 
     Attributes:
         store: The store.
-        schedule: The phases, ascending.
+        schedule: The phases in ascending order.
 
     Raises:
-        InputError: If a layer, readout or phase does not exist, if there are not as many ids or labels as inputs, if
-            the store holds rows of other inputs or other labels, if the network cannot run in the background, or if the
-            store refuses a phase. What went wrong in the background is raised at the next call and by :meth:`close`.
+        InputError: If a layer, readout or phase does not exist, if there is not one id and one label per input, if the
+            store contains samples of other inputs or other labels, if the network cannot run in the background, or if
+            the store refuses a phase. An error in the background is raised at the next call and by :meth:`close`.
 
     Cost:
-        One forward pass over the inputs at each phase, and the writing; ``docs/recording.md`` has figures. In the
-        background: the memory of one more network, the writing of its weights at each phase, and a call that waits
-        while two phases are on their way.
+        One forward pass over the inputs at each phase, and writing the activations; ``docs/recording.md`` has figures.
+        In the background: the memory of one more network, writing its weights at each phase, and waiting while two
+        phases are in the queue.
 
     Pitfalls:
-        - After a call in the background the weights lie in ``STORE/pending`` until their phase is recorded. If the
-          process is killed, the next recorder on the store records them first. A checkpoint may be written as soon as
+        - After a call in the background the weights are in ``STORE/pending`` until their phase is recorded. If the
+          process is killed, the next recorder on the store records them first. A checkpoint can be written as soon as
           the call returns.
-        - Hooks of the network run while it is recorded in the foreground; the background refuses hooks that it would
-          share with the training.
-        - Random numbers that the network takes from elsewhere than torch's global generators are not put back.
-        - In a training on several processes call it on one of them.
+        - In the foreground, hooks of the network run during recording. In the background, hooks that would be shared
+          with the training are refused.
+        - Random states other than torch's global generators are not restored.
+        - In a distributed training call it in one process only.
 
     Example:
         >>> import tempfile
@@ -173,8 +174,7 @@ class Recorder:
         batch: int = 500,
         background: bool = False,
     ) -> None:
-        if batch < 1:
-            raise InputError(f"batch is {batch}; a forward pass takes at least one row.")
+        require.at_least(batch, "batch")
         self.store, self.schedule = store, checked_schedule(schedule)
         self._model, self._images = unwrapped(model), images
         self._ids = checked_ids(list(ids) if isinstance(ids, range) else ids, "ids")
@@ -182,7 +182,7 @@ class Recorder:
         self._layers, self._readout, self._dtype, self._batch = tuple(layers), readout, dtype, batch
         self._require_fitting()
         with capture(self._model, layers, readout=readout, dtype=dtype):
-            pass  # Names are checked before the first epoch and not after the last.
+            pass  # This checks the names before the first epoch.
         self._replica: Replica | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._jobs: dict[int, Future[None]] = {}
@@ -202,18 +202,18 @@ class Recorder:
         """Record, if ``phase`` is in the schedule.
 
         Args:
-            phase: Epochs done so far.
-            network: The network, where a trainer passes it along; it must be the recorder's own.
+            phase: Completed epochs.
+            network: The network, if a trainer passes it; it must be that of the recorder.
 
         Raises:
-            InputError: If the recorder was closed, ``network`` is another one, an earlier phase failed in the
-                background, or the store refuses this one.
+            InputError: If the recorder was closed, ``network`` is another network, an earlier phase failed in the
+                background, or the store refuses this phase.
         """
         number = phase_number(phase)
         if self._closed:
-            raise InputError("The recorder was closed. Make a new one on the same store to go on.")
+            raise InputError("The recorder was closed. Make a new recorder on the same store to continue.")
         if network is not None and unwrapped(network) is not self._model:
-            raise InputError("This recorder is another network's. Make one recorder for each network, with its store.")
+            raise InputError("This recorder belongs to another network. Make one recorder and one store per network.")
         for done in [one for one, job in self._jobs.items() if job.done()]:
             self._finish(done)
         if number not in self.schedule:
@@ -230,17 +230,17 @@ class Recorder:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Phases of the schedule that are not in the store, or not on all inputs."""
-        held = self.store.phases
+        """Phases of the schedule that are not in the store for all inputs."""
+        stored = self.store.phases
         return tuple(
-            phase for phase in self.schedule if phase not in held or self.store.ids(phase).size != self._ids.size
+            phase for phase in self.schedule if phase not in stored or self.store.ids(phase).size != self._ids.size
         )
 
     def close(self) -> None:
-        """Wait for the phases that are on their way.
+        """Wait for the phases in the queue.
 
         Raises:
-            InputError: If one of them could not be recorded; the first is told.
+            InputError: If one of them could not be recorded; it names the first.
         """
         self._closed = True
         faults: list[Exception] = []
@@ -251,7 +251,7 @@ class Recorder:
                 faults.append(fault)
         if self._thread is not None:
             self._thread.shutdown()
-        with suppress(OSError):  # It is not there, or holds the weights of a phase that failed.
+        with suppress(OSError):  # It does not exist, or contains the weights of a failed phase.
             (self.store.path / _PENDING).rmdir()
         if faults:
             for other in faults[1:]:
@@ -269,45 +269,33 @@ class Recorder:
                 raise
             error.add_note(str(fault))
 
-    # ------------------------------------------------------------------ recording
-
     def _record(self, network: nn.Module, phase: int, *, alone: bool) -> None:
         if phase in self.store.phases:
             self.store.discard(phase)
-        record_rows(
-            network,
-            self._batches(),
-            self._layers,
-            self.store,
-            ids=self._ids,
-            phase=phase,
-            labels=self._labels,
-            readout=self._readout,
-            dtype=self._dtype,
-            alone=alone,
-        )
+        what = Recording(self._layers, self._ids, phase, self._labels, self._readout, self._dtype, alone)
+        record(network, self._batches(), self.store, what)
 
     def _record_waiting(self, phase: int) -> None:
-        """Record the weights that were set aside for a phase, and remove them."""
+        """Record a phase from its saved weights, and remove them."""
         assert self._replica is not None
         path = self._snapshot(phase)
-        with _own_stream(self._replica.network):
+        with _separate_stream(self._replica.network):
             self._replica.load(path)
             self._record(self._replica.network, phase, alone=True)
         path.unlink()
 
     def _finish(self, phase: int) -> None:
-        """Wait for a phase, and raise what went wrong with it."""
+        """Wait for a phase, and raise its error if there was one."""
         try:
             self._jobs.pop(phase).result()
         except InputError as cause:
             raise InputError(
-                f"Phase {phase} could not be recorded in the background. {cause} Its weights are kept in "
-                f"{str(self._snapshot(phase))!r}: a new recorder on this store tries again, and deleting the file "
-                "gives the phase up."
+                f"Phase {phase} could not be recorded in the background. {cause} Its weights are in "
+                f"{str(self._snapshot(phase))!r}: a new recorder on this store tries again; delete the file to skip "
+                "the phase."
             ) from cause
         except Exception as cause:
-            cause.add_note(f"This happened while phase {phase} was recorded in the background.")
+            cause.add_note(f"This happened while phase {phase} was being recorded in the background.")
             raise
 
     def _batches(self, rows: int | None = None) -> Iterator[Tensor | dict[str, Tensor]]:
@@ -328,13 +316,11 @@ class Recorder:
             else:
                 network(first.to(device))
 
-    # ------------------------------------------------------------------ what is on the disk
-
     def _snapshot(self, phase: int) -> Path:
         return self.store.path / _PENDING / f"phase-{phase:06d}.safetensors"
 
     def _waiting(self) -> list[int]:
-        """Return the phases whose weights a killed process left behind."""
+        """Return the phases whose weights were left by a killed process."""
         folder = self.store.path / _PENDING
         entries = list(folder.iterdir()) if folder.is_dir() else []
         for entry in entries:
@@ -344,35 +330,36 @@ class Recorder:
         return sorted(int(name[1]) for name in names if name)
 
     def _require_fitting(self) -> None:
-        """Check inputs, ids, labels and what the store holds against each other."""
+        """Check inputs, ids and labels, and compare them with the store."""
         named = self._images if isinstance(self._images, Mapping) else {"images": self._images}
         for name, value in named.items():
             if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != self._ids.size:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(
-                    f"{name} is {shape} for {self._ids.size} ids. Pass a tensor with one row for each id, in order."
+                    f"{name} is {shape} for {self._ids.size} ids. Pass a tensor with one sample per id, in order."
                 )
         for phase in self.store.phases[-1:]:
-            strange = self.store.ids(phase)
-            strange = strange[~np.isin(strange, self._ids)]
-            if strange.size:
+            stored = self.store.ids(phase)
+            other = stored[~np.isin(stored, self._ids)]
+            if other.size:
                 raise InputError(
-                    f"Phase {phase} in the store {str(self.store.path)!r} holds {strange.size} samples that are not "
-                    f"among these inputs; the first is {strange[0]}. Record all phases of a store on the same inputs."
+                    f"Phase {phase} in the store {str(self.store.path)!r} contains {other.size} samples that are not "
+                    f"among these inputs; the first is {other[0]}. Record all phases of a store on the same inputs."
                 )
         if self._labels is None:
             return
-        held = self.store.labels_for(self._ids)
-        if held is None:
+        labels = self.store.labels_for(self._ids)
+        if labels is None:
             self.store.set_labels(self._ids, self._labels)
-        elif not np.array_equal(held, self._labels):
+        elif not np.array_equal(labels, self._labels):
             raise InputError(
-                f"The store {str(self.store.path)!r} holds other labels for these ids. Pass those, or leave out labels."
+                f"The store {str(self.store.path)!r} contains other labels for these ids. Pass the same labels, or "
+                "leave out labels."
             )
 
 
-def _own_stream(network: nn.Module) -> Any:
-    """On a GPU, a stream beside that of the training."""
+def _separate_stream(network: nn.Module) -> Any:
+    """Return a context with a separate stream on a GPU."""
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     if device.type != "cuda":
         return nullcontext()

@@ -1,4 +1,4 @@
-"""A copy of a network that runs beside its training, on weights that were set aside in a file."""
+"""A copy of a network that runs during its training, with weights from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Replica", "unwrapped", "write_weights"]
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside one that is compiled or wrapped for distributed training.
 
-    The inner network runs without the exchange between processes and without compilation, with the same weights.
+    The inner network has the same weights and runs without communication between processes and without compilation.
 
     Example:
         >>> inner = nn.Linear(2, 1)
@@ -36,10 +36,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
-    """Write a copy of parameters and buffers to ``path``, whole or not at all, and through to the disk.
+    """Write a copy of parameters and buffers to ``path``, atomically and synced to the disk.
 
     Raises:
-        InputError: If the state of the model holds something besides tensors, or the disk refuses.
+        InputError: If the state of the model contains something besides tensors, or the disk cannot be written.
     """
     content = save({name: value.cpu().contiguous().clone() for name, value in _tensors(model).items()})
     try:
@@ -47,34 +47,26 @@ def write_weights(model: nn.Module, path: Path) -> None:
         write_atomically(path, lambda file: file.write(content))
         sync_folder(path.parent)
     except OSError as cause:
-        raise InputError(f"The weights could not be set aside in {str(path)!r}: {cause}.") from cause
+        raise InputError(f"The weights could not be written to {str(path)!r}: {cause}.") from cause
 
 
 @final
 class Replica:
     """A copy of a network in evaluation mode that shares nothing with it.
 
-    Args:
-        model: The network.
-        trial: Runs a network on a few rows.
-
-    Attributes:
-        network: The copy.
+    ``trial`` runs a network on a few samples, to find out whether it draws random numbers: a thread that draws during
+    the training would change what the training draws.
 
     Raises:
-        InputError: If the network cannot be copied, if a hook of it would act on things outside of the copy, if its
-            state holds something besides tensors, or if it draws random numbers in evaluation mode: a thread that
-            draws beside the training would change what the training draws.
-
-    Cost:
-        The memory of the weights, on their device.
+        InputError: If the network cannot be copied, one of its hooks would act on objects outside the copy, its state
+            contains something besides tensors, or it draws random numbers in evaluation mode.
     """
 
     def __init__(self, model: nn.Module, trial: Callable[[nn.Module], object]) -> None:
         _tensors(model)
         try:
             self.network = copy.deepcopy(model)
-        except Exception as cause:  # Whatever a module holds that cannot be copied.
+        except Exception as cause:  # A module may contain anything.
             raise InputError(
                 f"The network cannot be copied ({type(cause).__name__}: {cause}), so it cannot be recorded in the "
                 "background. Pass background=False."
@@ -90,24 +82,24 @@ class Replica:
             )
 
     def load(self, path: Path) -> None:
-        """Take the weights from a file.
+        """Load the weights from a file.
 
         Raises:
-            InputError: If it cannot be read, or its weights are those of another network.
+            InputError: If it cannot be read, or its weights belong to another network.
         """
         try:
             state = load_file(path)
-        except Exception as cause:  # What damage raises is open-ended.
+        except Exception as cause:  # A damaged file can raise almost any exception.
             raise InputError(
                 f"The weights in {str(path)!r} cannot be read ({type(cause).__name__}: {cause}). Delete the file to "
-                "give that phase up."
+                "skip that phase."
             ) from cause
         try:
             self.network.load_state_dict(state)
         except RuntimeError as cause:
             raise InputError(
                 f"The weights in {str(path)!r} do not fit this network: {' '.join(str(cause).split())[:300]}. Record "
-                "with the network they are from, or delete the file to give that phase up."
+                "with the network they belong to, or delete the file to skip that phase."
             ) from cause
 
 
@@ -116,7 +108,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"The entry {name!r} of the network's state is a {type(value).__name__} and no tensor, so the network "
+                f"The entry {name!r} of the network's state is a {type(value).__name__}, not a tensor, so the network "
                 "cannot be recorded in the background. Pass background=False."
             )
         if isinstance(value, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
@@ -130,10 +122,11 @@ def _refuse_shared_hooks(model: nn.Module, copied: nn.Module) -> None:
     for (name, one), other in zip(model.named_modules(), copied.modules(), strict=True):
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             hooks: Any = zip(getattr(one, kind).values(), getattr(other, kind).values(), strict=True)
+            # deepcopy does not copy functions, so a hook of the copy may still refer to the original network.
             if any(first is second for first, second in hooks):
                 where = f"The module {name!r}" if name else "The network"
                 raise InputError(
-                    f"{where} has a hook that a copy of it shares, so the recorder would call it beside the training. "
+                    f"{where} has a hook that a copy of it shares, so the recorder would call it during the training. "
                     "Make the recorder before the hooks are registered, or pass background=False."
                 )
 

@@ -1,4 +1,4 @@
-"""mikit inside other people's training loops; none of these modules needs its library to be imported."""
+"""Adapters for other training frameworks; each module can be imported without its framework."""
 
 from __future__ import annotations
 

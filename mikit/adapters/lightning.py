@@ -1,4 +1,4 @@
-"""Distillation losses in a module of Lightning, and activations recorded at phases while its Trainer runs."""
+"""Distillation losses in a Lightning module, and a callback that records activations during training."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ __all__ = ["DistillationModuleMixin", "phase_callback"]
 
 
 class DistillationModuleMixin:
-    """Put before ``lightning.LightningModule``, trains what :class:`~mikit.LayerPairs` holds.
+    """Mixin that trains a :class:`~mikit.LayerPairs`; list it before ``lightning.LightningModule`` in the bases.
 
-    Formula: every training step minimises :meth:`task_loss` plus the weighted sum of the losses between layers. Both,
-    and every term before its weight, are logged as ``train/loss``, ``train/task`` and ``distillation/<term>``.
+    Formula: every training step minimizes :meth:`task_loss` plus the weighted sum of the losses between layers. They
+    are logged as ``train/loss``, ``train/task`` and, without its weight, ``distillation/<term>``.
 
-    A subclass sets ``self.pairs`` in its constructor and writes ``configure_optimizers``, from
+    A subclass sets ``self.pairs`` in its constructor and defines ``configure_optimizers``, using
     ``self.pairs.param_groups()``.
 
     Attributes:
-        pairs: Student, losses and teacher. As a part of the module, its student and losses are trained, moved, wrapped
-            and saved with it; the teacher is moved along, and neither trained nor saved.
+        pairs: Student, losses and teacher. Student and losses are trained, moved, wrapped and saved with the module;
+            the teacher is moved, but neither trained nor saved.
 
     Raises:
-        InputError: If there are no losses when training begins, the optimiser lacks a parameter of student or losses,
+        InputError: If there are no losses when training begins, the optimizer lacks a parameter of student or losses,
             or a batch is not a pair of inputs and labels.
 
     Cost:
         The teacher's forward pass and the losses, as :class:`~mikit.LayerPairs`; logging does not wait for the device.
 
     Pitfalls:
-        - Lightning calls ``train()`` on everything in the module. The teacher is no part of it in that sense, so it
-          stays in evaluation mode.
-        - A subclass with hooks ``on_train_start`` or ``on_train_epoch_start`` of its own calls ``super()`` in them: the
-          first checks the optimiser, the second sets the epoch for schedules.
-        - Under several processes a loss over a batch sees a process's own rows, unless the pairs were built with
+        - Lightning calls ``train()`` on all parts of the module. The teacher is not registered as one, so it stays in
+          evaluation mode.
+        - A subclass that overrides ``on_train_start`` or ``on_train_epoch_start`` must call ``super()``: the first
+          checks the optimizer, the second sets the epoch for schedules.
+        - With several processes a loss over a batch uses the samples of one process, unless the pairs were built with
           ``across_ranks=True``.
         - ``gradient_clip_val`` clips the losses' parameters together with the student's.
-        - ``load_from_checkpoint`` builds the module anew, which needs the teacher: pass it the pairs.
+        - ``load_from_checkpoint`` builds a new module, which needs the teacher: pass the pairs to it.
 
     Example:
         >>> # class Distillation(DistillationModuleMixin, lightning.LightningModule):
@@ -54,18 +54,18 @@ class DistillationModuleMixin:
         False
     """
 
-    pairs: LayerPairs  # no default: a module looks up its class before its parts
+    pairs: LayerPairs  # no default, because class attributes take precedence over submodules
 
     def task_loss(self, output: Any, labels: Tensor) -> Tensor:
-        """Return the task's loss of the student's output: cross-entropy, unless a subclass says otherwise."""
+        """Return the task's loss of the student's output: cross-entropy, unless a subclass overrides it."""
         return cross_entropy(output, labels)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch of inputs and labels, and log its parts."""
         if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
             raise InputError(
-                f"The batch is a {type(batch).__name__}, and not inputs and labels. Give the loader such pairs, or "
-                "write a training_step of your own around self.pairs(inputs, labels)."
+                f"The batch is a {type(batch).__name__} and not a pair of inputs and labels. Use a loader that returns "
+                "such pairs, or write your own training_step with self.pairs(inputs, labels)."
             )
         inputs, labels = batch
         logits, added, terms = self._pairs()(inputs, labels)
@@ -73,17 +73,17 @@ class DistillationModuleMixin:
         loss: Tensor = task + added
         parts = {"train/loss": loss.detach(), "train/task": task.detach()}
         parts |= {f"distillation/{name}": term for name, term in terms.items()}
-        module: Any = self  # which Lightning's own class makes complete
+        module: Any = self  # a LightningModule as well
         module.log_dict(parts, batch_size=labels.shape[0])
         return loss
 
     def on_train_start(self) -> None:
-        """Check that the optimisers hold every parameter of student and losses."""
+        """Check that a single optimizer contains every parameter of student and losses."""
         module: Any = self
         optimizers = module.optimizers()
-        held = optimizers if isinstance(optimizers, list) else [optimizers]
-        if len(held) == 1:
-            check_optimizer(held[0], self._pairs())
+        every = optimizers if isinstance(optimizers, list) else [optimizers]
+        if len(every) == 1:
+            check_optimizer(every[0], self._pairs())
 
     def on_train_epoch_start(self) -> None:
         """Set the factors of schedules to those of the epoch."""
@@ -101,10 +101,10 @@ class DistillationModuleMixin:
 
 
 def phase_callback(recorder: PhaseRecorder, network: nn.Module) -> Any:
-    """Return a callback of Lightning that records activations at phases.
+    """Return a Lightning callback that records activations at chosen epochs.
 
     Args:
-        recorder: Where, on what and after which epochs; 0 is the untrained network.
+        recorder: Store, images and epochs; 0 is the untrained network.
         network: The network to record, such as ``pairs.student``.
 
     Returns:
@@ -114,14 +114,14 @@ def phase_callback(recorder: PhaseRecorder, network: nn.Module) -> Any:
         InputError: If Lightning is not installed.
 
     Cost:
-        One forward pass over the recorder's images at each of its phases, on the first process alone.
+        One forward pass over the recorder's images at each of its epochs, on the first process only.
 
     Pitfalls:
-        Training goes on as if nothing had been recorded: modes, statistics and random state stay. Other processes wait
-        for the first one at their next exchange.
+        Recording does not change training: modes, statistics and random state are restored. Other processes wait for
+        the first one at their next synchronization.
 
     Source:
-        Lightning calls ``on_train_epoch_end`` before it counts the epoch.
+        Lightning calls ``on_train_epoch_end`` before it increments the epoch.
 
     Example:
         >>> # Trainer(callbacks=[phase_callback(recorder, pairs.student)])

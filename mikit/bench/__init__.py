@@ -1,8 +1,8 @@
-"""What mikit costs: its formulas and their peers on the same samples, side by side.
+"""Benchmarks of mikit and other libraries: speed, accuracy on tasks with known mutual information, and peers.
 
-:func:`mikit.bench.speed.run.measure_speed` is behind ``mikit bench speed``. The cases are data
-(:mod:`mikit.bench.speed.cases`), so are the bars (:mod:`mikit.bench.speed.targets`); the measuring itself knows neither
-(:mod:`mikit.bench.speed.timing`).
+``mikit bench speed`` runs :func:`mikit.bench.speed.run.measure_speed`, ``mikit bench accuracy`` runs
+:func:`mikit.bench.accuracy.run.measure_accuracy`, and ``mikit bench peers`` runs
+:func:`mikit.bench.accuracy.peers.compare`.
 """
 
 from __future__ import annotations

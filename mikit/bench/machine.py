@@ -1,4 +1,4 @@
-"""Where a run took place: processor, memory, versions."""
+"""The machine of a run: processor, memory, versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PEERS = {"scikit-learn": "scikit-learn", "POT": "pot", "geomloss": "geomloss"}
 
 
 def describe_machine(device: str) -> dict[str, str | int]:
-    """Return the processor's model, its cores, the system, and the GPU where that is measured."""
+    """Return the processor's model, its cores, the system, and for ``"cuda"`` the GPU."""
     found: dict[str, str | int] = {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -30,7 +30,7 @@ def describe_machine(device: str) -> dict[str, str | int]:
 
 
 def peer_versions() -> dict[str, str]:
-    """Return the versions of what decides a result and of every peer installed here."""
+    """Return the versions of mikit's libraries and of every installed peer."""
     versions = library_versions()
     for name, distribution in _PEERS.items():
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -39,7 +39,7 @@ def peer_versions() -> dict[str, str]:
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the memory that is free on the device, or None where nobody tells."""
+    """Return the free memory of the device; None if unknown."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     return _first_number(Path("/proc/meminfo"), "MemAvailable")

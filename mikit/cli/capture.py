@@ -1,15 +1,15 @@
-"""The command ``mikit capture``. torch is imported when it runs, not by the help."""
+"""The command ``mikit capture``; it imports torch when it runs, not for the help."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mikit.cli.options import Json, require_free_json, write_json
 from mikit.cli.terminal import Steps, answered, say
-from mikit.core.errors import InputError
 
 __all__ = ["capture"]
 
@@ -19,7 +19,7 @@ def capture(
     factory: Annotated[
         str,
         typer.Argument(
-            metavar="MODULE:FACTORY", help="Function that returns the network; the module may lie in this folder."
+            metavar="MODULE:FACTORY", help="Function that returns the network; the module can be in this folder."
         ),
     ],
     checkpoints: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the checkpoints.")],
@@ -27,48 +27,44 @@ def capture(
         Path,
         typer.Option(
             metavar="FILE.npz",
-            help="images as the network reads them, and if wanted labels, ids and training_ids; or train_images, "
-            "train_labels, test_images and test_labels, of which the test part is taken.",
+            help="images as inputs of the network, and optionally labels, ids and training_ids; or train_images, "
+            "train_labels, test_images and test_labels, of which the test part is used.",
         ),
     ],
     layers: Annotated[
-        str, typer.Option(metavar="NAMES", help="Layers to record, with commas between; layer2:pool4 names a readout.")
+        str,
+        typer.Option(metavar="NAMES", help="Layers, separated by commas; layer2:pool4 includes a readout."),
     ],
-    out: Annotated[Path, typer.Option(metavar="STORE", help="Store to make, or to go on with.")],
+    out: Annotated[Path, typer.Option(metavar="STORE", help="Store to make or to resume.")],
     pattern: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Names of the checkpoints; {phase} is the number of the phase, * anything."),
+        typer.Option(metavar="NAME", help="Names of the checkpoints; {phase} matches the phase, * anything."),
     ] = "*{phase}",
     key: Annotated[
-        str | None, typer.Option(help="Entry of a checkpoint that holds the weights, where it is not found.")
+        str | None, typer.Option(help="Key of the state dict in a checkpoint, if it is not found automatically.")
     ] = None,
-    readout: Annotated[str, typer.Option(help="What to keep of an activation.")] = "pool",
+    readout: Annotated[str, typer.Option(help="How activations are pooled.")] = "pool",
     network: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the network in figures; that of STORE without.")
+        str | None, typer.Option(metavar="NAME", help="Name of the network in figures; by default that of STORE.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run, to be kept with the store.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 500,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run, stored with the activations.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 500,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")] = "cpu",
     json_file: Json = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file of --json; a store is never replaced.")
     ] = False,
 ) -> None:
-    """Record the activations of a network at its saved checkpoints; run it again to go on where it was stopped."""
+    """Record the activations of a network at its saved checkpoints; run it again to resume."""
     require_free_json(json_file, overwrite, data)
     names = [name.strip() for name in layers.split(",") if name.strip()]
     with Steps(lines=True) as steps:
         steps.begin("Reading")
-        import torch
-
         from mikit.activations import ActivationStore, hash_of_array
         from mikit.activations.checkpoints import CHECKPOINT_ENDINGS, find_checkpoints, record_checkpoints
-        from mikit.cli.inputs import model_from, read_probe
+        from mikit.cli.inputs import model_from, read_probe, require_device
 
-        if device not in ("cpu", "cuda"):
-            raise InputError(f'--device is "{device}"; it must be cpu or cuda.')
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device is cuda, but torch sees no CUDA device here. Leave it out to use the CPU.")
+        require_device(device)
         found = find_checkpoints(checkpoints, pattern)
         others = [entry for entry in sorted(checkpoints.iterdir()) if entry.suffix in CHECKPOINT_ENDINGS]
         unmatched = [entry.name for entry in others if entry not in found.values()]
@@ -80,13 +76,13 @@ def capture(
         if probe.training_ids is not None:
             store.set_training_ids(probe.training_ids)
         steps.begin(f"Recording {len(found)} phases", total=len(found))
-        seen = 0
+        started = 0
 
-        def shown(phase: int, skipped: bool) -> None:
-            nonlocal seen
-            if seen:
+        def advance(phase: int, skipped: bool) -> None:
+            nonlocal started
+            if started:
                 steps.advance()
-            seen += 1
+            started += 1
 
         done = record_checkpoints(
             model,
@@ -99,10 +95,9 @@ def capture(
             readout=readout,
             batch=batch,
             key=key,
-            progress=shown,
+            progress=advance,
         )
     notes = store.notes
-    accuracy = {str(phase): notes[phase]["accuracy"] for phase in found if "accuracy" in notes[phase]}
     summary = {
         "store": str(out),
         "recorded": list(done.recorded),
@@ -110,15 +105,20 @@ def capture(
         "unmatched": unmatched,
         "layers": list(store.layers),
         "rows": len(probe.ids),
-        "accuracy": accuracy,
+        "accuracy": {str(phase): notes[phase]["accuracy"] for phase in found if "accuracy" in notes[phase]},
     }
-    if write_json(json_file, summary, overwrite=overwrite):
-        return
-    say(f"Recorded {len(done.recorded)} phases of {len(store.layers)} layers on {len(probe.ids)} rows in {out}.")
-    if done.skipped:
-        say(f"Stood there already, from the same weights: {', '.join(map(str, done.skipped))}.")
-    if unmatched:
-        say(f"Not matched by {pattern}: {', '.join(unmatched)}.")
+    if not write_json(json_file, summary, overwrite=overwrite):
+        _show(summary, pattern)
+
+
+def _show(summary: Mapping[str, Any], pattern: str) -> None:
+    recorded, layers, accuracy = summary["recorded"], summary["layers"], summary["accuracy"]
+    say(f"Recorded {len(recorded)} phases of {len(layers)} layers on {summary['rows']} samples in {summary['store']}.")
+    if summary["skipped"]:
+        say(f"Already recorded from the same weights: {', '.join(map(str, summary['skipped']))}.")
+    if summary["unmatched"]:
+        say(f"Not matched by {pattern}: {', '.join(summary['unmatched'])}.")
     if accuracy:
-        first, last = min(found), max(found)
-        say(f"Accuracy {accuracy[str(first)]:.3f} at phase {first}, {accuracy[str(last)]:.3f} at phase {last}.")
+        phases = list(accuracy)
+        first, last = phases[0], phases[-1]
+        say(f"Accuracy {accuracy[first]:.3f} at phase {first}, {accuracy[last]:.3f} at phase {last}.")

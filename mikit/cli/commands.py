@@ -1,6 +1,6 @@
-"""The application ``mikit``: one function for each verb, registered here.
+"""The application ``mikit``: one function for each command, registered here.
 
-No verb's module imports torch before the verb is run, so that ``mikit --help`` stays quick.
+Modules of commands import torch only when the command is run, so that ``mikit --help`` is fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="mikit",
-    help="Measure how much one neural network's activations say about another's.",
+    help="Measure mutual information between the activations of neural networks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -41,7 +41,7 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def _begin(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         say(__version__)

@@ -17,18 +17,18 @@ __all__ = ["demo"]
 @answered()
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")] = Path("mikit-demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and phases: shows that it works.")] = False,
-    seeds: Annotated[int | None, typer.Option(help="Runs of every student; 3 by default, 1 with --quick.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer epochs and phases; this only shows that everything works.")
+    ] = False,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; 3 by default, 1 with --quick.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.npz", help="Images of your own: train_images, train_labels, test_images, test_labels."
-        ),
+        typer.Option(metavar="FILE.npz", help="Your own images: train_images, train_labels, test_images, test_labels."),
     ] = None,
     jobs: Jobs = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a teacher and its students on digits, and look at how information flows through them."""
+    """Train a teacher and its students on digits, and show how information flows through them."""
     require_free(out, overwrite=overwrite, kind=DEMO, inputs=() if data is None else (data,))
     with Steps(lines=True) as steps:
         from mikit.datasets import digits, from_npz
@@ -40,5 +40,5 @@ def demo(
     for number, line in enumerate(result.lines, start=1):
         say(f"{number}. {line}")
     if quick:
-        say("These are the numbers of a quick run, which shows that everything works; leave out --quick for results.")
+        say("A quick run only shows that everything works; leave out --quick for results.")
     say(f"Open {result.folder / 'report' / 'index.html'} ({result.wall_time:.0f} s)")

@@ -11,10 +11,10 @@ __all__ = ["doctor"]
 
 @answered()
 def doctor() -> None:
-    """Say whether mikit works on this machine."""
+    """Check whether mikit works on this machine."""
     from mikit.cli.self_check import examine
 
     found = examine(Path.cwd())
     show_table(("", "", ""), [(item.name, "pass" if item.well else "fail", item.sentence) for item in found])
     if not all(item.well for item in found):
-        raise refuse("mikit does not work here as it should; see the lines marked fail.", 1)
+        raise refuse("mikit does not work correctly on this machine; see the lines marked fail.", 1)

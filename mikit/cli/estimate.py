@@ -20,45 +20,51 @@ __all__ = ["estimate"]
 _VERDICTS = ("trustworthy", "caution", "unreliable")
 
 
+Teacher = Annotated[
+    Path, typer.Argument(metavar="TEACHER", help="Teacher's activations: .npy, .npz, .pt, .safetensors or a store.")
+]
+Student = Annotated[Path | None, typer.Argument(metavar="STUDENT", help="Student's activations; omit with --labels.")]
+Labels = Annotated[Path | None, typer.Option(metavar="FILE", help="Labels; estimate their information in TEACHER.")]
+Groups = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="One entry per sample; samples of a group stay together.")
+]
+TeacherKey = Annotated[str | None, typer.Option(help="Array in TEACHER, if it contains several.")]
+StudentKey = Annotated[str | None, typer.Option(help="Array in STUDENT, if it contains several.")]
+Rotations = Annotated[int, typer.Option(help="Number of folds that are the report part in turn.")]
+Noise = Annotated[
+    float | None, typer.Option(help="Add noise to TEACHER, as a fraction of each feature's standard deviation.")
+]
+Audit = Annotated[bool, typer.Option(help="Also run the checks that repeat the estimate; their cost is reported.")]
+Require = Annotated[
+    str | None, typer.Option(metavar="VERDICT", help="Exit with code 3 unless the verdict is at least this good.")
+]
+
+
 @answered()
 def estimate(
-    teacher: Annotated[
-        Path, typer.Argument(metavar="TEACHER", help="What is explained: .npy, .npz, .pt, .safetensors or a store.")
-    ],
-    student: Annotated[
-        Path | None, typer.Argument(metavar="STUDENT", help="What conditions. Left out with --labels.")
-    ] = None,
-    estimator: Annotated[str, typer.Option(help="Name of the instrument.")] = "auto",
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Labels to explain from the one file of activations.")
-    ] = None,
-    groups: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One entry per row; rows of one group stay together.")
-    ] = None,
-    teacher_key: Annotated[str | None, typer.Option(help="Array in TEACHER, where it holds several.")] = None,
-    student_key: Annotated[str | None, typer.Option(help="Array in STUDENT, where it holds several.")] = None,
-    folds: Annotated[int, typer.Option(help="Parts the rows are dealt into.")] = 5,
-    rotations: Annotated[int, typer.Option(help="How many of the parts report in turn.")] = 1,
-    permutations: Annotated[int | None, typer.Option(help="Estimates on permuted data.")] = None,
-    noise: Annotated[
-        float | None, typer.Option(help="Declare noise on TEACHER, as a share of each column's standard deviation.")
-    ] = None,
-    audit: Annotated[
-        bool, typer.Option(help="Also run the checks that repeat the estimate; their cost is told.")
-    ] = False,
+    teacher: Teacher,
+    student: Student = None,
+    estimator: Annotated[str, typer.Option(help="Name of the estimator.")] = "auto",
+    labels: Labels = None,
+    groups: Groups = None,
+    teacher_key: TeacherKey = None,
+    student_key: StudentKey = None,
+    folds: Annotated[int, typer.Option(help="Number of folds of the samples.")] = 5,
+    rotations: Rotations = 1,
+    permutations: Annotated[int | None, typer.Option(help="Number of estimates on permuted data.")] = None,
+    noise: Noise = None,
+    audit: Audit = False,
     seed: Seed = 0,
-    require: Annotated[
-        str | None, typer.Option(metavar="VERDICT", help="Exit with 3 unless the verdict is this good.")
-    ] = None,
+    require: Require = None,
     json_file: Json = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure what a student's activations say about a teacher's, or about labels."""
+    """Estimate the mutual information between a student's and a teacher's activations, or with labels."""
     if require is not None and require not in _VERDICTS:
         raise InputError(f'--require is "{require}"; it must be one of {", ".join(_VERDICTS)}.')
     if (student is None) == (labels is None):
         raise InputError(
-            "Give two files, the teacher's activations and the student's; or one file of activations and --labels."
+            "Pass two files, the teacher's and the student's activations; or one file of activations and --labels."
         )
     require_free_json(json_file, overwrite, teacher, student, labels, groups)
     with Steps() as steps:
@@ -90,15 +96,15 @@ def estimate(
             write_text(Path(json_file), measurement.to_json() + "\n", overwrite=overwrite)
         show_measurement(measurement)
     if require is not None and _VERDICTS.index(measurement.verdict) > _VERDICTS.index(require):
-        raise refuse(f"The verdict is {measurement.verdict}; --require asks for {require}.", 3)
+        raise refuse(f"The verdict is {measurement.verdict}; --require needs {require}.", 3)
 
 
 @contextmanager
 def _files_named(teacher: Path, student: Path | None) -> Iterator[None]:
-    """Say which file is x and which is y where a refusal speaks of them."""
+    """Add to an error which file is x and which is y, if it mentions them."""
     try:
         yield
     except InputError as cause:
         names = f"x is {teacher}" if student is None else f"x is the student, {student}; y is the teacher, {teacher}"
-        said = f" ({names}.)" if re.search(r"\b[xy]\b", str(cause)) else ""
-        raise InputError(f"{cause}{said}") from cause
+        note = f" ({names}.)" if re.search(r"\b[xy]\b", str(cause)) else ""
+        raise InputError(f"{cause}{note}") from cause

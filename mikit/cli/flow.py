@@ -1,4 +1,4 @@
-"""The commands that read a traced run: ``mikit phases`` and ``mikit match``."""
+"""The commands that analyze a traced run: ``mikit phases`` and ``mikit match``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["match", "phases"]
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that mikit trace made.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder from mikit trace.")]
 _RULE = "directional"
 _MATCHED = {"same depth": "depth", "nearest": "value"}
 
@@ -31,20 +31,22 @@ def phases(
     run: Run,
     quantity: Annotated[
         str | None,
-        typer.Option(help="label_information, recovered_share or cka; by default the first of them that RUN has."),
+        typer.Option(help="label_information, recovered_share or cka; by default the first that RUN contains."),
     ] = None,
-    noise: Annotated[float | None, typer.Option(help="Teacher noise of the share; 0.3 where measured.")] = None,
-    shape: Annotated[str, typer.Option(help="Pieces between changes: straight or constant.")] = "straight",
+    noise: Annotated[
+        float | None, typer.Option(help="Teacher noise of the share; 0.3 by default, if measured.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="Shape of the pieces between changes: straight or constant.")] = "straight",
     level: Annotated[
-        float, typer.Option(help="Probability of a change point in a curve that has none, at most.")
+        float, typer.Option(help="Largest probability of a change point in a curve that has none.")
     ] = 0.01,
     jitter: Annotated[
-        float, typer.Option(help="What training adds to the error of a point, in the unit of the quantity.")
+        float, typer.Option(help="Additional error of every point from training, in the unit of the quantity.")
     ] = 0.0,
     json_file: Json = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Read the phases of training off a run: change points, the critical phase, D_F, what data processing forbids."""
+    """Estimate phases of training from a run: change points, D_F and its critical phase, data-processing checks."""
     require_free_json(json_file, overwrite, run)
     with Steps() as steps:
         steps.begin("Reading")
@@ -67,7 +69,7 @@ def _show_changes(reading: PhaseReading) -> None:
     places = curves[["network", "layer", "layer_index"]].drop_duplicates()
     say(
         f"{len(changes)} change points in {len(curves.groupby(['network', 'seed', 'layer']))} curves of "
-        f"{reading.settings['quantity']}: between which phases, [95 % interval], confidence."
+        f"{reading.settings['quantity']}: phases before and after, [95 % interval], confidence."
     )
     rows = []
     for place in places.to_dict("records"):
@@ -84,7 +86,8 @@ def _show_changes(reading: PhaseReading) -> None:
 
 
 def _change(row: dict[Any, Any], recorded: list[int]) -> str:
-    """A change point; it and the ends of its interval lie between a recording and the one before."""
+    """Return a change point as text."""
+    # The change and the lower end of its interval lie between a recording and the one before it.
     low = recorded[max(recorded.index(row["low"]) - 1, 0)]
     return f"{row['before']}→{row['phase']} [{low},{row['high']}] {row['confidence']:.2f}"
 
@@ -93,11 +96,11 @@ def _show_divergences(reading: PhaseReading) -> None:
     from mikit.reporting.columns import with_error
 
     if reading.divergences.empty:
-        say("No D_F: this run was traced without labels, or these are not those of teacher and students.\n")
+        say("No D_F: this run does not contain label information of both teacher and students.\n")
         return
     say(
-        "D_F in nats², student less final teacher, and its last layer's share of it, at the first and the last phase; "
-        "--json has the monotone matching too."
+        "D_F in nats² between student and final teacher, and the fraction from the last layer, at the first and last "
+        "phase; --json also contains the monotone matching."
     )
     rows = []
     for row in reading.critical[reading.critical["matching"].ne("monotone")].to_dict("records"):
@@ -118,7 +121,7 @@ def _show_divergences(reading: PhaseReading) -> None:
                 str(row["decision"]),
             )
         )
-    show_table(("student", "same", "seed", "D_F", "last term", "falls", "by", "decision"), rows)
+    show_table(("student", "same", "seed", "D_F", "last layer", "falls", "by", "decision"), rows)
     say("")
 
 
@@ -127,7 +130,7 @@ def _show_flags(reading: PhaseReading) -> None:
     if flags.empty:
         say("Data processing: no row is flagged.\n")
         return
-    say("What data processing forbids; a rise with depth is no error, and no information was added.")
+    say("Data-processing checks; a rise with depth is not an error, and no information was added.")
     rows = [
         (str(network), str(kind), str(quantity), f"{len(own):,}", _largest(own))
         for (network, kind, quantity), own in flags.groupby(["network", "kind", "quantity"], sort=False)
@@ -148,22 +151,25 @@ def match(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="directional, cka, share, nearest or monotone; repeat it. directional and cka if left."
+            metavar="NAME",
+            help="directional, cka, share, nearest or monotone; repeatable. By default directional and cka.",
         ),
     ] = None,
     network: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Student network; repeat it. All if left out.")
+        list[str] | None, typer.Option(metavar="NAME", help="Student network; repeatable. All by default.")
     ] = None,
-    phase: Annotated[int | None, typer.Option(help="Phase to read; the last if left out.")] = None,
-    noise: Annotated[float | None, typer.Option(help="Teacher noise of the rule share; 0.3 where measured.")] = None,
+    phase: Annotated[int | None, typer.Option(help="Phase; the last by default.")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Teacher noise of the rule share; 0.3 by default, if measured.")
+    ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the suggested pairs of one student, as mikit.LayerPairs takes them."),
+        typer.Option(metavar="FILE", help="Write the suggested layer pairs of one student for mikit.LayerPairs."),
     ] = None,
     json_file: Json = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Say for every student layer from which teacher layer it is most recoverable, how clearly, and what CKA says."""
+    """Match every student layer to a teacher layer, by linear recovery and by CKA, with margins."""
     require_free_json(json_file, overwrite, run)
     if pairs is not None:
         require_free(pairs, overwrite=overwrite, inputs=(run,))
@@ -180,7 +186,7 @@ def match(
         found = match_flow(flow, rules=rules, networks=network, phases=chosen, noise=noise)
         if pairs is not None and len(found.networks) > 1:
             raise InputError(
-                f"--pairs writes the pairs of one student, and there are {', '.join(found.networks)}. Name one with "
+                f"--pairs writes the pairs of one student, but there are {', '.join(found.networks)}. Name one with "
                 "--network."
             )
         suggested = None if pairs is None else suggest_pairs(found, rule=rules[0], phase=phase)
@@ -199,7 +205,7 @@ def match(
 
 
 def _default_rules(flow: Flow) -> tuple[tuple[str, ...], str | None]:
-    """The directional rule and CKA; where the run lacks the first, the others and a sentence why."""
+    """Return the directional rule and CKA; if the run lacks the first, other rules and the reason."""
     from mikit.flow import match_flow
 
     try:

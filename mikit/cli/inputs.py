@@ -1,4 +1,4 @@
-"""The inputs that every network is shown, from one ``.npz`` file."""
+"""Inputs and networks of commands: the ``.npz`` file of probe inputs, the factory of a network, the device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mikit.activations import read_array
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.datasets import from_npz
 
-__all__ = ["ProbeInputs", "model_from", "read_probe"]
+__all__ = ["ProbeInputs", "model_from", "read_probe", "require_device"]
 
 
 _PARTS = {"train_images", "train_labels", "test_images", "test_labels"}
-_OWN = {"images", "labels", "ids", "training_ids"}
+_KNOWN = {"images", "labels", "ids", "training_ids"}
 
 
 @final
@@ -43,24 +44,14 @@ class ProbeInputs:
 
 
 def read_probe(path: str | Path) -> ProbeInputs:
-    """Read inputs, and their labels and ids where they are there.
+    """Read inputs from a ``.npz`` file, and their labels and ids if the file contains them.
 
-    Args:
-        path: A ``.npz`` file with ``images``, as the network reads them, and if wanted ``labels``, ``ids`` (0, 1, 2,
-            ... without) and ``training_ids``; or one for :func:`mikit.datasets.from_npz`, of which the test part is
-            taken, standardised and numbered as there.
+    The file has the arrays ``images``, as inputs of the network, and optionally ``labels``, ``ids`` (0, 1, 2, ... by
+    default) and ``training_ids``; or those of :func:`mikit.datasets.from_npz`, of which the standardized test part is
+    used.
 
     Raises:
-        InputError: If the file is missing or damaged, holds neither, or an array that is unknown, of another type or
-            length.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.savez(folder + "/probe.npz", images=np.zeros((5, 1, 8, 8), np.float32), labels=np.arange(5))
-        ...     probe = read_probe(folder + "/probe.npz")
-        >>> probe.images.shape, probe.ids.tolist()
-        (torch.Size([5, 1, 8, 8]), [0, 1, 2, 3, 4])
+        InputError: If the file is missing or damaged, or an array is missing, unknown, or of the wrong type or length.
     """
     file = Path(path)
     names = _names(file)
@@ -69,12 +60,12 @@ def read_probe(path: str | Path) -> ProbeInputs:
         return ProbeInputs(part.images, part.labels.numpy(), part.ids, None)
     if "images" not in names:
         raise InputError(
-            f'{file} has no array "images"; it holds {", ".join(sorted(names)) or "nothing"}. Save "images", and if '
-            'wanted "labels", "ids" and "training_ids"; or the four arrays of mikit.datasets.from_npz.'
+            f'{file} has no array "images"; it contains {", ".join(sorted(names)) or "nothing"}. Save "images", and '
+            'optionally "labels", "ids" and "training_ids"; or the four arrays of mikit.datasets.from_npz.'
         )
-    if strange := sorted(names - _OWN):
+    if unknown := sorted(names - _KNOWN):
         raise InputError(
-            f'{file} holds "{strange[0]}", which is not known beside "images". Leave it out, or name it "labels", '
+            f'{file} contains the unknown array "{unknown[0]}" besides "images". Leave it out, or name it "labels", '
             '"ids" or "training_ids".'
         )
     read = {name: read_array(file, key=name).values for name in sorted(names)}
@@ -85,16 +76,16 @@ def read_probe(path: str | Path) -> ProbeInputs:
         inputs = torch.from_numpy(images.astype(np.int64))
     else:
         raise InputError(
-            f'In {file}, "images" has dtype {images.dtype}, and how the network scales them cannot be known. Save them '
-            "as the network reads them: as floating-point numbers, or token ids as int64."
+            f'In {file}, "images" has dtype {images.dtype}, so the scaling that the network needs is unknown. Save the '
+            "inputs of the network: floating-point numbers, or token ids as int64."
         )
     if inputs.ndim < 2 or inputs.shape[0] == 0:
-        raise InputError(f'In {file}, "images" has shape {tuple(inputs.shape)}; it must hold one row for each sample.')
+        raise InputError(f'In {file}, "images" has shape {tuple(inputs.shape)}; it needs samples along the first axis.')
     ids = read.get("ids", np.arange(inputs.shape[0]))
     for name, array in (("labels", read.get("labels")), ("ids", ids)):
         if array is not None and array.shape != (inputs.shape[0],):
             raise InputError(
-                f'In {file}, "{name}" has shape {array.shape} for {inputs.shape[0]} images; there must be one each.'
+                f'In {file}, "{name}" has shape {array.shape} for {inputs.shape[0]} images; it needs one per image.'
             )
     return ProbeInputs(inputs, read.get("labels"), ids, read.get("training_ids"))
 
@@ -110,35 +101,28 @@ def _names(file: Path) -> set[str]:
 
 
 def model_from(reference: str, *, folder: Path | None = None) -> nn.Module:
-    """Import a module, call a function of it, and return the network it gives.
+    """Import a module, call one of its functions without arguments, and return the network.
 
     Args:
-        reference: ``"module:factory"``; dots lead into packages and classes. The factory is called without arguments.
-        folder: Where the module is looked for first; the current folder if None.
+        reference: ``"module:factory"``; dots lead into packages and classes.
+        folder: The folder that is searched first; by default the current one.
 
     Raises:
-        InputError: If it is not written so, the module or the factory does not exist or raises, or what it gives is no
-            ``nn.Module``.
-
-    Pitfalls:
-        Importing a module runs it: name your own.
-
-    Example:
-        >>> type(model_from("mikit.models:ResNet8")).__name__
-        'ResNet8'
+        InputError: If the reference is malformed, the module or the factory does not exist or raises an exception, or
+            the factory does not return an ``nn.Module``.
     """
     module_name, colon, factory_name = reference.partition(":")
     if not colon or not module_name or not factory_name:
-        raise InputError(f'"{reference}" names no factory. Write module:factory, such as networks:student.')
+        raise InputError(f'"{reference}" is not a factory. Write module:factory, such as networks:student.')
     place = str(Path.cwd() if folder is None else folder)
     sys.path.insert(0, place)
     try:
-        return _called(module_name, factory_name, place)
+        return _call_factory(module_name, factory_name, place)
     finally:
         sys.path.remove(place)
 
 
-def _called(module_name: str, factory_name: str, place: str) -> nn.Module:
+def _call_factory(module_name: str, factory_name: str, place: str) -> nn.Module:
     importlib.invalidate_caches()
     try:
         factory: object = importlib.import_module(module_name)
@@ -146,7 +130,7 @@ def _called(module_name: str, factory_name: str, place: str) -> nn.Module:
         if cause.name is not None and (module_name == cause.name or module_name.startswith(f"{cause.name}.")):
             raise InputError(
                 f'There is no module "{cause.name}", neither in {place} nor installed. Run the command in the folder '
-                "that holds it."
+                "that contains it."
             ) from cause
         raise InputError(f'The module "{module_name}" cannot be imported: {cause}.') from cause
     except Exception as cause:
@@ -168,5 +152,12 @@ def _called(module_name: str, factory_name: str, place: str) -> nn.Module:
             "returns the network."
         ) from cause
     if not isinstance(model, nn.Module):
-        raise InputError(f"{module_name}:{factory_name} returned a {type(model).__name__} and no torch.nn.Module.")
+        raise InputError(f"{module_name}:{factory_name} returned a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def require_device(device: str) -> None:
+    """Require ``cpu`` or an available ``cuda``."""
+    require.one_of(device, "--device", ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda, but torch sees no CUDA device here. Leave it out to use the CPU.")

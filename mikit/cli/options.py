@@ -1,4 +1,4 @@
-"""Options that several commands share, and what holds for them."""
+"""Options that several commands share, and their validation."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from mikit.core.files import require_free, write_text
 __all__ = ["Jobs", "Json", "Overwrite", "Seed", "require_free_json", "require_free_results", "write_json"]
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of this command.")]
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout.")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for standard output.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Workers; one per processor by default.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Number of workers; one per CPU core by default.")]
 
 
 def require_free_json(json_file: str | None, overwrite: bool, *inputs: Path | None) -> None:
-    """Refuse a file for JSON that exists, or that is one of the inputs."""
+    """Refuse a JSON file that exists or is one of the inputs."""
     if json_file is not None and json_file != "-":
         require_free(Path(json_file), overwrite=overwrite, inputs=[path for path in inputs if path is not None])
 
 
 def require_free_results(json_file: str | None, *others: Path | None, overwrite: bool) -> None:
-    """Refuse files for results that exist, or that are the same."""
+    """Refuse result files that exist or are the same."""
     require_free_json(json_file, overwrite)
     for path in others:
         if path is not None:
@@ -38,7 +40,7 @@ def require_free_results(json_file: str | None, *others: Path | None, overwrite:
 
 
 def write_json(json_file: str | None, content: dict[str, Any], *, overwrite: bool) -> bool:
-    """Write a result as JSON where it was asked for; True if it went to standard output, which then holds only it."""
+    """Write a result as JSON if requested; return True if it went to standard output, which then has nothing else."""
     if json_file is None:
         return False
     text = json.dumps(content, indent=2, ensure_ascii=False)

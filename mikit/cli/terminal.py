@@ -1,22 +1,27 @@
-"""What the command line shows: results on standard output, progress and refusals on standard error."""
+"""Output of the command line: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self, final
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, Self, final, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
+from typer.models import OptionInfo
 
 from mikit.core.errors import InputError
 
 if TYPE_CHECKING:
     from mikit.core.measurement import Measurement
+
+P = ParamSpec("P")
 
 __all__ = ["Steps", "answered", "refuse", "say", "show_measurement", "show_table"]
 
@@ -31,45 +36,81 @@ _OUTCOME_STYLE = {
 
 
 def refuse(sentence: str, code: int) -> typer.Exit:
-    """Say on standard error why there is no result, and return the exit to raise."""
+    """Print the reason on standard error, and return the exit to raise."""
     Console(stderr=True, highlight=False).print(sentence, soft_wrap=True, markup=False)
     return typer.Exit(code)
 
 
 def say(text: str) -> None:
-    """Print ``text`` on standard output as it is."""
+    """Print text on standard output, without markup."""
     Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
 
-@contextmanager
-def answered() -> Iterator[None]:
-    """Turn what a command raises into an exit code: 2 and one sentence for bad input, 1 and a trace for a defect."""
-    try:
-        yield
-    except InputError as cause:
-        raise refuse(f"Error: {cause}", 2) from None
-    except OSError as cause:
-        where = f"{cause.filename}: " if cause.filename else ""
-        raise refuse(f"Error: {where}{cause.strerror or cause}.", 2) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as cause:
-        traceback.print_exc()
-        raise refuse(
-            f"This is a defect of mikit ({type(cause).__name__}), not of your input. Please report it with the lines "
-            "above and the output of `mikit doctor`.",
-            1,
-        ) from None
+def answered() -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Return the decorator of commands, which turns exceptions into exit codes.
+
+    The code is 2 with one sentence for invalid input, and 1 with a traceback for a bug.
+    """
+
+    def decorated(command: Callable[P, None]) -> Callable[P, None]:
+        @wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                command(*args, **kwargs)
+            except InputError as cause:
+                raise refuse(f"Error: {_as_typed(str(cause), _options_of(command))}", 2) from None
+            except OSError as cause:
+                where = f"{cause.filename}: " if cause.filename else ""
+                raise refuse(f"Error: {where}{cause.strerror or cause}.", 2) from None
+            except (typer.Exit, typer.Abort):
+                raise
+            except Exception as cause:
+                traceback.print_exc()
+                raise refuse(
+                    f"This is a bug in mikit ({type(cause).__name__}), not an error in your input. Please report it "
+                    "with the traceback above and the output of `mikit doctor`.",
+                    1,
+                ) from None
+
+        return run
+
+    return decorated
+
+
+def _options_of(command: Callable[..., None]) -> dict[str, str]:
+    """Return the options of a command, by the name of the parameter."""
+    options = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        for described in getattr(hint, "__metadata__", ()):
+            if isinstance(described, OptionInfo):
+                given = [text for text in described.param_decls or () if text.startswith("--")]
+                options[name] = given[0] if given else f"--{name.replace('_', '-')}"
+    return options
+
+
+def _as_typed(message: str, options: Mapping[str, str]) -> str:
+    """Return a message of the Python API with options in place of arguments.
+
+    Example:
+        >>> _as_typed("jobs is 0. Pass jobs=1, or out=.", {"jobs": "--jobs", "out": "--out"})
+        '--jobs is 0. Pass --jobs 1, or --out.'
+    """
+    for name, option in options.items():
+        message = re.sub(rf"(?<![\w-]){name}=(?:True\b)?(?=[\s.,;)]|$)", option, message)
+        message = re.sub(rf"(?<![\w-]){name}=(?=\S)", f"{option} ", message)
+        # Names with an underscore are no English words, so they are replaced wherever they occur; others only where
+        # they must be an argument.
+        subject = rf"^{name}(?= (?:is|names|contains)\b)|(?<=[Ll]eave out ){name}\b"
+        pattern = rf"(?<![\w-]){name}(?![\w-])" if "_" in name else subject
+        message = re.sub(pattern, option, message)
+    return message
 
 
 @final
 class Steps:
-    """Progress on standard error: a bar with the time left where the length is known, a clock where it is not.
+    """Progress on standard error: a bar with the remaining time, or a clock if the length is unknown.
 
-    Used as a context manager.
-
-    Args:
-        lines: Where standard error is no terminal, tell of each stage in a line instead of saying nothing.
+    Use it as a context manager. With ``lines``, each stage prints a line if standard error is not a terminal.
     """
 
     def __init__(self, *, lines: bool = False) -> None:
@@ -97,7 +138,7 @@ class Steps:
         self._progress.stop()
 
     def begin(self, stage: str, total: float | None = None) -> None:
-        """A stage begins; ``total`` is its length, if it is known."""
+        """Start a stage; ``total`` is its length if it is known."""
         self._end_stage()
         if self._console.is_terminal:
             self._stage = self._progress.add_task(stage, total=total)
@@ -105,16 +146,16 @@ class Steps:
             self._console.print(stage, soft_wrap=True, markup=False)
 
     def advance(self, by: float = 1.0) -> None:
-        """The stage has come ``by`` further."""
+        """Move the current stage forward."""
         if self._stage is not None:
             self._progress.advance(self._stage, by)
 
     @contextmanager
     def aside(self, stage: str) -> Iterator[bool]:
-        """Leave the terminal to a stage that draws a bar of its own; gives whether it should."""
+        """Pause this progress bar during a stage that draws its own; yields whether it should draw one."""
         self._end_stage()
         self._progress.stop()
-        for task in self._progress.task_ids:  # What is on the screen stays there and is not drawn again.
+        for task in self._progress.task_ids:  # finished bars stay on the screen and must not be drawn again
             self._progress.remove_task(task)
         if not self._console.is_terminal and self._lines:
             self._console.print(stage, soft_wrap=True, markup=False)
@@ -141,7 +182,7 @@ def show_measurement(measurement: Measurement) -> None:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text under ``header``, if there is one; the second column is coloured by what it says."""
+    """Print rows of text under ``header``, if there is one; the second column is colored by outcome."""
     table = Table(box=None, pad_edge=False, show_header=any(header))
     for name in header:
         table.add_column(name, overflow="fold")

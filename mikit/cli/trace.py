@@ -15,61 +15,69 @@ from mikit.core.files import REPORT, new_folder, require_free
 __all__ = ["report", "trace"]
 
 
+Stores = Annotated[list[Path], typer.Argument(metavar="STUDENT_STORE", help="Activations of the students.")]
+Labels = Annotated[Path | None, typer.Option(metavar="FILE", help="Labels, in the order of the teacher's ids.")]
+Noise = Annotated[list[float] | None, typer.Option(help="Teacher noise; repeatable. 0.1, 0.3 and 1 by default.")]
+Probe = Annotated[str, typer.Option(help="Probe of the label information: logistic, lda, mlp or knn.")]
+Reduce = Annotated[int | None, typer.Option(help="Compare wider layers by this number of principal components.")]
+PairsWith = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Additional estimator, such as auto or label_hsic; repeatable.")
+]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PAIRS",
+        help="Layer pairs for --pairs-with: same-depth (default), all, screen (same depth and largest share), or "
+        "STUDENT_LAYER=TEACHER_LAYER; repeatable.",
+    ),
+]
+Plane = Annotated[
+    bool, typer.Option("--information-plane", help="Also measure the information between the input and noisy layers.")
+]
+PlaneNoise = Annotated[
+    list[float] | None, typer.Option(help="Noise of --information-plane; repeatable. 0.3, 1 and 3 by default.")
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(metavar="MINUTES", help="Start no new measurement after this time; mark the others as skipped."),
+]
+Processes = Annotated[bool, typer.Option("--processes", help="Use processes instead of threads as workers.")]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DEVICE", help="Device for matrix products, such as cuda:0; repeatable, one per worker."),
+]
+
+
 @answered()
 def trace(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER_STORE", help="Activations of the teacher.")],
-    students: Annotated[list[Path], typer.Argument(metavar="STUDENT_STORE", help="Activations of the students.")],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder to make, or to go on with.")],
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Labels, in the order of the teacher's ids.")
-    ] = None,
-    noise: Annotated[
-        list[float] | None, typer.Option(help="Teacher noise; repeat it for several. 0.1, 0.3 and 1 by default.")
-    ] = None,
-    folds: Annotated[int, typer.Option(help="Folds of held-out information.")] = 5,
-    probe: Annotated[str, typer.Option(help="Probe of the label information: logistic, lda, mlp or knn.")] = "logistic",
-    reduce: Annotated[int | None, typer.Option(help="Compare wider layers by this many principal components.")] = None,
-    pairs_with: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Another instrument, such as auto or label_hsic; repeat it for several."),
-    ] = None,
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PAIRS",
-            help="What --pairs-with reads: same-depth (the default), all, screen (same depth and largest share), or "
-            "STUDENT_LAYER=TEACHER_LAYER, repeated for several.",
-        ),
-    ] = None,
-    information_plane: Annotated[
-        bool, typer.Option("--information-plane", help="Also read what every layer with noise tells of the input.")
-    ] = False,
-    plane_noise: Annotated[
-        list[float] | None,
-        typer.Option(help="Noise of --information-plane; repeat it for several. 0.3, 1 and 3 by default."),
-    ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="Begin nothing after this time; what did not fit is marked as skipped."),
-    ] = None,
+    students: Stores,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder for the run; an interrupted run continues.")],
+    labels: Labels = None,
+    noise: Noise = None,
+    folds: Annotated[int, typer.Option(help="Number of folds.")] = 5,
+    probe: Probe = "logistic",
+    reduce: Reduce = None,
+    pairs_with: PairsWith = None,
+    pairs: Pairs = None,
+    information_plane: Plane = False,
+    plane_noise: PlaneNoise = None,
+    budget: Minutes = None,
     seed: Seed = 0,
     jobs: Jobs = None,
-    processes: Annotated[bool, typer.Option("--processes", help="Let the workers be processes, not threads.")] = False,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DEVICE", help="Where products are computed, such as cuda:0; repeat it, one a worker."),
-    ] = None,
+    processes: Processes = False,
+    device: Devices = None,
     json_file: Json = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Trace the information between a teacher's and its students' stored activations, layer by layer."""
+    """Measure label information and recovered share for stored activations, layer by layer and phase by phase."""
     inputs = (teacher, *students, *(() if labels is None else (labels,)))
     require_free_json(json_file, overwrite, *inputs)
     if overwrite:
         from mikit.flow.tracing.folder import require_replaceable
 
         require_replaceable(out, inputs)
-    with Steps(lines=True) as steps, steps.aside("Tracing the information between the layers"):
+    with Steps(lines=True) as steps, steps.aside("Tracing the information flow"):
         from joblib import cpu_count
 
         from mikit.activations import ActivationStore, read_array
@@ -104,11 +112,13 @@ def trace(
 
 @answered()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that mikit trace made.")],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to make; RUN/report by default.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder from mikit trace.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the report; RUN/report by default.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write one HTML page with the figures, verdicts and table of a traced run."""
+    """Write an HTML page with the figures, findings, verdicts and table of a traced run."""
     target = run / "report" if out is None else out
     require_free(target, overwrite=overwrite, kind=REPORT, inputs=(run,))
     with Steps() as steps:
@@ -124,15 +134,17 @@ def report(
 
 
 def _pairs(given: list[str] | None) -> str | list[tuple[str, str]]:
-    """Return the pairs of layers that were named, or the rule for them."""
+    """Return the named layer pairs, or the rule for them."""
     rules = {"same-depth": "same depth", "all": "all", "screen": "screen"}
     if not given:
         return rules["same-depth"]
     if len(given) == 1 and given[0] in rules:
         return rules[given[0]]
     pairs = [one.partition("=") for one in given]
-    if wrong := [one for one, (own, sign, other) in zip(given, pairs, strict=True) if not (own and sign and other)]:
+    if wrong := [
+        one for one, (student, sign, teacher) in zip(given, pairs, strict=True) if not (student and sign and teacher)
+    ]:
         raise InputError(
-            f'--pairs is "{wrong[0]}"; pass {", ".join(rules)}, or STUDENT_LAYER=TEACHER_LAYER, repeated for several.'
+            f'--pairs is "{wrong[0]}"; pass {", ".join(rules)}, or STUDENT_LAYER=TEACHER_LAYER (repeatable).'
         )
-    return [(own, other) for own, _, other in pairs]
+    return [(student, teacher) for student, _, teacher in pairs]

@@ -1,8 +1,9 @@
-"""Results on disk: whole or not at all, and never in place of something that is not an earlier result."""
+"""Writing results to disk: completely or not at all, and never over anything but an earlier result."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -11,11 +12,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import Any, BinaryIO, final
 
 from mikit.core.errors import InputError
 
@@ -31,6 +32,7 @@ __all__ = [
     "require_free",
     "sync_folder",
     "write_atomically",
+    "write_json",
     "write_text",
 ]
 
@@ -41,15 +43,15 @@ else:
     import fcntl
 
 TEMPORARY_PREFIX = ".tmp-"
-"""How the names of unfinished files begin; nothing reads them, and the next writer removes them."""
+"""Prefix of unfinished files: nothing reads them, and the next writer removes them."""
 
 _SECONDS_TO_WAIT = 20.0
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that ``path`` names its old content or all of the new one, whatever happens meanwhile.
+    """Write a file so that ``path`` always contains its old content or all of the new one.
 
-    The caller syncs the folder once all its files are in place.
+    The caller syncs the folder after its last file.
     """
     temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
     try:
@@ -64,8 +66,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON atomically, and sync its folder."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` last through a power cut."""
+    """Make the names in ``folder`` survive a power cut."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -83,10 +92,10 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path, store: Path, *, seconds: float | None = None) -> Iterator[None]:
-    """Hold the lock file ``path``; the system releases it when the process ends, however it ends.
+    """Lock the file ``path``; the operating system releases the lock when the process ends in any way.
 
     Raises:
-        InputError: If another process holds it for longer than ``seconds`` (20 by default).
+        InputError: If another process keeps the lock for longer than ``seconds`` (20 by default).
     """
     patience = _SECONDS_TO_WAIT if seconds is None else seconds
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -95,14 +104,14 @@ def locked(path: Path, store: Path, *, seconds: float | None = None) -> Iterator
         while not _try_lock(descriptor):
             if time.monotonic() >= deadline:
                 raise InputError(
-                    f"The store {str(store)!r} is being written by another process, which has not finished within "
-                    f"{patience:g} seconds. Wait for it, or give each run a store of its own."
+                    f"Another process is writing to the store {str(store)!r} and did not finish within {patience:g} "
+                    "seconds. Wait for it, or use a separate store for each run."
                 )
             time.sleep(0.01)
         try:
             yield
         finally:
-            # Closing would do, were it not for a child process that may have inherited the descriptor.
+            # Closing is not enough: a child process may have inherited the descriptor.
             _unlock(descriptor)
     finally:
         os.close(descriptor)
@@ -132,18 +141,18 @@ _ATTEMPTS = 20
 @final
 @dataclass(frozen=True)
 class Kind:
-    """What tells a folder that a command made from any other.
+    """How to recognize a folder that a command made.
 
     Attributes:
-        command: Who makes it.
-        holds: The file at the top of every such folder.
-        sign: What that file says near its beginning.
-        names: All that can stand at its top.
+        command: The command.
+        marker: The file at the top of every such folder.
+        signature: Bytes near the beginning of that file.
+        names: All entries that the folder can have at its top.
     """
 
     command: str
-    holds: str
-    sign: bytes
+    marker: str
+    signature: bytes
     names: frozenset[str]
 
 
@@ -163,45 +172,44 @@ DEMO = Kind(
 
 
 def require_free(path: Path, *, overwrite: bool, kind: Kind | None = None, inputs: Iterable[Path] = ()) -> None:
-    """Raise unless ``path`` can be made, and what stands there may be replaced.
+    """Raise :class:`InputError` unless ``path`` can be made, or is an earlier result that may be replaced.
 
     Args:
         path: The file or folder to make.
         overwrite: Whether an earlier result may be replaced.
-        kind: The folder to make; None for a file.
+        kind: The kind of folder; None for a file.
         inputs: What the result is made from; none of it is ever replaced.
-
-    Raises:
-        InputError: If ``path`` exists and must not be replaced, or cannot be made.
     """
     if kind is None and path.is_dir():
         raise InputError(f"{path} is a folder; name a file.")
-    if _stands(path):
+    if _exists(path):
         if not overwrite:
-            raise InputError(f"{path} exists already. Choose another name, or pass --overwrite to replace it.")
+            raise InputError(f"{path} already exists. Choose another name, or pass --overwrite to replace it.")
         _require_unneeded(path, inputs)
         if kind is not None and path.exists():
             _require_earlier(path, kind)
-    folder = _whole(path).parent
+    folder = _absolute(path).parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
         raise InputError(f"{path} cannot be made: {folder} is not a folder.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path} cannot be made: there is no permission to write to {folder}.")
-    try:  # The permission says too much for root, for read-only mounts and for /proc.
+    try:  # os.access is not reliable for root, for read-only mounts and for /proc.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as cause:
-        raise InputError(f"{path} cannot be made: {folder} takes no new files ({cause.strerror or cause}).") from cause
+        raise InputError(
+            f"{path} cannot be made: {folder} accepts no new files ({cause.strerror or cause})."
+        ) from cause
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write ``text`` so that a reader, or a run that is killed, finds the old content or the new, never a part.
+    """Write ``text`` atomically.
 
     Raises:
-        InputError: If the file exists and is not to be replaced, is a folder, or cannot be made.
-        OSError: If the writing fails; it names ``path``.
+        InputError: If the file exists and may not be replaced, is a folder, or cannot be made.
+        OSError: If writing fails; it names ``path``.
     """
     require_free(path, overwrite=overwrite)
     content = text.encode()
@@ -213,48 +221,42 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool, kind: Kind, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Give a folder to fill that takes the name ``path`` only once the block ends well.
+    """Yield a folder to fill; it is renamed to ``path`` when the block ends without an error.
 
-    A run that fails leaves nothing; a run that is killed leaves a hidden folder ``.NAME.HOST.PID.partial`` beside
-    ``path``, which the next run on that machine removes. One that is killed while it replaces an earlier result
-    leaves that as ``.NAME.HOST.PID.replaced.partial``, to which the next run gives its name back.
-
-    Args:
-        path: The folder to make.
-        overwrite: Replace an earlier result of this kind; it is removed only after the new folder is complete.
-        kind: What is made.
-        inputs: What it is made from; none of it is ever replaced.
+    A run that fails leaves nothing. A killed run leaves ``.NAME.HOST.PID.partial`` beside ``path``, which the next run
+    on that machine removes. A run that is killed while it replaces an earlier result leaves that result as
+    ``.NAME.HOST.PID.replaced.partial``; the next run renames it back.
 
     Raises:
-        InputError: If ``path`` exists and is not to be replaced, or cannot be made.
+        InputError: As :func:`require_free`, whose arguments these are.
     """
-    asked, path, inputs = path, _whole(path), tuple(inputs)
+    given, path, inputs = path, _absolute(path), tuple(inputs)
     _restore(path)
-    require_free(asked, overwrite=overwrite, kind=kind, inputs=inputs)
+    require_free(given, overwrite=overwrite, kind=kind, inputs=inputs)
     partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
-    with _named(asked):
+    with _named(given):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         partial.mkdir()
     try:
         yield partial
-        assert kind.names.issuperset(entry.name for entry in partial.iterdir()), "mikit must know its own results"
+        assert kind.names.issuperset(entry.name for entry in partial.iterdir()), "an entry is missing in kind.names"
         _sync(partial)
-        require_free(asked, overwrite=overwrite, kind=kind, inputs=inputs)
-        with _named(asked):
+        require_free(given, overwrite=overwrite, kind=kind, inputs=inputs)
+        with _named(given):
             _exchange(partial, path)
     finally:
         _remove(partial)
 
 
-def _whole(path: Path) -> Path:
-    """The absolute path, its folder resolved; a link at its end stays a link."""
+def _absolute(path: Path) -> Path:
+    """Return the absolute path with its folder resolved; a link at its end stays a link."""
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name ``path`` where the system's complaint names a temporary file."""
+    """Name ``path`` in errors of the operating system that name a temporary file."""
     try:
         yield
     except OSError as cause:
@@ -264,56 +266,56 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _require_unneeded(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to replace what is, or holds, an input, the current folder or the home folder."""
-    needed = [(given, f"{given}, which is read") for given in inputs]
+    """Refuse to replace an input, the current folder, the home folder, or a folder that contains one of them."""
+    needed = [(one, f"{one}, which is an input") for one in inputs]
     with suppress(OSError):
         needed.append((Path.cwd(), "the current folder"))
     with suppress(RuntimeError):
         needed.append((Path.home(), "the home folder"))
-    for one, said in needed:
-        for place in {one.resolve(), _whole(one)}:
+    for one, what in needed:
+        for place in {one.resolve(), _absolute(one)}:
             for above in (place, *place.parents):
                 if above.exists() and path.exists() and above.samefile(path):
-                    relation = "is" if above == place else "holds"
-                    raise InputError(f"{path} is not replaced: it {relation} {said}. Choose another name.")
+                    relation = "is" if above == place else "contains"
+                    raise InputError(f"{path} is not replaced: it {relation} {what}. Choose another name.")
 
 
 def _require_earlier(path: Path, kind: Kind) -> None:
     """Refuse to replace anything but an empty folder or one that ``kind.command`` made."""
     if not path.is_dir():
-        raise InputError(f"{path} is not replaced: it is a file and no result of {kind.command}. Choose another name.")
+        raise InputError(f"{path} is not replaced: it is a file, not a result of {kind.command}. Choose another name.")
     found = {entry.name for entry in path.iterdir()}
-    own = "|".join(re.escape(name) for name in sorted(kind.names))
-    unfinished = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*|\.(?:{own})\..*\.partial")
+    known = "|".join(re.escape(name) for name in sorted(kind.names))
+    unfinished = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}.*|\.(?:{known})\..*\.partial")
     strange = sorted(name for name in found - kind.names if not unfinished.fullmatch(name))
     if strange:
         raise InputError(
-            f"{path} is not replaced: it holds {strange[0]}, which is no part of a result of {kind.command}. Choose "
-            "another name, or move that elsewhere."
+            f"{path} is not replaced: it contains {strange[0]}, which is not part of a result of {kind.command}. "
+            "Choose another name, or move that entry elsewhere."
         )
-    if found and not _signed(path / kind.holds, kind.sign):
+    if found and not _contains(path / kind.marker, kind.signature):
         raise InputError(
-            f"{path} is not replaced: it holds no {kind.holds} of {kind.command}, so it is no earlier result. Choose "
-            "another name."
+            f"{path} is not replaced: it contains no {kind.marker} of {kind.command}, so it is not an earlier result. "
+            "Choose another name."
         )
 
 
-def _signed(path: Path, sign: bytes) -> bool:
+def _contains(path: Path, signature: bytes) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        return sign in file.read(4096)
+        return signature in file.read(4096)
 
 
 def _exchange(partial: Path, path: Path) -> None:
-    """Give ``partial`` the name ``path``; if that fails, what stood there keeps it."""
+    """Rename ``partial`` to ``path``; if that fails, the earlier folder keeps the name."""
     old = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.replaced.partial")
     try:
-        if _stands(path):
+        if _exists(path):
             path.replace(old)
         partial.replace(path)
     except BaseException:
-        if _stands(old) and not _stands(path):
+        if _exists(old) and not _exists(path):
             old.replace(path)
         raise
     sync_folder(path.parent)
@@ -321,20 +323,20 @@ def _exchange(partial: Path, path: Path) -> None:
 
 
 def _restore(path: Path) -> None:
-    """Give its name back to what a run was replacing when it was killed."""
+    """Rename back the result that a run was replacing when it was killed."""
     for entry in _leftovers(path, r"\.replaced"):
-        if not _stands(path):
+        if not _exists(path):
             entry.replace(path)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what earlier runs of this name left behind, unless their process still lives."""
+    """Remove what earlier runs into ``path`` left behind, unless their process is still running."""
     for entry in _leftovers(path, r"(?:\.replaced)?"):
         _remove(entry)
 
 
 def _leftovers(path: Path, middle: str) -> list[Path]:
-    """What dead processes of this machine left beside ``path``; those of other machines cannot be asked."""
+    """Return what ended processes left beside ``path``; only for this machine, whose processes are known."""
     if not path.parent.is_dir():
         return []
     pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}\.(\d+){middle}\.partial")
@@ -342,7 +344,7 @@ def _leftovers(path: Path, middle: str) -> list[Path]:
     return [entry for entry, match in found if match and not _alive(int(match.group(1)))]
 
 
-def _stands(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.is_symlink() or path.exists()
 
 
@@ -351,7 +353,7 @@ def _host() -> str:
 
 
 def _alive(pid: int) -> bool:
-    if os.name == "nt":  # there, os.kill ends the process it asks about
+    if os.name == "nt":  # there, os.kill ends the process
         return True
     try:
         os.kill(pid, 0)
@@ -367,7 +369,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     for _ in range(_ATTEMPTS):
-        # A worker that is just being stopped may still be writing into it.
+        # A worker that is being stopped may still be writing into it.
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
             return
@@ -376,7 +378,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Bring every file of ``folder`` to the disk before the folder gets its name."""
+    """Flush every file of ``folder`` to the disk before the folder is renamed."""
     for entry in sorted(folder.rglob("*")):
         if entry.is_file():
             descriptor = os.open(entry, os.O_RDWR)

@@ -1,7 +1,7 @@
-"""The input contract: whatever holds numbers becomes a checked tensor with one row per sample.
+"""Input validation: arrays become checked tensors with one sample per row.
 
-Nothing is repaired here. An array that cannot be used is refused with a sentence that says which one, how many
-entries are at fault, where the first one is and what to do.
+Nothing is repaired. An array that cannot be used is refused, with its name, the number of bad entries, the position of
+the first one and what to do.
 """
 
 from __future__ import annotations
@@ -20,23 +20,17 @@ __all__ = ["as_group_codes", "as_labels", "as_rows", "refuse_non_finite"]
 def as_rows(value: Any, name: str = "x") -> Tensor:
     """Return ``value`` as a float tensor with the samples along the first axis.
 
-    Integers and booleans become float64 before anything else touches them, half precision becomes float32, float32
-    and float64 stay as they are. A vector ``(n,)`` becomes ``(n, 1)``. The caller's array is never written to.
-
-    Args:
-        value: NumPy array (memory maps, read-only and non-contiguous ones included), tensor, or nested sequence.
-        name: What to call the array in an error.
-
-    Returns:
-        Tensor ``(n, ...)`` of dtype float32 or float64, on the device of ``value``.
+    Integers and booleans become float64, half precision becomes float32, float32 and float64 stay as they are. A vector
+    ``(n,)`` becomes ``(n, 1)``. The array is never modified.
+    ``value`` is a NumPy array (memory maps, read-only and non-contiguous arrays included), tensor, or nested sequence.
 
     Raises:
-        InputError: If ``value`` is empty, is not numeric, is complex, or holds NaN or infinity.
+        InputError: If ``value`` is empty, is not numeric, is complex, or contains NaN or infinity.
     """
     tensor = _as_tensor(value, name)
     if tensor.is_complex():
         raise InputError(
-            f"{name} is complex ({tensor.dtype}). Pass real numbers: the real and imaginary parts as two columns, say."
+            f"{name} is complex ({tensor.dtype}). Pass real numbers: for example real and imaginary parts as columns."
         )
     if tensor.ndim == 0:
         raise InputError(f"{name} is a single number. Pass one row per sample, shape (n, d).")
@@ -53,8 +47,8 @@ def as_rows(value: Any, name: str = "x") -> Tensor:
 
 
 def refuse_non_finite(tensor: Tensor, name: str) -> None:
-    """Raise :class:`~mikit.InputError` if ``tensor`` holds NaN or infinity, naming the first row that does."""
-    # One number tells in the usual case: a sum is finite only if every addend is, and overflow is ruled out below.
+    """Raise :class:`~mikit.InputError` if ``tensor`` contains NaN or infinity, and name the first row that does."""
+    # The usual case needs one number: a sum is finite only if every term is. Overflow is ruled out below.
     if bool(torch.isfinite(tensor.detach().sum())):
         return
     bad = ~torch.isfinite(tensor.detach())
@@ -69,20 +63,15 @@ def refuse_non_finite(tensor: Tensor, name: str) -> None:
     )
     rows = int(per_row.any(dim=1).sum())
     raise InputError(
-        f"{name} holds {kinds} value{'s' if count > 1 else ''} in {rows} of {bad.shape[0]} rows; the first is row "
-        f"{first}. mikit never fills in or drops values: mend or remove those rows in every array, then measure again."
+        f"{name} contains {kinds} value{'s' if count > 1 else ''} in {rows} of {bad.shape[0]} samples; the first is "
+        f"row {first}. mikit never fills in or drops values: correct or remove those samples in every array."
     )
 
 
 def as_labels(value: Any, name: str = "labels") -> Tensor:
     """Return class labels as indices ``0 .. C-1``, in sorted order of the distinct values.
 
-    Args:
-        value: One label per sample: integers, booleans, strings, or floats that are whole numbers.
-        name: What to call the array in an error.
-
-    Returns:
-        LongTensor ``(n,)``.
+    ``value`` has one label per sample: integers, booleans, strings, or floats that are whole numbers.
 
     Raises:
         InputError: If the labels are empty, have more than one column, or are not categories.
@@ -104,11 +93,13 @@ def as_labels(value: Any, name: str = "labels") -> Tensor:
         if not bool(np.all(array == np.round(array))):
             first = int(np.flatnonzero(array != np.round(array))[0])
             raise InputError(
-                f"{name} is not categorical: row {first} holds {array[first]!r}. Pass whole numbers or strings; for a "
-                "continuous target, pass it as y instead of as labels."
+                f"{name} is not categorical: row {first} is {array[first].item()!r}. Pass whole numbers or strings; "
+                "pass a continuous target as y instead of as labels."
             )
     if array.dtype.kind not in "biufUS":
-        raise InputError(f"{name} has dtype {array.dtype}, which holds no labels. Pass whole numbers or strings.")
+        raise InputError(
+            f"{name} has dtype {array.dtype}, which is not a type of labels. Pass whole numbers or strings."
+        )
     return torch.from_numpy(np.unique(array, return_inverse=True)[1].astype(np.int64))
 
 
@@ -116,7 +107,7 @@ def as_group_codes(value: Any, n: int) -> Tensor:
     """Return group codes ``(n,)`` for rows that belong together (patches of one image, copies of one item)."""
     codes = as_labels(value, "groups")
     if codes.shape[0] != n:
-        raise InputError(f"groups has {codes.shape[0]} entries but there are {n} rows. Pass one group per row.")
+        raise InputError(f"groups has {codes.shape[0]} entries but there are {n} samples. Pass one group per sample.")
     return codes
 
 
@@ -127,7 +118,9 @@ def _as_tensor(value: Any, name: str) -> Tensor:
         return value
     if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         masked = int(np.ma.getmaskarray(value).sum())
-        raise InputError(f"{name} has {masked} masked entries. Mend or remove those rows; mikit never fills values in.")
+        raise InputError(
+            f"{name} has {masked} masked entries. Correct or remove those samples; mikit never fills in values."
+        )
     try:
         array = np.asarray(value)
     except ValueError as cause:

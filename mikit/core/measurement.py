@@ -1,4 +1,4 @@
-"""What a measurement returns: a number that carries its unit, its interval, its checks and where it came from."""
+"""The result of a measurement: a value with its unit, interval, checks, verdict and provenance."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SCHEMA_VERSION = 1
 @final
 @dataclass(frozen=True)
 class Check:
-    """One question put to a measurement, with the figure that answers it.
+    """One check of a measurement, with the figure that decided it.
 
     Attributes:
-        name: What was checked.
+        name: What was checked; an identifier that stays the same between versions.
         outcome: ``"pass"``, ``"warn"``, ``"fail"`` or ``"not applicable"``.
-        figure: The figure looked at, if there is one.
-        threshold: The figure at which the outcome turns to a warning or a failure, if there is one.
-        sentence: What it means, in plain words.
+        figure: The figure that decided it, if there is one.
+        threshold: The figure at which the outcome becomes a warning or a failure, if there is one.
+        sentence: What it means.
     """
 
     name: str
@@ -60,9 +60,11 @@ class Check:
         return cls(name, "fail", figure, threshold, sentence)
 
     @classmethod
-    def not_applicable(cls, name: str, sentence: str) -> Self:
+    def not_applicable(
+        cls, name: str, sentence: str, figure: float | None = None, threshold: float | None = None
+    ) -> Self:
         """Return a check whose question cannot be asked of these data."""
-        return cls(name, "not applicable", None, None, sentence)
+        return cls(name, "not applicable", figure, threshold, sentence)
 
     @classmethod
     def judged(
@@ -85,9 +87,10 @@ class Check:
             warn: Threshold of a warning.
             fail: Threshold of a failure.
         """
-        if fail is not None and figure > fail:
+        # Written so that a figure that is NaN does not pass.
+        if fail is not None and not figure <= fail:
             return cls.failed(name, otherwise, figure, fail)
-        if warn is not None and figure > warn:
+        if warn is not None and not figure <= warn:
             return cls.warned(name, otherwise, figure, warn)
         return cls.passed(name, passed, figure, fail if warn is None else warn)
 
@@ -95,10 +98,10 @@ class Check:
 @final
 @dataclass(frozen=True)
 class Null:
-    """The same estimate on data whose pairing was broken.
+    """The same estimate on permuted data.
 
     Attributes:
-        values: One estimate per permutation.
+        values: One estimate for each permutation.
         permuted: What was permuted: ``"rows"`` or ``"groups"``.
     """
 
@@ -111,20 +114,11 @@ class Null:
         return sum(self.values) / len(self.values)
 
     def p_value(self, value: float) -> float:
-        """Return how often independent data give as much as ``value``, at most: its p-value.
+        """Return the p-value ``(1 + #{null >= value}) / (B + 1)`` over ``B`` permutations; NaN where ``value`` is NaN.
 
-        ``(1 + #{null >= value}) / (B + 1)`` over ``B`` permutations: the pairing that was observed counts as one of
-        them, so that the p-value is never 0 and rejects at level ``α`` in at most ``α`` of all tests.
-
-        Args:
-            value: The estimate on the data as they are paired.
-
-        Returns:
-            The p-value, a multiple of ``1 / (B + 1)``; nan where ``value`` is nan. An estimate on permuted data that is
-            nan counts against the value.
-
-        Source:
-            Phipson and Smyth (2010), "Permutation p-values should never be zero".
+        The observed pairing counts as one of the permutations, so that the p-value is never 0 and a test at level ``α``
+        rejects independence in at most ``α`` of all cases (Phipson and Smyth, "Permutation p-values should never be
+        zero", 2010). A permuted estimate that is NaN counts as one that is at least as large.
 
         Example:
             >>> Null((0.01, 0.30, -0.02), "rows").p_value(0.20)
@@ -138,26 +132,26 @@ class Null:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A measured quantity, its uncertainty, and whether to believe it.
+    """A measured quantity, its uncertainty, and a verdict on its reliability.
 
     Attributes:
         value: The estimate on the report part, in ``unit``; never clipped.
         unit: ``"nats"``, ``"feature²"`` or ``"dimensionless"``.
         kind: ``"lower bound"``, ``"upper bound"``, ``"estimate"``, ``"V-information"``, ``"index"``, ``"discrepancy"``.
-        interval: 95 % sampling interval of ``value``. It holds the estimator's target, not its bias.
-        standard_error: Sampling standard error; rows of one group count as one observation.
-        ceiling: What this many samples can show at most, if there is a limit.
+        interval: 95 % sampling interval of ``value``. It covers the estimator's target, and does not account for bias.
+        standard_error: Sampling standard error; samples of one group count as one observation.
+        ceiling: Upper limit of the estimate for this many samples, if there is one.
         checks: Every check that was run.
         null: The estimate on permuted data; None if not asked for.
-        estimator: The instrument and its hyper-parameters.
-        chosen: Why this instrument, when it was chosen by ``auto``; else empty.
+        estimator: The estimator and its hyperparameters.
+        chosen: The reason for this estimator if ``auto`` chose it; else empty.
         seed: Seed of every random draw.
-        sizes: Rows of the fit, select and report parts, and the widths ``d_x`` and ``d_y``.
-        parts: Other readings, by name, for comparison only: of a learned instrument those on its fit and select parts.
+        sizes: Number of samples of the fit, select and report parts, and of features, ``d_x`` and ``d_y``.
+        parts: Other estimates by name, for comparison only: for a learned estimator those on its fit and select parts.
         versions: Versions of mikit, Python, torch, NumPy and SciPy.
-        data_hash: Hash of the data that were measured, in the order they were paired.
+        data_hash: Hash of the data that were measured, in paired order.
         wall_time: Seconds.
-        noise: Standard deviation of the noise that was added to ``y``, as a share of each column's; None for none.
+        noise: Standard deviation of the noise that was added to ``y``, as a fraction of each feature's; None without.
     """
 
     value: float
@@ -187,12 +181,12 @@ class Measurement:
     def reasons(self) -> tuple[str, ...]:
         """The sentences of the checks that warned or failed, the failures first."""
         order = {"fail": 0, "warn": 1}
-        told = sorted((c for c in self.checks if c.outcome in order), key=lambda c: order[c.outcome])
-        return tuple(c.sentence for c in told)
+        reasons = sorted((c for c in self.checks if c.outcome in order), key=lambda c: order[c.outcome])
+        return tuple(c.sentence for c in reasons)
 
     @property
     def p_value(self) -> float | None:
-        """How often independent data give as much, by :meth:`Null.p_value`; None where no permuted data were measured.
+        """The p-value against permuted data, by :meth:`Null.p_value`; None where no permuted data were measured.
 
         It can be no smaller than ``1 / (B + 1)``: 19 permutations are needed to reach 0.05, 99 to reach 0.01.
         """
@@ -200,22 +194,28 @@ class Measurement:
 
     @property
     def finding(self) -> str:
-        """What the number shows, in one sentence that claims no more than the interval does."""
+        """The conclusion that the interval supports, in one sentence."""
         low, _ = self.interval
         if self.kind == "discrepancy":
             own = next((check.outcome for check in self.checks if check.name == ABOVE_OWN), "")
             if math.isnan(low) and own not in ("pass", "warn"):
-                return "The sampling error is unknown, so nothing is claimed."
+                return "The sampling error is unknown, so there is no conclusion."
             differ = own != "warn" and (low > 0 or math.isnan(low))
-            return "The two laws differ." if differ else "No difference between the two laws was detected."
+            return (
+                "The two distributions differ."
+                if differ
+                else "No difference between the two distributions was detected."
+            )
         if math.isnan(low):
-            return "The sampling error is unknown, so nothing is claimed."
+            return "The sampling error is unknown, so there is no conclusion."
         floor = max(0.0, *self.null.values) if self.null else 0.0
         if low <= 0:
-            return "No information was detected by this instrument: the interval reaches 0."
+            return "No information was detected by this estimator: the interval includes 0."
         if low <= floor:
-            return "No information was detected by this instrument: the interval reaches what permuted data give."
-        return "Information was detected: the interval lies above 0 and above permuted data."
+            return (
+                "No information was detected by this estimator: the interval includes the estimates on permuted data."
+            )
+        return "Information was detected: the interval lies above 0 and above the estimates on permuted data."
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists, strings and numbers; numbers that are not finite become strings."""
@@ -229,7 +229,7 @@ class Measurement:
         """Return the measurement that :meth:`to_dict` described.
 
         Raises:
-            InputError: If a field is missing or the schema is newer than this version of mikit.
+            InputError: If a field is missing or the schema is of another version of mikit.
         """
         if not isinstance(content, Mapping):
             raise InputError("This is not a measurement: it must be an object with named fields.")
@@ -274,7 +274,7 @@ class Measurement:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        colour = {"trustworthy": "#1b7f4d", "caution": "#9a6700", "unreliable": "#b42318"}[self.verdict]
+        color = {"trustworthy": "#1b7f4d", "caution": "#9a6700", "unreliable": "#b42318"}[self.verdict]
         rows = "".join(
             f"<tr><td>{html.escape(c.name)}</td><td>{c.outcome}</td>"
             f"<td style='text-align:left'>{html.escape(c.sentence)}</td></tr>"
@@ -282,23 +282,25 @@ class Measurement:
         )
         return (
             f"<div><b>{html.escape(self._headline())}</b> "
-            f"<span style='color:{colour};font-weight:600'>{self.verdict}</span>"
+            f"<span style='color:{color};font-weight:600'>{self.verdict}</span>"
             f"<p>{html.escape(self.finding)}<br><small>{html.escape(self.estimator)}"
             f"{'; ' + html.escape(self.chosen) if self.chosen else ''}</small></p>"
             f"<table><thead><tr><th>check</th><th>outcome</th><th>meaning</th></tr></thead>{rows}</table></div>"
         )
 
     def _beside(self) -> list[str]:
-        """Return what a discrepancy must not be read without: the teacher's own, and the information between rows."""
+        """Return the lines of a discrepancy: the teacher against itself, and the information beside it."""
         lines, of = [], self.parts
         if "teacher against itself" in of:
-            said = f"  At {of['rows of a half']:.0f} rows a side: {of['student against teacher, at that size']:.4g}; "
-            said += f"the teacher against itself: {of['teacher against itself']:.4g}"
+            line = (
+                f"  With {of['rows of a half']:.0f} samples a side: {of['student against teacher, at that size']:.4g}; "
+            )
+            line += f"the teacher against itself: {of['teacher against itself']:.4g}"
             if "debiased" in of:
-                said += (
+                line += (
                     f"; debiased: {of['debiased']:.4g} ± {of['debiased, standard error over splits']:.2g} over splits"
                 )
-            lines.append(said)
+            lines.append(line)
         if "information beside it" in of:
             error = of["information beside it, standard error"]
             lines.append(f"  Information beside it: {of['information beside it']:.3f} nats, standard error {error:.2g}")
@@ -316,7 +318,7 @@ class Measurement:
         if self.noise is not None:
             limits.append(f"noise {self.noise:g}")
         if self.ceiling is not None:
-            limits.append(f"ceiling {self.ceiling:.1f}")
+            limits.append(f"upper limit {self.ceiling:.1f}")
         return "  ".join([*parts, ", ".join(limits)])
 
 
@@ -327,14 +329,14 @@ def verdict_of(checks: tuple[Check, ...]) -> str:
 
 
 def _digits(standard_error: float | None) -> int:
-    """Return how many decimals the standard error supports: two significant figures of it, from 2 to 6."""
+    """Return the number of decimals to print: two significant figures of the standard error, from 2 to 6."""
     if standard_error is None or not math.isfinite(standard_error) or standard_error <= 0:
         return 3
     return min(max(1 - math.floor(math.log10(standard_error)), 2), 6)
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` in the types JSON knows: plain containers, and text for numbers that are not finite."""
+    """Return ``value`` in types that JSON supports: plain containers, and text for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What is only for training: a small trainer, and the check that every parameter of a loss reaches the optimiser."""
+"""Distillation losses, losses between pairs of layers, and a small trainer for students."""
 
 from mikit.distillation.across_ranks import AcrossRanks, gathered_rows
 from mikit.distillation.chunking import chunked_backward
@@ -17,10 +17,12 @@ from mikit.distillation.mimkd.mimkd import MIMKD
 from mikit.distillation.recipes import RECIPES, Ingredient, Recipe, distillation_terms, read_ingredients
 from mikit.distillation.training.auxiliary_teacher import auxiliary_teacher, train_auxiliary_teacher
 from mikit.distillation.training.curve import EpochRecord, TrainingCurve
+from mikit.distillation.training.evaluation import accuracy_on, logits_on
 from mikit.distillation.training.optimizers import check_optimizer
 from mikit.distillation.training.plan import DistillationTerm, TrainingPlan, random_stream
 from mikit.distillation.training.recording import PhaseRecorder
-from mikit.distillation.training.trainer import Views, accuracy_on, logits_on, train_network, train_student
+from mikit.distillation.training.run import Views
+from mikit.distillation.training.trainer import train_network, train_student
 
 __all__ = [
     "CRD",

@@ -1,4 +1,4 @@
-"""Example features of a student and a teacher, from which a loss takes its widths and statistics."""
+"""Example features of a student and a teacher, from which losses take their widths and statistics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mikit.activations import Readout, capture
 from mikit.core.errors import InputError
+from mikit.distillation.networks import output_of
 
-__all__ = ["example_features", "example_layers", "output_of"]
+__all__ = ["example_features", "example_layers"]
 
 
 def example_features(
@@ -26,22 +27,22 @@ def example_features(
 ) -> tuple[Tensor, Tensor]:
     """Return one pair of features to build a loss from: ``VID.between(*example_features(...))``.
 
-    The student runs in training mode, because batch normalisation scales features there and not with its untrained
-    statistics; it is a copy that runs, so nothing of the student changes. The teacher runs as it is.
+    The student runs in training mode, so that batch normalization uses the statistics of the batch and not its
+    untrained ones. A copy of it is run, so the student does not change. The teacher runs in its present mode.
 
     Args:
         student: The student, usually untrained.
         teacher: The teacher, in evaluation mode.
-        images: A batch large enough for the statistics that the loss takes from it; a mapping is passed by keyword.
+        images: A batch, large enough for the statistics of the loss; a mapping is passed by keyword.
         layer: Layer of the student.
         teacher_layer: Layer of the teacher; the same name if None.
-        readout: What to keep of an activation.
+        readout: Pooling of the activations, as for :func:`mikit.capture`.
 
     Returns:
         The student's and the teacher's activations, without gradient.
 
     Raises:
-        InputError: If a layer does not exist or cannot be read out.
+        InputError: If a layer does not exist or the readout does not fit its activations.
 
     Cost:
         One forward pass of both networks and a copy of the student.
@@ -53,8 +54,8 @@ def example_features(
         (torch.Size([8, 3]), torch.Size([8, 5]))
     """
     source = layer if teacher_layer is None else teacher_layer
-    own, told = example_layers(student, teacher, images, [layer], [source], readout=readout)
-    return own[layer], told[layer]
+    students, teachers = example_layers(student, teacher, images, [layer], [source], readout=readout)
+    return students[layer], teachers[layer]
 
 
 def example_layers(
@@ -68,21 +69,22 @@ def example_layers(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return features of several layers to build one loss from: ``MIMKD.between(*example_layers(...))``.
 
-    As :func:`example_features`, for losses that read mappings.
+    As :func:`example_features`, for losses on several layers.
 
     Args:
         student: The student, usually untrained.
         teacher: The teacher, in evaluation mode.
         images: A batch; a mapping is passed by keyword.
         layers: Layers of the student.
-        teacher_layers: As many of the teacher; the same names if None.
-        readout: What to keep of an activation.
+        teacher_layers: As many layers of the teacher; the same names if None.
+        readout: Pooling of the activations, as for :func:`mikit.capture`.
 
     Returns:
         The student's activations by layer, and the teacher's under the names of the student's layers.
 
     Raises:
-        InputError: If a layer does not exist or cannot be read out, or there are not as many on both sides.
+        InputError: If a layer does not exist, the readout does not fit its activations, or the numbers of layers
+            differ.
 
     Example:
         >>> student, teacher = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 5)).eval()
@@ -94,26 +96,16 @@ def example_layers(
     if len(sources) != len(layers):
         raise InputError(
             f"There are {len(layers)} layers of the student {tuple(layers)} and {len(sources)} of the teacher "
-            f"{sources}; name as many of each."
+            f"{sources}. Pass equally many of each."
         )
     example = copy.deepcopy(student).train()
     with (
         torch.no_grad(),
         torch.random.fork_rng(),
-        capture(example, layers, readout=readout) as own,
-        capture(teacher, sources, readout=readout) as told,
+        capture(example, layers, readout=readout) as of_student,
+        capture(teacher, sources, readout=readout) as of_teacher,
     ):
         output_of(example, images)
         output_of(teacher, images)
-        students = {layer: own[layer] for layer in layers}
-        return students, {layer: told[source] for layer, source in zip(layers, sources, strict=True)}
-
-
-def output_of(network: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Any:
-    """Return what ``network`` gives for ``inputs``; the entries of a mapping are passed by keyword.
-
-    Example:
-        >>> output_of(nn.Linear(2, 3), {"input": torch.ones(4, 2)}).shape
-        torch.Size([4, 3])
-    """
-    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+        students = {layer: of_student[layer] for layer in layers}
+        return students, {layer: of_teacher[source] for layer, source in zip(layers, sources, strict=True)}

@@ -1,4 +1,4 @@
-"""Tensors in what holds them: one tensor, or mappings, named tuples, tuples and lists of tensors."""
+"""Tensors in nested containers: mappings, named tuples, tuples and lists."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ __all__ = ["tensors_in", "with_tensors"]
 
 
 def tensors_in(value: Any, what: str) -> list[Tensor]:
-    """Return the tensors of a nest, in its own order; refuse what holds anything else.
-
-    Args:
-        value: A tensor, or a mapping, named tuple, tuple or list of nests.
-        what: What to call it in an error.
+    """Return the tensors of a nested container, in its order; refuse other leaves. ``what`` is its name in errors.
 
     Example:
         >>> import torch
@@ -34,13 +30,14 @@ def tensors_in(value: Any, what: str) -> list[Tensor]:
 
 
 def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
-    """Return a nest of the same form that holds ``tensors`` in the order of :func:`tensors_in`; mappings become dicts.
+    """Return a container of the same form with ``tensors`` in the order of :func:`tensors_in`; mappings become dicts.
 
     Example:
         >>> import torch
         >>> with_tensors({"a": torch.zeros(2), "b": (torch.zeros(3),)}, [torch.ones(1), torch.ones(1)])
         {'a': tensor([1.]), 'b': (tensor([1.]),)}
     """
+    # One iterator for the whole recursion: every leaf takes the next tensor, in the order in which they were found.
     return _rebuilt(value, iter(tensors))
 
 
@@ -50,6 +47,6 @@ def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {name: _rebuilt(value[name], tensors) for name in value}
     parts = [_rebuilt(part, tensors) for part in value]
-    if hasattr(value, "_fields"):  # a named tuple takes its parts one by one
+    if hasattr(value, "_fields"):  # a named tuple is built from positional arguments
         return type(value)(*parts)
     return tuple(parts) if isinstance(value, tuple) else parts

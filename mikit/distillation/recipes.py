@@ -1,4 +1,4 @@
-"""How each distillation loss is used by default, by name: where it stands, how it is built, how much it weighs."""
+"""The default use of each distillation loss, by name: its layers, how it is built, and its weight."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mikit.core.errors import InputError
 from mikit.distillation.examples import example_features, example_layers
 from mikit.distillation.kd2m.kd2m import KD2M
+from mikit.distillation.losses.base import recommended_weight
 from mikit.distillation.losses.crd import CRD
 from mikit.distillation.losses.features import AttentionTransfer, ChannelMMD, FitNet
 from mikit.distillation.losses.information_flow import InformationFlow
@@ -29,38 +30,23 @@ __all__ = ["RECIPES", "Ingredient", "Recipe", "distillation_terms", "read_ingred
 Pair = tuple[str, str]
 Build = Callable[[Any, Any, Tensor, int, torch.Generator], nn.Module]
 
-# In units of each loss's own recommended_weight. FitNet, AttentionTransfer and PKT come scaled: their weights are about
-# 10, 1000 and 1000 of the plain means that released codes weigh.
-_WEIGHTS = {
-    "vid": 1.0,
-    "hinton": 1.0,
-    "dkd": 1.0,
-    "fitnet": 1.0,
-    "attention": 1.0,
-    "channel_mmd": 1.0,
-    "pkt": 1.0,
-    "flow": 1.0,
-    "kd2m": 5.0,
-    "mimkd": 1.0,
-    "crd": 0.8,
-}
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One loss as it is recommended.
+    """The recommended use of one loss.
 
     Attributes:
-        name: What the command line and :func:`distillation_terms` call it.
-        about: What it is, in a few words.
+        name: Its name on the command line and in :func:`distillation_terms`.
+        about: A description in a few words.
         weight: Recommended weight beside a cross-entropy of weight 1, in units of the loss's ``recommended_weight``.
-            Where the loss stands between several pairs of layers, each pair has it.
-        layers: Layers of :class:`~mikit.models.ResNet8` it stands at by default, on both sides.
-        reads: ``"features"``, ``"logits"``, or ``"several"`` for one loss that reads all layers at once.
-        readout: What is kept of an activation: ``"whole"`` where it reads maps, else ``"pool"``.
+            If there are several pairs of layers, it is the weight of each.
+        layers: Default layers of :class:`~mikit.models.ResNet8`, for both networks.
+        reads: ``"features"``, ``"logits"``, or ``"several"`` for one loss on all layers at once.
+        readout: Pooling of the activations: ``"whole"`` for losses on maps, else ``"pool"``.
         labels: Whether it takes the class indices of the batch.
-        build: From example activations of both sides, labels, batch size and a generator to the loss.
+        build: Function of example activations of both networks, labels, batch size and a generator that returns the
+            loss.
     """
 
     name: str
@@ -80,7 +66,7 @@ class Ingredient:
 
     Attributes:
         recipe: The loss.
-        weight: Its weight, in the same unit; the recommended one unless told otherwise.
+        weight: Its weight, in the same unit.
     """
 
     recipe: Recipe
@@ -88,9 +74,9 @@ class Ingredient:
 
     @property
     def label(self) -> str:
-        """The name, with the weight where it is not the recommended one."""
-        told = "" if self.weight == self.recipe.weight else f":{self.weight:g}"
-        return f"{self.recipe.name}{told}"
+        """The name, followed by the weight if it is not the recommended one."""
+        weight = "" if self.weight == self.recipe.weight else f":{self.weight:g}"
+        return f"{self.recipe.name}{weight}"
 
 
 def _vid(x: Tensor, y: Tensor, labels: Tensor, batch: int, generator: torch.Generator) -> nn.Module:
@@ -98,7 +84,7 @@ def _vid(x: Tensor, y: Tensor, labels: Tensor, batch: int, generator: torch.Gene
 
 
 def _kd2m(x: Tensor, y: Tensor, labels: Tensor, batch: int, generator: torch.Generator) -> nn.Module:
-    # About a batch, because the bias of exact transport between so many rows belongs to the unit.
+    # One batch, because the unit must include the bias that exact transport has between samples of that size.
     few = slice(0, batch)
     return KD2M.between(
         x[few], y[few], metric="wasserstein", conditional="joint", labels=labels[few], generator=generator
@@ -110,7 +96,7 @@ def _flow(x: Any, y: Any, labels: Tensor, batch: int, generator: torch.Generator
 
 
 def _alike(cls: Any) -> Build:
-    """Return how a class is built whose ``between`` takes features and a generator."""
+    """Return the builder of a class whose ``between`` takes features and a generator."""
 
     def build(x: Any, y: Any, labels: Tensor, batch: int, generator: torch.Generator) -> nn.Module:
         loss: nn.Module = cls.between(x, y, generator=generator)
@@ -120,7 +106,7 @@ def _alike(cls: Any) -> Build:
 
 
 def _ready(cls: Callable[[], nn.Module]) -> Build:
-    """Return how a class is built that needs no example."""
+    """Return the builder of a class that needs no example."""
 
     def build(x: Tensor, y: Tensor, labels: Tensor, batch: int, generator: torch.Generator) -> nn.Module:
         return cls()
@@ -128,52 +114,64 @@ def _ready(cls: Callable[[], nn.Module]) -> Build:
     return build
 
 
-def _recipes() -> Mapping[str, Recipe]:
-    stages = ("stage1", "stage2", "stage3")
-    logits = ("fc",)
-    pooled = ("pool",)
-    rows: tuple[tuple[str, str, tuple[str, ...], str, str, bool, Build], ...] = (
-        ("vid", "variational information distillation", stages, "features", "whole", False, _vid),
-        ("hinton", "softened logits, T = 4", logits, "logits", "pool", False, _ready(HintonKD)),
-        ("dkd", "softened logits, the label apart", logits, "logits", "pool", True, _ready(DKD)),
-        ("fitnet", "regression of the teacher's maps", ("stage2",), "features", "whole", False, _alike(FitNet)),
-        ("attention", "where the maps are large", stages, "features", "whole", False, _ready(AttentionTransfer)),
-        ("channel_mmd", "MMD across channels", ("stage3",), "features", "whole", False, _ready(ChannelMMD)),
-        ("pkt", "neighbours in the batch", pooled, "features", "pool", False, _alike(PKT)),
-        ("flow", "neighbours at several layers", (*stages, "pool"), "several", "pool", False, _flow),
-        ("kd2m", "exact transport of features and labels", pooled, "features", "pool", True, _kd2m),
-        ("mimkd", "critics of images and of places", ("stage3", "pool"), "several", "whole", False, _alike(MIMKD)),
-        ("crd", "contrast in the batch", pooled, "features", "pool", False, _alike(CRD)),
-    )
-    made = (
-        Recipe(
-            name=name,
-            about=about,
-            weight=_WEIGHTS[name],
-            layers=layers,
-            reads=reads,
-            readout=readout,
-            labels=labels,
-            build=build,
-        )
-        for name, about, layers, reads, readout, labels, build in rows
-    )
-    return MappingProxyType({recipe.name: recipe for recipe in made})
+def _recipe(
+    about: str,
+    build: Build,
+    layers: tuple[str, ...] = ("stage1", "stage2", "stage3"),
+    *,
+    reads: str = "features",
+    readout: str = "whole",
+    labels: bool = False,
+    weight: float = 1.0,
+) -> dict[str, Any]:
+    """Return the fields of a recipe but its name; by default of a loss on the maps of every stage."""
+    return {
+        "about": about,
+        "weight": weight,
+        "layers": layers,
+        "reads": reads,
+        "readout": readout,
+        "labels": labels,
+        "build": build,
+    }
 
 
-RECIPES: Mapping[str, Recipe] = _recipes()
+_LOGITS: dict[str, Any] = {"layers": ("fc",), "reads": "logits", "readout": "pool"}
+_POOLED: dict[str, Any] = {"layers": ("pool",), "readout": "pool"}
+
+# A weight is given here only if it belongs to this use of a loss: KD2M with exact transport of features and labels,
+# and CRD as its released scripts weigh it. All other weights are the loss's own recommended_weight, or the scale of its
+# formula: FitNet, AttentionTransfer and PKT are scaled to about 10, 1000 and 1000 times the plain means of other codes.
+_RECIPES = {
+    "vid": _recipe("variational information distillation", _vid),
+    "hinton": _recipe("softened logits, T = 4", _ready(HintonKD), **_LOGITS),
+    "dkd": _recipe("softened logits, the label separately", _ready(DKD), labels=True, **_LOGITS),
+    "fitnet": _recipe("regression of the teacher's maps", _alike(FitNet), ("stage2",)),
+    "attention": _recipe("where activations are large", _ready(AttentionTransfer)),
+    "channel_mmd": _recipe("MMD across channels", _ready(ChannelMMD), ("stage3",)),
+    "pkt": _recipe("neighbors in the batch", _alike(PKT), **_POOLED),
+    "flow": _recipe(
+        "neighbors at several layers", _flow, ("stage1", "stage2", "stage3", "pool"), reads="several", readout="pool"
+    ),
+    "kd2m": _recipe("exact transport of features and labels", _kd2m, labels=True, weight=5.0, **_POOLED),
+    "mimkd": _recipe("contrast of images and of positions", _alike(MIMKD), ("stage3", "pool"), reads="several"),
+    "crd": _recipe("contrast in the batch", _alike(CRD), weight=0.8, **_POOLED),
+}
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {name: Recipe(name=name, **fields) for name, fields in _RECIPES.items()}
+)
 """Every loss by name."""
 
 
 def read_ingredients(text: str) -> tuple[Ingredient, ...]:
-    """Return the losses that ``"vid"``, ``"vid:2"`` or ``"vid:2+hinton"`` names.
+    """Parse the names of losses, such as ``"vid"``, ``"vid:2"`` or ``"vid:2+hinton"``.
 
     Args:
-        text: Names of :data:`RECIPES`, joined by ``+`` for losses that act together; each may have a weight behind a
+        text: Names of :data:`RECIPES`, joined by ``+`` for losses that are added; each may have a weight after a
             colon.
 
     Raises:
-        InputError: If there is no such loss (the nearest names are told), it stands twice, or a weight is no positive
+        InputError: If a loss does not exist (similar names are listed) or occurs twice, or a weight is not a positive
             number.
 
     Example:
@@ -192,7 +190,7 @@ def read_ingredients(text: str) -> tuple[Ingredient, ...]:
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise InputError(f'There is no loss "{name}".{hint} The losses are {", ".join(RECIPES)}.')
         if any(one.recipe.name == name for one in found):
-            raise InputError(f'The loss "{name}" stands twice in "{text}". Name it once, with one weight.')
+            raise InputError(f'The loss "{name}" occurs twice in "{text}". Name it once, with one weight.')
         found.append(Ingredient(RECIPES[name], _weight(weight, text) if colon else RECIPES[name].weight))
     return tuple(found)
 
@@ -208,30 +206,30 @@ def distillation_terms(
     pairs: Sequence[Pair] | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, DistillationTerm]:
-    """Build losses as they are recommended, ready for :func:`~mikit.distillation.train_student`.
+    """Build losses with their recommended settings, for :func:`~mikit.distillation.train_student`.
 
     Args:
-        ingredients: What :func:`read_ingredients` gives, or its text.
+        ingredients: The result of :func:`read_ingredients`, or its text.
         student: The student, untrained.
         teacher: The teacher, in evaluation mode.
-        images: Example images, in random order, a batch of them at least; the student's own training images will do.
+        images: Example images, in random order, at least one batch; the student's training images are suitable.
         labels: Their class indices.
-        batch: Images a training step; metrics whose bias depends on it take so many of the example.
-        pairs: Layers of the student and of the teacher that losses on features stand between, in place of their
-            own; ``HintonKD`` and ``DKD`` stay at the logits.
-        generator: Where losses draw their parameters from; torch's global generator if None.
+        batch: Number of images in a training step; metrics with a bias that depends on it use so many examples.
+        pairs: Layers of the student and of the teacher for losses on features, in place of the default layers;
+            ``HintonKD`` and ``DKD`` always use the logits.
+        generator: Source of the losses' initial parameters; torch's global generator if None.
 
     Returns:
-        The terms by name: ``"vid"``, or ``"vid stage1:stage1"`` where a loss stands between several pairs.
+        The terms by name: ``"vid"``, or ``"vid stage1:stage1"`` if a loss has several pairs of layers.
 
     Raises:
-        InputError: If a layer does not exist, or a loss cannot be built between its layers; the sentence names both.
+        InputError: If a layer does not exist, or a loss cannot be built between its layers; the message names both.
 
     Cost:
         One forward pass of both networks for each pair of layers.
 
     Pitfalls:
-        Default layers are those of :class:`~mikit.models.ResNet8`; give ``pairs`` for another network. Weights are
+        Default layers are those of :class:`~mikit.models.ResNet8`; pass ``pairs`` for another network. Weights are
         recommended for its sizes and a cross-entropy of weight 1.
 
     Example:
@@ -248,49 +246,51 @@ def distillation_terms(
     terms: dict[str, DistillationTerm] = {}
     for one in wanted:
         recipe = one.recipe
-        own = pairs if pairs and recipe.reads != "logits" else [(layer, layer) for layer in recipe.layers]
-        layers, sources = tuple(pair[0] for pair in own), tuple(pair[1] for pair in own)
-        groups: list[tuple[Any, Any]] = [(layers, sources)] if recipe.reads == "several" else list(own)
+        used = pairs if pairs and recipe.reads != "logits" else [(layer, layer) for layer in recipe.layers]
+        layers, sources = tuple(pair[0] for pair in used), tuple(pair[1] for pair in used)
+        groups: list[tuple[Any, Any]] = [(layers, sources)] if recipe.reads == "several" else list(used)
         for layer, source in groups:
-            said = f"{_said(layer)}:{_said(source)}"
+            names = f"{_joined(layer)}:{_joined(source)}"
             try:
-                own_example, example = _examples(recipe, student, teacher, images, layer, source)
-                loss = recipe.build(own_example, example, labels.cpu(), batch, generator)
-                _try_out(loss, own_example, example)
+                x, y = _examples(recipe, student, teacher, images, layer, source)
+                loss = recipe.build(x, y, labels.cpu(), batch, generator)
+                _try_out(loss, x, y)
                 term = DistillationTerm(
                     loss=loss.to(images.device),
                     layer=layer,
                     teacher_layer=source,
-                    weight=one.weight * float(getattr(loss, "recommended_weight", 1.0)),
+                    weight=one.weight * recommended_weight(loss),
                     readout=recipe.readout,
                     labels=recipe.labels,
                 )
             except InputError as cause:
-                raise InputError(f'The loss "{recipe.name}" cannot stand between the layers {said}. {cause}') from cause
-            terms[recipe.name if len(groups) == 1 else f"{recipe.name} {said}"] = term
+                raise InputError(
+                    f'The loss "{recipe.name}" cannot be built between the layers {names}. {cause}'
+                ) from cause
+            terms[recipe.name if len(groups) == 1 else f"{recipe.name} {names}"] = term
     return terms
 
 
 def _examples(
     recipe: Recipe, student: nn.Module, teacher: nn.Module, images: Tensor, layer: Any, source: Any
 ) -> tuple[Any, Any]:
-    """Return activations of one layer each, or of several by name; on the CPU, where generators draw."""
+    """Return activations of one layer each, or of several by name, on the CPU, where generators draw."""
     if recipe.reads == "several":
         sides = example_layers(student, teacher, images, layer, source, readout=recipe.readout)
-        own, other = ({name: value.cpu() for name, value in side.items()} for side in sides)
-        return own, other
+        of_student, of_teacher = ({name: value.cpu() for name, value in side.items()} for side in sides)
+        return of_student, of_teacher
     x, y = example_features(student, teacher, images, layer, source, readout=recipe.readout)
     return x.cpu(), y.cpu()
 
 
-def _try_out(loss: nn.Module, own: Any, example: Any) -> None:
-    """Refuse now what the loss would refuse at the first step."""
+def _try_out(loss: nn.Module, x: Any, y: Any) -> None:
+    """Raise now what the loss would raise at the first step."""
     require = getattr(loss, "require", None)
     if require is not None:
-        require(own, example)
+        require(x, y)
 
 
-def _said(layers: str | tuple[str, ...]) -> str:
+def _joined(layers: str | tuple[str, ...]) -> str:
     return layers if isinstance(layers, str) else "+".join(layers)
 
 
@@ -300,5 +300,5 @@ def _weight(text: str, whole: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise InputError(f'The weight "{text}" in "{whole}" is no positive number. Write the loss as "vid:2".')
+        raise InputError(f'The weight "{text}" in "{whole}" is not a positive number. Write the loss as "vid:2".')
     return weight

@@ -1,13 +1,12 @@
-"""The measures. Each is a loss when called and an instrument when measured; names select them here and nowhere else."""
+"""All estimators, and the registry of their names. Each is a loss when called and an estimator when measured."""
 
 from __future__ import annotations
 
 from mikit.core.errors import InputError
 from mikit.estimators.auto import Auto
 from mikit.estimators.base import Estimator
-from mikit.estimators.bounds.donsker_varadhan import DV
 from mikit.estimators.bounds.infonce import AnchoredInfoNCE, InfoNCE
-from mikit.estimators.bounds.ratios import JSD, NWJ, SMILE
+from mikit.estimators.bounds.ratios import DV, JSD, NWJ, SMILE
 from mikit.estimators.copula.copula_critic import CopulaCritic
 from mikit.estimators.fitting import FitRecord, Training
 from mikit.estimators.gaussian.distributions import GaussianKL, GaussianWasserstein
@@ -17,8 +16,10 @@ from mikit.estimators.kernels.energy import EnergyDistance
 from mikit.estimators.kernels.mmd import MMD
 from mikit.estimators.labels.label_information import LabelInformation
 from mikit.estimators.labels.plug_in import PlugIn
-from mikit.estimators.neighbors.ksg import KSG, Ross, WeightedKL
+from mikit.estimators.neighbors.ksg import KSG
 from mikit.estimators.neighbors.reduced import ReducedKSG
+from mikit.estimators.neighbors.ross import Ross
+from mikit.estimators.neighbors.weighted_kl import WeightedKL
 from mikit.estimators.normalizing_flows.conditional import ConditionalInformation, held_out_conditional_mi
 from mikit.estimators.normalizing_flows.flow_mi import FlowMI
 from mikit.estimators.transport.gromov import GromovWasserstein

@@ -1,4 +1,4 @@
-"""The instrument that picks an instrument, by evidence, and says which and why."""
+"""The estimator that chooses another estimator from the data, and reports its choice and the reason."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mikit.core.errors import InputError
 from mikit.core.rows import first_of_each_group
 from mikit.estimators.base import Estimator, require_pair
 from mikit.estimators.copula.copula_critic import CopulaCritic
-from mikit.estimators.fitting import FitRecord, Training
-from mikit.estimators.gaussian.mutual_information import GaussianMI
+from mikit.estimators.fitting import FitData, FitRecord
+from mikit.estimators.gaussian.mutual_information import GaussianMI, samples_per_feature
 from mikit.estimators.neighbors.ksg import KSG
 from mikit.estimators.neighbors.reduced import ReducedKSG
 from mikit.functional.gaussian.canonical import rank_gaussianise
@@ -21,35 +21,39 @@ from mikit.functional.gaussian.canonical import rank_gaussianise
 __all__ = ["Auto"]
 
 _SMALLEST_GAIN = 0.02
-_FEW_COLUMNS, _MANY_COLUMNS = 3, 128
+_FEW_COLUMNS = 3
 _FEWEST_ROWS_FOR_CODES = 200
 
 
 @final
 class Auto(Estimator):
-    """Mutual information by whichever instrument suits rows ``(n, d_x)``, ``(n, d_y)``; the choice is reported.
+    """Mutual information of samples ``(n, d_x)``, ``(n, d_y)`` by an estimator chosen from the data and reported.
 
-    Formula: the chosen instrument's. The rule, in order: fewer than five rows a column, or above 128 columns in all
-    fewer than twenty, the codes of :class:`ReducedKSG` (below 200 rows a shrunk Gaussian copula on held-out rows); up
-    to three columns in all, nearest neighbours of normal scores (:class:`KSG`) if they exceed the Gaussian copula by
-    more than 0.02 nats and two standard errors, and the Gaussian copula otherwise; in between
-    :class:`CopulaCritic`, which tests on held-out rows whether a critic adds anything to the copula, and asks
-    neighbours for what the critic leaves out. Rows of one group are kept together and count as one.
+    Formula: that of the chosen estimator. The rules, in this order:
+
+    1. Fewer than five samples per column, or fewer than twenty above 128 columns in total: the codes of
+       :class:`ReducedKSG`. Below 200 samples, a shrunk Gaussian copula on held-out samples.
+    2. At most three columns in total: nearest neighbors of normal scores (:class:`KSG`) if they exceed the Gaussian
+       copula by more than 0.02 nats and two standard errors, otherwise the Gaussian copula.
+    3. Otherwise :class:`CopulaCritic`, which tests on held-out samples whether a critic adds anything to the copula,
+       and uses nearest neighbors for what the critic misses.
+
+    Samples of one group are kept together and count as one.
 
     Unit: nats.
 
-    Kind: estimate; that of the chosen instrument in a :class:`~mikit.Measurement`.
+    Kind: estimate; in a :class:`~mikit.Measurement`, that of the chosen estimator.
 
     Raises:
-        InputError: If there are too few rows, or an exact linear relation makes the information infinite.
+        InputError: If there are too few samples, or an exact linear relation makes the information infinite.
 
     Cost:
-        That of the chosen instrument.
+        That of the chosen estimator.
 
     Pitfalls:
-        The choice looks at counts, and at neighbours against the copula where columns are few; what decides between
-        candidates happens inside the chosen instrument, on held-out rows, and its line says so. Has no gradient: use
-        the chosen instrument, or InfoNCE, as a loss.
+        The choice depends on counts only, and for few columns on nearest neighbors against the copula. Everything else
+        is decided inside the chosen estimator on held-out samples, and stated in its note. It has no gradient: use the
+        chosen estimator, or InfoNCE, as a loss.
 
     Source:
         The rule is mikit's own.
@@ -75,52 +79,42 @@ class Auto(Estimator):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Raise ``TypeError``: a choice has no gradient."""
-        raise TypeError(
-            "Auto has no gradient: it chooses an instrument. Train with GaussianMI, InfoNCE or VID instead."
-        )
+        raise TypeError("Auto has no gradient: it chooses an estimator. Train with GaussianMI, InfoNCE or VID instead.")
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the chosen instrument's estimate."""
+        """Return the chosen estimator's estimate."""
         return self._fitted().estimate(x, y)
 
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Return the chosen instrument's contributions."""
+        """Return the chosen estimator's contributions."""
         return self._fitted().pointwise(x, y)
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
-        """Return the chosen instrument's standard error."""
+        """Return the chosen estimator's standard error."""
         return self._fitted().standard_error(x, y, groups=groups)
 
     def ceiling(self, n: int) -> float | None:
-        """Return the chosen instrument's ceiling; None before there is a choice."""
+        """Return the chosen estimator's ceiling; None before an estimator is chosen."""
         return None if self.chosen is None else self.chosen.ceiling(n)
 
-    def fit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        select: tuple[Tensor, Tensor] | None = None,
-        generator: torch.Generator,
-        training: Training | None = None,
-    ) -> FitRecord:
-        """Choose on the fit and select rows, and fit the choice."""
-        rows = (x, y) if select is None else (torch.cat([x, select[0]]), torch.cat([y, select[1]]))
-        self.chosen = self.choose(*rows, generator=generator)[0].fresh(x, y, generator=generator)
-        return self.chosen.fit(x, y, select=select, generator=generator, training=training)
+    def _fit(self, data: FitData) -> FitRecord:
+        """Choose an estimator on the fit and select parts, and fit it."""
+        chosen, _ = self.choose(*data.pooled, generator=data.generator)
+        self.chosen = chosen.fresh(data.x, data.y, generator=data.generator)
+        return self.chosen._fit(data)
 
     def choose(
         self, x: Tensor, y: Tensor, *, groups: Tensor | None = None, generator: torch.Generator
     ) -> tuple[Estimator, str]:
-        """Return the instrument for these rows and one line that says why; rows of one group count as one."""
+        """Return the estimator for these samples and the reason in one line; samples of one group count as one."""
         require_pair(x, y, minimum=4)
         width = x.shape[1] + y.shape[1]
-        units, what = (x.shape[0], "rows") if groups is None else (int(groups.max()) + 1, "groups")
-        enough = 5 if width <= _MANY_COLUMNS else 20
+        units, what = (x.shape[0], "samples") if groups is None else (int(groups.max()) + 1, "groups")
+        enough = samples_per_feature(width)
         if units < enough * width:
-            return _for_many_columns(f"{units} {what} are fewer than {enough} for each of the {width} columns", units)
+            return _for_many_columns(f"{units} {what} are fewer than {enough} for each of the {width} features", units)
         if width <= _FEW_COLUMNS:
-            return _neighbours_or_gaussian(rank_gaussianise(x), rank_gaussianise(y), groups)
+            return _neighbors_or_gaussian(rank_gaussianise(x), rank_gaussianise(y), groups)
         if units < CopulaCritic().minimum_rows(x.shape[1], y.shape[1]):
             return GaussianMI(copula=True), f"{units} {what} are too few to train a critic"
         return CopulaCritic(), ""
@@ -131,22 +125,21 @@ class Auto(Estimator):
         return self.chosen
 
 
-def _for_many_columns(said: str, units: int) -> tuple[Estimator, str]:
+def _for_many_columns(reason: str, units: int) -> tuple[Estimator, str]:
     if units < _FEWEST_ROWS_FOR_CODES:
-        return GaussianMI(
-            copula=True, shrinkage="ledoit-wolf", held_out=True
-        ), f"{said}, so the correlations are shrunk"
-    return ReducedKSG(), f"{said}, so they are reduced to a few pairs of codes"
+        gaussian = GaussianMI(copula=True, shrinkage="ledoit-wolf", held_out=True)
+        return gaussian, f"{reason}, so the correlations are shrunk"
+    return ReducedKSG(), f"{reason}, so they are reduced to a few pairs of codes"
 
 
-def _neighbours_or_gaussian(x: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Estimator, str]:
-    """Prefer nearest neighbours only where they read more than the Gaussian copula."""
+def _neighbors_or_gaussian(x: Tensor, y: Tensor, groups: Tensor | None) -> tuple[Estimator, str]:
+    """Choose nearest neighbors only if their estimate is clearly above that of the Gaussian copula."""
     if groups is not None:
         x, y = (side[first_of_each_group(groups)] for side in (x, y))
-    gaussian, neighbours = GaussianMI(copula=True), KSG(copula=True)
-    value, other = float(gaussian.estimate(x, y)), float(neighbours.estimate(x, y))
-    said = f"nearest neighbours give {other:.3f} and the Gaussian copula {value:.3f} nats"
-    error = math.hypot(gaussian.standard_error(x, y), neighbours.standard_error(x, y))
+    gaussian, neighbors = GaussianMI(copula=True), KSG(copula=True)
+    value, other = float(gaussian.estimate(x, y)), float(neighbors.estimate(x, y))
+    comparison = f"nearest neighbors give {other:.3f} and the Gaussian copula {value:.3f} nats"
+    error = math.hypot(gaussian.standard_error(x, y), neighbors.standard_error(x, y))
     if other - value > max(_SMALLEST_GAIN, 2 * error):
-        return neighbours, said + ", so the dependence is not Gaussian"
-    return gaussian, said + ", which shows nothing beyond it"
+        return neighbors, f"{comparison}, so the dependence is not Gaussian"
+    return gaussian, f"{comparison}, so there is no sign of other dependence"

@@ -1,11 +1,12 @@
-"""A teacher and its students, trained seed by seed: ``mikit distill`` and ``mikit demo``."""
+"""Experiments that train a teacher and its students for several seeds: ``mikit demo`` and ``mikit distill``."""
 
 from __future__ import annotations
 
+from mikit.core.progress import Stages
 from mikit.experiments.demo import DemoResult, run_demo
-from mikit.experiments.demo_settings import DemoSettings, settings_for
-from mikit.experiments.distill import DistillResult, Stages, run_distill
-from mikit.experiments.settings import DistillSettings, distill_settings, read_losses, read_pairs
+from mikit.experiments.distill import DistillResult, run_distill
+from mikit.experiments.losses import read_losses, read_pairs
+from mikit.experiments.settings import DemoSettings, DistillSettings, distill_settings, settings_for
 from mikit.experiments.summary import StudentSummary
 from mikit.experiments.teacher_file import load_teacher
 

@@ -1,4 +1,4 @@
-"""What a demo run showed, in five lines: every figure and every word of comparison comes from the run itself."""
+"""The findings of a demo run in five sentences; every number and every comparison is computed from the run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from mikit.experiments.demo_settings import ALONE, BROKEN, TAUGHT
+from mikit.experiments.losses import ALONE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["describe_run"]
+__all__ = ["BROKEN", "TAUGHT", "describe_run"]
+
+TAUGHT = "VID"
+BROKEN = "VID, pairing broken"
 
 _STAGE = "stage3"
 _POOL = "pool"
@@ -26,8 +29,8 @@ def describe_run(frame: pd.DataFrame, *, label_entropy: float, per_class: int, i
     Args:
         frame: The frame of the run's flow.
         label_entropy: Entropy of the labels in nats.
-        per_class: Labelled images a class that the students were trained on.
-        images: Images that accuracies and activations were taken on.
+        per_class: Labeled images per class that the students were trained on.
+        images: Number of images on which accuracies and activations were measured.
     """
     return (
         _accuracy(frame, per_class, images),
@@ -41,7 +44,7 @@ def describe_run(frame: pd.DataFrame, *, label_entropy: float, per_class: int, i
 @final
 @dataclass(frozen=True)
 class _Comparison:
-    """One quantity of two kinds of student, run by run."""
+    """One quantity of two kinds of student for each run."""
 
     first: np.ndarray
     second: np.ndarray
@@ -62,8 +65,8 @@ class _Comparison:
     def runs(self) -> int:
         return int(self.first.shape[0])
 
-    def said(self, digits: int, unit: str) -> str:
-        """Say which is higher, by how much, and in how many of the runs."""
+    def describe(self, digits: int, unit: str) -> str:
+        """Return which is higher, by how much, and in how many of the runs."""
         size = f"{abs(self.gain):.{digits}f}"
         if float(size) == 0:
             return f"no difference on average (more in {self.higher} of {_runs(self.runs)}, less in {self.lower})"
@@ -75,9 +78,9 @@ def _accuracy(frame: pd.DataFrame, per_class: int, images: int) -> str:
     teacher = 100 * _final_teacher(frame, quantity="accuracy").mean()
     alone, taught = (100 * _final(frame, network, quantity="accuracy") for network in (ALONE, TAUGHT))
     return (
-        f"Accuracy on {images:,} images no network was trained on: teacher {teacher:.1f} %; a small student with "
-        f"{per_class} labelled images a class {_spread(alone, 1)} % alone and {_spread(taught, 1)} % with VID: "
-        f"{_Comparison(taught, alone).said(1, 'points')}."
+        f"Accuracy on {images:,} images that no network was trained on: teacher {teacher:.1f} %; a small student with "
+        f"{per_class} labeled images per class {_spread(alone, 1)} % alone and {_spread(taught, 1)} % with VID: "
+        f"{_Comparison(taught, alone).describe(1, 'points')}."
     )
 
 
@@ -86,11 +89,11 @@ def _labels(frame: pd.DataFrame, entropy: float) -> str:
     alone, taught = (_final(frame, network, **chosen) for network in (ALONE, TAUGHT))
     teacher = _final_teacher(frame, **chosen).mean()
     first = _final_teacher(frame, quantity="label_information", layer_index=0).mean()
-    saturated = "" if first <= 0.9 * entropy else " (saturated: the teacher's first layer holds 90 % of it already)"
+    saturated = "" if first <= 0.9 * entropy else " (saturated: the teacher's first layer already has 90 % of them)"
     return (
-        f"Of the {entropy:.2f} nats in the labels{saturated}, the last hidden layer gives a linear probe "
+        f"Of the {entropy:.2f} nats in the labels{saturated}, a linear probe of the last hidden layer finds "
         f"{teacher:.2f} in the teacher, {_spread(alone, 2)} in the student alone and {_spread(taught, 2)} with VID: "
-        f"{_Comparison(taught, alone).said(2, 'nats')}."
+        f"{_Comparison(taught, alone).describe(2, 'nats')}."
     )
 
 
@@ -100,9 +103,9 @@ def _share(frame: pd.DataFrame) -> str:
     untrained = _percent(rows["untrained"].dropna().mean())
     permuted = _percent(rows["null"].dropna().mean())
     return (
-        f"Of the teacher's {_STAGE} the student's recovers {_spread(100 * alone, 0)} % alone and "
-        f"{_spread(100 * taught, 0)} % with VID (untrained {untrained}, rows permuted {permuted}; linear Gaussian "
-        f"information at noise {_noise(frame):g}): {_lead(frame)}."
+        f"Information about the teacher's {_STAGE} that the student's {_STAGE} recovers: {_spread(100 * alone, 0)} % "
+        f"alone and {_spread(100 * taught, 0)} % with VID (untrained {untrained}, samples permuted {permuted}; linear "
+        f"Gaussian information at noise {_noise(frame):g}): {_lead(frame)}."
     )
 
 
@@ -113,48 +116,48 @@ def _control(frame: pd.DataFrame) -> str:
     plain = _final(frame, ALONE, quantity="accuracy")
     helped = bool((taught > alone).all() and (right > 100 * plain).all())
     if share.higher == share.runs and accuracy.higher == accuracy.runs:
-        reading = (
-            "so what VID gains here hangs on the right pairing"
+        conclusion = (
+            "so the gain of VID here depends on the right pairing"
             if helped
-            else "so a wrong pairing is worse than the right"
+            else "so the wrong pairing is worse than the right one"
         )
     elif share.lower == share.runs and accuracy.lower == accuracy.runs:
-        reading = "so here the wrong pairing does better than the right one"
+        conclusion = "so here the wrong pairing does better than the right one"
     else:
-        reading = "so this run does not settle whether the pairing matters"
+        conclusion = "so this run does not show whether the pairing matters"
     below = (
         f"below VID in {accuracy.higher} of {_runs(share.runs)}"
         if accuracy.higher == share.higher
         else f"below VID in {accuracy.higher} and {share.higher} of {_runs(share.runs)}"
     )
     return (
-        f"Control: taught with the teacher's features of another image, the student ends at {_spread(wrong, 1)} % "
-        f"accuracy and recovers {_spread(100 * broken, 0)} % of {_STAGE}, {below}, {reading}."
+        f"Control: trained with the teacher's features of another image, the student reaches {_spread(wrong, 1)} % "
+        f"accuracy and recovers {_spread(100 * broken, 0)} % of {_STAGE}, {below}, {conclusion}."
     )
 
 
 def _trust(frame: pd.DataFrame) -> str:
     counts = Counter(str(verdict) for verdict in frame["verdict"] if verdict)
     total = sum(counts.values())
-    told = ", ".join(f"{counts[name]:,} {name}" for name in ("trustworthy", "caution", "unreliable"))
+    verdicts = ", ".join(f"{counts[name]:,} {name}" for name in ("trustworthy", "caution", "unreliable"))
     reasons = Counter(
         reason
-        for told, verdict in zip(frame["reasons"], frame["verdict"], strict=True)
+        for joined, verdict in zip(frame["reasons"], frame["verdict"], strict=True)
         if verdict != "trustworthy"
-        for reason in str(told).split("; ")
+        for reason in str(joined).split("; ")
         if reason
     )
-    commonest = f' The commonest reason for doubt: "{reasons.most_common(1)[0][0]}".' if reasons else ""
+    commonest = f' The most common reason for a flag: "{reasons.most_common(1)[0][0]}".' if reasons else ""
     return (
-        f"Of {total:,} numbers in the table, {told}; the runs share one teacher, so no spread here holds the teacher's."
-        f"{commonest}"
+        f"Of {total:,} values in the table, {verdicts}; the runs share one teacher, so the spreads do not include that "
+        f"of the teacher.{commonest}"
     )
 
 
 def _lead(frame: pd.DataFrame) -> str:
-    """Say who recovers more at the end, and from which phase on that was so in every run."""
+    """Return which recovers more at the end, and from which phase on in every run."""
     alone, taught = (_final(frame, network, **_stage(frame)) for network in (ALONE, TAUGHT))
-    said = _Comparison(100 * taught, 100 * alone).said(0, "points")
+    difference = _Comparison(100 * taught, 100 * alone).describe(0, "points")
     phases = sorted(int(phase) for phase in _rows(frame, network=TAUGHT, **_stage(frame))["phase"].unique())
     since = None
     for phase in reversed(phases):
@@ -162,7 +165,7 @@ def _lead(frame: pd.DataFrame) -> str:
         if not bool((here[0] > here[1]).all()):
             break
         since = phase
-    return said if since is None else f"{said}, and in every run from epoch {since} of {phases[-1]} on"
+    return difference if since is None else f"{difference}, and in every run from epoch {since} of {phases[-1]} on"
 
 
 def _stage(frame: pd.DataFrame) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def _rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 
 def _final(frame: pd.DataFrame, network: str, **wanted: Any) -> np.ndarray:
-    """Return the values at the network's last phase, one per seed, in the order of the seeds."""
+    """Return the values at the last phase of a network, in the order of the seeds."""
     rows = _rows(frame, network=network, **wanted)
     return _at(frame, network, int(rows["phase"].max()), **wanted)
 

@@ -1,4 +1,4 @@
-"""The picture of a run: accuracy by epoch, and what each kind of student gains, seed by seed."""
+"""The figure of a run: accuracy by epoch, and the gain of each kind of student for each seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mikit.experiments.settings import ALONE
+from mikit.experiments.losses import ALONE
 from mikit.experiments.summary import StudentSummary
 from mikit.experiments.training import Trained
 from mikit.plot.drawing.style import GREY, figure_style, finish, line_key, network_colors
@@ -23,9 +23,9 @@ def draw_run(
 
     Args:
         results: All trainings.
-        summaries: One a kind of student.
-        teacher: The teacher's accuracy.
-        images: Test images that accuracies are taken on.
+        summaries: One for each kind of student.
+        teacher: Accuracy of the teacher.
+        images: Number of test images.
         name: Name of the data.
     """
     labels = [one.label for one in summaries]
@@ -35,7 +35,7 @@ def draw_run(
         figure = Figure(figsize=(7.0, max(2.4, 0.9 + 0.28 * len(compared))))
         curves, gains = figure.subplots(1, 2, width_ratios=(3, 2))
         for label in labels:
-            _draw_curve(curves, [one for one in results if one.run.label == label], colors[label])
+            _draw_curve(curves, [one for one in results if one.run.network == label], colors[label])
         curves.axhline(100 * teacher, color=GREY, linestyle=":", linewidth=1.0)
         curves.set_xlabel("epoch")
         curves.set_ylabel("test accuracy, %")
@@ -46,19 +46,19 @@ def draw_run(
         seeds = len(summaries[0].seeds)
         facts = [
             f"{name}, {images:,} test images; {seeds} {'seed' if seeds == 1 else 'seeds'} of each student",
-            "Left: mean over seeds, bands from the lowest to the highest",
-            "Right: above the student alone of the same seed, after the last epoch; one dot a seed, bars are means",
+            "Left: mean over seeds; bands from the lowest to the highest",
+            "Right: gain over the student alone of the same seed after the last epoch; dots are seeds, bars are means",
         ]
         lost = sum(len(one.diverged) for one in summaries)
         if lost:
-            facts.append(f"{lost} trainings diverged: their curves end early, and they have no dot")
+            facts.append(f"{lost} trainings diverged: their curves end early and they have no dot")
         finish(figure, "Students with and without a teacher", keys, facts)
     return figure
 
 
-def _draw_curve(ax: Axes, own: Sequence[Trained], color: str) -> None:
+def _draw_curve(ax: Axes, results: Sequence[Trained], color: str) -> None:
     seen: dict[int, list[float]] = {}
-    for result in own:
+    for result in results:
         for record in result.curve.records:
             if record.accuracy is not None:
                 seen.setdefault(record.epoch, []).append(100 * record.accuracy)
@@ -81,5 +81,5 @@ def _draw_gains(ax: Axes, compared: Sequence[StudentSummary], colors: dict[str, 
     ax.set_ylim(len(compared) - 0.4, -0.6)
     ax.grid(visible=True, axis="x")
     ax.grid(visible=False, axis="y")
-    ax.set_xlabel("points above the student alone")
+    ax.set_xlabel("percentage points above the student alone")
     ax.set_title("Paired gains")

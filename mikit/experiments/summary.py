@@ -1,4 +1,4 @@
-"""What the students of a run reached, seed by seed and beside the student alone."""
+"""Accuracies of the students of a run, seed by seed and compared with the student alone."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from mikit.experiments.settings import ALONE
+from mikit.experiments.losses import ALONE
 from mikit.experiments.training import Trained
 
-__all__ = ["StudentSummary", "spread", "summarised", "table"]
+__all__ = ["StudentSummary", "spread", "summarize", "table"]
 
 
 @final
 @dataclass(frozen=True)
 class StudentSummary:
-    """One kind of student over the seeds.
+    """One kind of student over all seeds.
 
     Attributes:
-        label: What it learned from; ``"alone"`` for the student without a teacher.
+        label: Its losses; ``"alone"`` for the student without a teacher.
         seeds: The seeds.
-        accuracies: Share of the test images classified right after the last epoch, seed by seed; None where the
-            training diverged.
-        gains: What that is above the student alone of the same seed; None where one of both diverged.
-        seconds: Mean time of a training.
-        diverged: What became of trainings that diverged, in sentences.
+        accuracies: Accuracy on the test images after the last epoch for each seed; None if the training diverged.
+        gains: Accuracy minus that of the student alone of the same seed; None if one of the two diverged.
+        seconds: Mean training time.
+        diverged: One sentence for each training that diverged.
     """
 
     label: str
@@ -37,7 +36,7 @@ class StudentSummary:
 
     @property
     def accuracy(self) -> float | None:
-        """Mean accuracy; None if a training diverged, because the others alone would flatter."""
+        """Mean accuracy; None if a training diverged, because a mean of the others would be too optimistic."""
         return _mean(self.accuracies)
 
     @property
@@ -47,7 +46,7 @@ class StudentSummary:
 
     @property
     def ahead(self) -> int:
-        """In how many seeds it is above the student alone."""
+        """Number of seeds with a positive gain."""
         return sum(gain is not None and gain > 0 for gain in self.gains)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,32 +66,32 @@ class StudentSummary:
         }
 
 
-def summarised(results: Sequence[Trained]) -> tuple[StudentSummary, ...]:
-    """Return one summary for each kind of student, in the order of the results; one of them is the student alone."""
-    alone = {result.run.seed: _accuracy(result) for result in results if result.run.label == ALONE}
+def summarize(results: Sequence[Trained]) -> tuple[StudentSummary, ...]:
+    """Return one summary for each kind of student, in the order of the results, which include the student alone."""
+    alone = {result.run.seed: _accuracy(result) for result in results if result.run.network == ALONE}
     found = []
-    for label in dict.fromkeys(result.run.label for result in results):
-        own = [result for result in results if result.run.label == label]
-        accuracies = tuple(_accuracy(result) for result in own)
+    for label in dict.fromkeys(result.run.network for result in results):
+        some = [result for result in results if result.run.network == label]
+        accuracies = tuple(_accuracy(result) for result in some)
         gains = tuple(
             None if value is None or (base := alone[result.run.seed]) is None else value - base
-            for result, value in zip(own, accuracies, strict=True)
+            for result, value in zip(some, accuracies, strict=True)
         )
         found.append(
             StudentSummary(
                 label,
-                tuple(result.run.seed for result in own),
+                tuple(result.run.seed for result in some),
                 accuracies,
                 gains,
-                statistics.fmean(result.curve.seconds for result in own),
-                tuple(result.curve.diverged for result in own if result.curve.diverged is not None),
+                statistics.fmean(result.curve.seconds for result in some),
+                tuple(result.curve.diverged for result in some if result.curve.diverged is not None),
             )
         )
     return tuple(found)
 
 
 def spread(values: Sequence[float | None]) -> float | None:
-    """Return the standard deviation; None for fewer than two values, or where one is missing."""
+    """Return the standard deviation; None if there are fewer than two values or one is missing."""
     known = [value for value in values if value is not None]
     return statistics.stdev(known) if len(known) == len(values) > 1 else None
 
@@ -100,12 +99,12 @@ def spread(values: Sequence[float | None]) -> float | None:
 def table(
     teacher: tuple[str, float], summaries: Sequence[StudentSummary]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows for the screen: accuracies in per cent, gains in points."""
+    """Return header and rows of the printed table: accuracies in percent, gains in percentage points."""
     header = ("network", "accuracy, %", "gain, points", "better in", "seconds")
     rows: list[tuple[str, ...]] = [(teacher[0], f"{100 * teacher[1]:.1f}", "", "", "")]
     for one in summaries:
-        accuracy = _said(one.accuracy, one.accuracies, "")
-        gain = "" if one.label == ALONE else _said(one.gain, one.gains, "+")
+        accuracy = _cell(one.accuracy, one.accuracies, "")
+        gain = "" if one.label == ALONE else _cell(one.gain, one.gains, "+")
         ahead = "" if one.label == ALONE else f"{one.ahead} of {len(one.seeds)}"
         rows.append((one.label, accuracy, gain, ahead, f"{one.seconds:.0f}"))
     return header, rows
@@ -120,7 +119,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _said(mean: float | None, values: Sequence[float | None], sign: str) -> str:
+def _cell(mean: float | None, values: Sequence[float | None], sign: str) -> str:
     if mean is None:
         return f"{sum(value is None for value in values)} of {len(values)} diverged"
     deviation = spread(values)

@@ -1,208 +1,191 @@
-"""One network of ``mikit distill``: trained from its checkpoint on, recorded at its phases, scored."""
+"""Training one network of an experiment: from its checkpoint if there is one, with activations recorded at phases."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from joblib import Parallel, delayed
+from torch import nn
 
 from mikit.activations import ActivationStore, hash_of_array
-from mikit.core.errors import InputError
+from mikit.core.files import write_atomically
+from mikit.core.progress import Stages
 from mikit.core.provenance import one_thread
-from mikit.datasets import ImageData, ImagePart
+from mikit.datasets import ImageData
 from mikit.distillation import (
-    DistillationTerm,
-    Ingredient,
     PhaseRecorder,
     TrainingCurve,
-    distillation_terms,
+    TrainingPlan,
     random_stream,
     train_network,
     train_student,
 )
-from mikit.experiments.settings import TEACHER, DistillSettings, label_of
+from mikit.experiments.losses import BuildLosses
 from mikit.models import ResNet8
 
-__all__ = ["Run", "Trained", "require_losses", "train", "train_teacher"]
+__all__ = ["TEACHER", "Run", "Trained", "fresh", "record_given", "save_network", "train", "train_all"]
 
-_EXAMPLES = 256
+TEACHER = "teacher"
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """One student to train.
+    """One network to train; ``name`` names its files, ``network`` is its name in tables and figures.
 
-    Attributes:
-        losses: What it learns from; nothing for the student alone.
-        seed: Its seed.
-        out: Folder of the whole run.
+    Its activations are recorded into ``store`` at ``phases``; ``folder`` keeps checkpoint and log. Both can be None.
     """
 
-    losses: tuple[Ingredient, ...]
+    network: str
+    name: str
     seed: int
-    out: Path
-
-    @property
-    def label(self) -> str:
-        """What its kind is called."""
-        return label_of(self.losses)
-
-    @property
-    def name(self) -> str:
-        """What its files are called."""
-        return f"{self.label.replace(':', '-')}-seed{self.seed}"
-
-    def work(self) -> float:
-        """Return the expected time relative to the student alone."""
-        return 2.0 if self.losses else 1.0
+    plan: TrainingPlan
+    width: float = 1.0
+    work: float = 1.0  # Expected training time relative to the other runs.
+    losses: BuildLosses | None = None  # None: it is trained on labels alone.
+    per_class: int | None = None  # Training images per class; None: all images.
+    store: Path | None = None
+    phases: tuple[int, ...] = ()
+    folder: Path | None = None
+    evaluate: bool = True  # Whether the curve contains accuracies on the test images.
+    device: str = "cpu"
 
 
 @final
 @dataclass(frozen=True)
 class Trained:
-    """What a run leaves besides its files.
+    """The result of a run.
 
     Attributes:
         run: The run.
-        curve: Its epochs.
-        state: Trained parameters and buffers.
+        curve: One record per epoch.
+        network: The trained network, on the CPU in evaluation mode.
+        accuracy: Accuracy on the test images at the recorded phases.
+        wall_time: Seconds.
     """
 
     run: Run
     curve: TrainingCurve
-    state: dict[str, Tensor]
+    network: nn.Module
+    accuracy: dict[int, float]
+    wall_time: float
 
 
-def train_teacher(data: ImageData, settings: DistillSettings, out: Path, given: ResNet8 | None) -> ResNet8:
-    """Return the teacher, trained or given, recorded where that was asked for.
+def train(
+    run: Run,
+    data: ImageData,
+    teacher: nn.Module | None = None,
+    *,
+    network: nn.Module | None = None,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Train one network, or resume its training; if training diverges, the curve records it.
 
-    Raises:
-        InputError: If its training diverges.
+    Args:
+        run: What to train.
+        data: The images.
+        teacher: The trained teacher of a run with losses.
+        network: The untrained network; by default a ResNet8 of the run's width.
+        on_epoch: Called after recording, as by :func:`~mikit.distillation.train_network`.
+        progress: Show a progress bar.
     """
-    if given is not None:
-        store, recorded = _recorder(data, settings, out, TEACHER, 0, None, [1])
-        if store is not None and 1 not in store.phases:
-            recorded(1, given)
-        return given
-    teacher = fresh(data, settings.teacher_width, 0).to(settings.device)
-    phases = settings.phases(settings.teacher_epochs)
-    _, recorded = _recorder(data, settings, out, TEACHER, 0, data.train, phases)
-    curve = train_network(
-        teacher,
-        data.train.images,
-        data.train.labels,
-        settings.teacher_plan(),
-        views=data.views,
-        held_out=(data.test.images, data.test.labels),
-        folder=out / TEACHER,
-        on_epoch=recorded,
-    )
-    if curve.diverged is not None:
-        raise InputError(f"There is no teacher to learn from. {curve.diverged}")
-    return teacher.eval()
-
-
-def train(run: Run, data: ImageData, settings: DistillSettings, teacher: dict[str, Tensor]) -> Trained:
-    """Train one student, or go on with it; a run that diverges says so in its curve."""
+    start = time.perf_counter()
     with one_thread():
-        part = data.train.per_class(settings.per_class, seed=run.seed)
-        student = fresh(data, settings.student_width, run.seed).to(settings.device)
-        phases = settings.phases(settings.epochs)
-        _, recorded = _recorder(data, settings, run.out, run.label, run.seed, part, phases, name=run.name)
-        plan, folder = settings.student_plan(run.seed), run.out / "students" / run.name
-        held_out = (data.test.images, data.test.labels)
-        images, labels = part.images, part.labels
-        if run.losses:
-            master = fresh(data, settings.teacher_width, 0)
-            master.load_state_dict(teacher)
-            master.to(settings.device).eval()
-            terms = built(run.losses, student, master, part, settings, run.seed)
-            curve = train_student(
-                student,
-                master,
-                terms,
-                images,
-                labels,
-                plan,
-                views=data.views,
-                held_out=held_out,
-                folder=folder,
-                on_epoch=recorded,
-            )
+        part = data.train if run.per_class is None else data.train.per_class(run.per_class, seed=run.seed)
+        network = (fresh(data, run.width, run.seed) if network is None else network).to(run.device)
+        store = None if run.store is None else _open_store(run.store, run.network, run.seed, data)
+        if store is not None:
+            store.set_training_ids(part.ids)
+        record = None if store is None else _recorder(store, data, run.phases)
+
+        def observe(epoch: int, current: nn.Module) -> None:
+            for observer in (record, on_epoch):
+                if observer is not None:
+                    observer(epoch, current)
+
+        options: dict[str, Any] = {
+            "views": data.views,
+            "held_out": (data.test.images, data.test.labels) if run.evaluate else None,
+            "folder": run.folder,
+            "on_epoch": observe,
+            "progress": progress,
+        }
+        if run.losses is None:
+            curve = train_network(network, part.images, part.labels, run.plan, **options)
         else:
-            curve = train_network(
-                student, images, labels, plan, views=data.views, held_out=held_out, folder=folder, on_epoch=recorded
-            )
-    return Trained(run, curve, {name: value.detach().cpu().clone() for name, value in student.state_dict().items()})
+            assert teacher is not None
+            teacher = teacher.to(run.device)
+            terms = run.losses(network, teacher, part, run.seed)
+            curve = train_student(network, teacher, terms, part.images, part.labels, run.plan, **options)
+    notes = {} if store is None else store.notes
+    accuracy = {phase: scalars["accuracy"] for phase, scalars in notes.items()}
+    return Trained(run, curve, network.cpu().eval(), accuracy, time.perf_counter() - start)
 
 
-def require_losses(data: ImageData, settings: DistillSettings, teacher: ResNet8 | None) -> None:
-    """Refuse, before anything is trained, losses that cannot stand between their layers."""
-    part = data.train.per_class(settings.per_class, seed=settings.seeds[0])
-    teacher = teacher or fresh(data, settings.teacher_width, 0).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # What there is to say is said of the trained teacher.
-        for losses in settings.losses:
-            student = fresh(data, settings.student_width, 0).to(settings.device)
-            built(losses, student, teacher.to(settings.device), part, settings, settings.seeds[0])
+def train_all(
+    runs: Sequence[Run],
+    data: ImageData,
+    teacher: nn.Module | None,
+    jobs: int,
+    stages: Stages,
+    *,
+    check: Callable[[Trained], None] | None = None,
+) -> list[Trained]:
+    """Train several networks in parallel, and return the results in the order of ``runs``.
+
+    ``check`` is called with every result; if it raises, the other trainings end.
+    """
+    pool = Parallel(n_jobs=min(jobs, len(runs)), return_as="generator_unordered", max_nbytes=None)
+    results = {}
+    for result in pool(delayed(_train_and_check)(run, data, teacher, check) for run in runs):
+        stages.advance(result.run.work)
+        results[result.run.name] = result
+    return [results[run.name] for run in runs]
 
 
-def built(
-    losses: tuple[Ingredient, ...],
-    student: nn.Module,
-    teacher: nn.Module,
-    part: ImagePart,
-    settings: DistillSettings,
-    seed: int,
-) -> dict[str, DistillationTerm]:
-    """Return the losses of a student, from some of its own images."""
-    generator = random_stream(seed, "losses")
-    some = part.rows(torch.randperm(len(part), generator=generator)[:_EXAMPLES])
-    return distillation_terms(
-        losses,
-        student,
-        teacher,
-        some.images.to(settings.device),
-        some.labels.to(settings.device),
-        batch=settings.batch,
-        pairs=settings.pairs,
-        generator=generator,
-    )
+def _train_and_check(
+    run: Run, data: ImageData, teacher: nn.Module | None, check: Callable[[Trained], None] | None
+) -> Trained:
+    result = train(run, data, teacher)
+    if check is not None:
+        check(result)  # In the worker: joblib ends the others only when a worker raises.
+    return result
+
+
+def record_given(teacher: nn.Module, data: ImageData, path: Path) -> None:
+    """Record a teacher that is already trained as phase 1, unless its store contains that phase."""
+    store = _open_store(path, TEACHER, 0, data)
+    if 1 not in store.phases:
+        _recorder(store, data, [1])(1, teacher)
 
 
 def fresh(data: ImageData, width: float, seed: int) -> ResNet8:
-    """Return an untrained network, the same for all kinds of student of a seed."""
+    """Return an untrained network; networks of one seed and width are equal."""
     generator = random_stream(seed, "weights")
     return ResNet8(channels=data.channels, classes=data.classes, width=width, generator=generator)
 
 
-def _recorder(
-    data: ImageData,
-    settings: DistillSettings,
-    out: Path,
-    network: str,
-    seed: int,
-    part: ImagePart | None,
-    phases: tuple[int, ...] | list[int],
-    *,
-    name: str = TEACHER,
-) -> tuple[ActivationStore | None, Callable[[int, nn.Module], None]]:
-    """Return the store of a network and what records into it; nothing where recording was not asked for."""
-    if not settings.record:
-        return None, lambda epoch, trained: None
-    store = ActivationStore(
-        out / "stores" / name, network=network, seed=seed, data_hash=hash_of_array(data.test.images)
-    )
-    if part is not None:
-        store.set_training_ids(part.ids)
+def save_network(network: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the weights of a network as ``.safetensors``."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    content = save(state, metadata)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _open_store(path: Path, network: str, seed: int, data: ImageData) -> ActivationStore:
+    store = ActivationStore(path, network=network, seed=seed, data_hash=hash_of_array(data.test.images))
     store.set_labels(data.test.ids, data.test.labels.numpy())
-    record = PhaseRecorder(
-        store, data.test.images, ids=data.test.ids, layers=ResNet8.layers, phases=phases, labels=data.test.labels
-    )
-    return store, record
+    return store
+
+
+def _recorder(store: ActivationStore, data: ImageData, phases: Sequence[int]) -> PhaseRecorder:
+    test = data.test
+    return PhaseRecorder(store, test.images, ids=test.ids, layers=ResNet8.layers, phases=phases, labels=test.labels)

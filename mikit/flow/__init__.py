@@ -1,4 +1,4 @@
-"""Information flow: what every layer knows, at every phase of training, and how much of the teacher it recovers."""
+"""Information flow: label information and recovered share of every layer at every phase of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The result of a trace: one tidy table and what it was made with."""
+"""The result of a trace: one tidy table and its settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ COLUMNS: Mapping[str, str] = {
 QUANTITIES = ("label_information", "label_gap", "recovered_share", "cka", "input_information", "accuracy")
 
 SKIPPED = "skipped"
-"""The verdict on a row that was asked for and not measured, because the budget of time was used up."""
+"""The verdict on a row that was requested but not measured, because the time budget was used up."""
 
 _KIND = "mikit flow"
 _SCHEMA_VERSION = 1
@@ -61,34 +61,34 @@ _TABLES = ("flow.csv", "flow.parquet")
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Flow:
-    """What :func:`mikit.trace` found.
+    """The result of :func:`mikit.trace`.
 
     Attributes:
         frame: Tidy table with one row per network, seed, phase, layer (and teacher layer), quantity and noise level.
             Columns: ``network``, ``role`` ("teacher" or "student"), ``seed``, ``phase``, ``layer``, ``layer_index``,
-            ``teacher_layer`` (empty where there is none), ``teacher_layer_index`` and ``teacher_phase`` (-1 likewise),
-            ``quantity``, ``value``, ``unit``, ``kind``, ``low`` and ``high`` (95 % sampling interval),
-            ``standard_error``, ``held_out`` and ``in_sample`` (the bracket, in the unit of ``value``), ``ceiling`` (in
-            nats), ``untrained`` (the same row at the network's phase 0), ``null`` (the same on permuted rows),
-            ``noise``, ``probe``, ``readout``, ``n``, ``d_x``, ``d_y``, ``verdict`` and ``reasons``. A row that a budget
-            of time left unmeasured has the verdict ``"skipped"`` and no value.
-        settings: How it was measured: rows, label entropy, noise, folds, probe, readouts, seeds, versions, wall time.
+            ``teacher_layer`` (empty if there is none), ``teacher_layer_index`` and ``teacher_phase`` (-1 if there is
+            none), ``quantity``, ``value``, ``unit``, ``kind``, ``low`` and ``high`` (95 % sampling interval),
+            ``standard_error``, ``held_out`` and ``in_sample`` (in the unit of ``value``), ``ceiling`` (upper limit in
+            nats), ``untrained`` (the value at the network's phase 0), ``null`` (the value on permuted samples),
+            ``noise``, ``probe``, ``readout``, ``n``, ``d_x``, ``d_y``, ``verdict`` and ``reasons``. A row that was not
+            measured within the time budget has the verdict ``"skipped"`` and no value.
+        settings: The settings: samples, label entropy, noise, folds, probe, readouts, seeds, versions, wall time.
 
-    Units: nats for label information and gaps, shares of the ceiling for recovered shares, none for CKA, fractions for
-    accuracy. They never share an axis.
+    Units: nats for label information and gaps, fractions of the ceiling for recovered shares, none for CKA, fractions
+    for accuracy. Figures never draw two units on one axis.
 
     Kind: V-information, estimate, index or noted, per row.
 
     Raises:
-        InputError: From :meth:`load` and :meth:`save`, for a folder that is not, or must not become, a flow.
+        InputError: From :meth:`load` and :meth:`save`, if the folder does not contain a flow, or contains other files.
 
     Cost: A few hundred bytes per row.
 
     Pitfalls:
-        ``low`` and ``high`` hold the sampling of rows, not the choice of seed: several seeds are several rows. A share
-        below the untrained one is no transfer.
+        ``low`` and ``high`` cover the sampling of the data, not the choice of seed: several seeds are several rows. A
+        share at or below the untrained one does not show transfer.
 
-    Source: mikit's own schema.
+    Source: The schema is specific to mikit.
 
     Example:
         >>> flow = Flow(frame_of([]), {"n": 0})
@@ -100,20 +100,20 @@ class Flow:
     settings: dict[str, Any]
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``flow.csv``, ``flow.parquet`` and ``flow.json`` into ``folder``, each whole or not at all.
+        """Write ``flow.csv``, ``flow.parquet`` and ``flow.json`` into ``folder``, each atomically.
 
-        ``flow.json`` is written last and names the hashes of the tables, so that an interrupted save is noticed.
+        ``flow.json`` is written last and contains the hashes of the tables, so that an interrupted save is detected.
 
         Raises:
-            InputError: If the folder holds other things and no flow.
+            InputError: If the folder contains other files and no flow.
         """
         target = Path(folder)
         if target.exists() and not target.is_dir():
             raise InputError(f"{target} is a file; pass a folder to save the flow in.")
         if target.is_dir() and any(target.iterdir()) and not (target / "flow.json").exists():
             raise InputError(
-                f"The folder {target} is not empty and holds no flow; nothing was written. Pass a new folder, or one "
-                "with an earlier flow to replace."
+                f"The folder {target} is not empty and contains no flow; nothing was written. Pass a new folder, or "
+                "one with an earlier flow to replace."
             )
         target.mkdir(parents=True, exist_ok=True)
         write_flow(self, target)
@@ -121,16 +121,16 @@ class Flow:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what :meth:`save` wrote.
+        """Load a flow that :meth:`save` wrote.
 
         Raises:
-            InputError: If the folder holds no flow, a newer one, or one whose files do not belong together.
+            InputError: If the folder contains no flow, a newer one, or files of different flows.
         """
         source = Path(folder)
         described = source / "flow.json"
         if not described.is_file():
             raise InputError(
-                f"{source} holds no flow: there is no flow.json. Run mikit trace with --out {source} first."
+                f"{source} contains no flow: there is no flow.json. Run mikit trace with --out {source} first."
             )
         try:
             content = json.loads(described.read_bytes())
@@ -140,14 +140,14 @@ class Flow:
             raise InputError(f"{described} is damaged ({cause!r}). Trace again, or restore it from a copy.") from cause
         if kind != _KIND or version != _SCHEMA_VERSION:
             raise InputError(
-                f"{described} says {kind!r}, version {version!r}; this mikit reads {_KIND!r}, version "
+                f"{described} has kind {kind!r}, version {version!r}; this mikit reads {_KIND!r}, version "
                 f"{_SCHEMA_VERSION}. Trace again, or use the version of mikit that wrote it."
             )
         for name in _TABLES:
             if not (source / name).is_file() or file_sha256(source / name) != hashes.get(name):
                 raise InputError(
-                    f"{source / name} is missing or not the one that flow.json was written with: a save was "
-                    "interrupted or the file was edited. Trace again, or restore the folder from a copy."
+                    f"{source / name} is missing or does not match flow.json: a save was interrupted or the file was "
+                    "edited. Trace again, or restore the folder from a copy."
                 )
         return cls(pd.read_parquet(source / "flow.parquet").astype(dict(COLUMNS)), settings)
 
@@ -168,7 +168,7 @@ _VERDICTS = ("trustworthy", "caution", "unreliable", SKIPPED)
 
 
 def write_flow(flow: Flow, target: Path) -> None:
-    """Write a flow's tables into a folder that is there, and last ``flow.json``, which names their hashes."""
+    """Write a flow's tables into an existing folder, and finally ``flow.json`` with their hashes."""
     text = flow.frame.to_csv(index=False).encode()
     write_atomically(target / "flow.csv", lambda file: _write(file, text))
     packed = io.BytesIO()
@@ -185,7 +185,7 @@ def write_flow(flow: Flow, target: Path) -> None:
 
 
 def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return rows as the tidy table, in the order of the networks, phases, layers and quantities."""
+    """Return rows as the tidy table."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     return frame.astype(dict(COLUMNS))
 

@@ -1,4 +1,4 @@
-"""The formulas: pure functions of tensors, in the formula's own sign and unit."""
+"""Formulas as pure functions of tensors, each in its conventional sign and unit."""
 
 from mikit.functional.bounds.infonce import anchored_infonce, infonce
 from mikit.functional.bounds.infonce_scores import infonce_from_scores

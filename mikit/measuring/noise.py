@@ -1,4 +1,4 @@
-"""Information between layers of a deterministic network: finite only with declared noise, and read at several sizes."""
+"""Information between deterministic layers, which is finite only with declared noise, at several noise levels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FEWEST = 3
 @final
 @dataclass(frozen=True, kw_only=True)
 class NoiseSweep:
-    """One quantity at several sizes of declared noise.
+    """One quantity at several levels of declared noise.
 
     Attributes:
-        noises: Sizes of the noise, rising, as shares of each column's standard deviation.
-        measurements: The measurement at each size.
-        checks: Whether what was found is the same at all sizes, and whether the value falls as noise grows.
+        noises: Noise levels in ascending order, as fractions of each feature's standard deviation.
+        measurements: The measurement at each level.
+        checks: Whether the finding is the same at all levels, and whether the value falls as noise grows.
     """
 
     noises: tuple[float, ...]
@@ -40,34 +40,32 @@ class NoiseSweep:
 
     @property
     def holds(self) -> bool:
-        """Whether every size of noise leads to the same finding."""
+        """Whether every noise level leads to the same finding."""
         return all(check.outcome in ("pass", "not applicable") for check in self.checks)
 
     @property
     def finding(self) -> str:
-        """What the sweep shows, in one sentence."""
+        """The finding of the sweep, in one sentence."""
         figures = ", ".join(
             f"{m.value:.3f} at {noise:g}" for noise, m in zip(self.noises, self.measurements, strict=True)
         )
         if not self.holds:
-            return (
-                f"Noise-dependent ({figures} {self.measurements[0].unit}): say nothing that not every size bears out."
-            )
-        return f"At every size of noise: {self.measurements[0].finding} The value is a resolution: {figures}."
+            return f"Noise-dependent ({figures} {self.measurements[0].unit}): report only what every level supports."
+        return f"At every noise level: {self.measurements[0].finding} The value depends on the resolution: {figures}."
 
     def order_against(self, other: NoiseSweep) -> Check:
-        """Ask whether this or the ``other`` sweep is higher alike at every size: warns where the order changes.
+        """Check whether this or the ``other`` sweep is higher at every level: warns where the order changes.
 
         Args:
-            other: A sweep with the same sizes of noise and the same unit and kind.
+            other: A sweep with the same noise levels, unit and kind.
 
         Raises:
-            InputError: If the sweeps do not compare.
+            InputError: If the sweeps cannot be compared.
         """
         name = "order holds at every noise"
         mine, theirs = self.measurements, other.measurements
         if self.noises != other.noises or (mine[0].unit, mine[0].kind) != (theirs[0].unit, theirs[0].kind):
-            raise InputError("Two sweeps compare only with the same sizes of noise, the same unit and the same kind.")
+            raise InputError("Two sweeps can be compared only with the same noise levels, unit and kind.")
         gaps = [a.value - b.value for a, b in zip(mine, theirs, strict=True)]
         errors = [
             ((a.standard_error or 0.0) ** 2 + (b.standard_error or 0.0) ** 2) ** 0.5
@@ -76,13 +74,13 @@ class NoiseSweep:
         signs = {
             0 if abs(gap) <= 2 * error else (1 if gap > 0 else -1) for gap, error in zip(gaps, errors, strict=True)
         }
-        said = ", ".join(f"{gap:+.3f} at {noise:g}" for noise, gap in zip(self.noises, gaps, strict=True))
+        figures = ", ".join(f"{gap:+.3f} at {noise:g}" for noise, gap in zip(self.noises, gaps, strict=True))
         smallest = min(gaps, key=abs)
         if len(signs) > 1:
-            return Check(
-                name, "warn", smallest, 0.0, f"The difference is {said}: which is higher depends on the noise."
-            )
-        return Check(name, "pass", smallest, 0.0, f"The difference is {said}: the order does not depend on the noise.")
+            return Check.warned(name, f"The difference is {figures}: the order depends on the noise.", smallest, 0.0)
+        return Check.passed(
+            name, f"The difference is {figures}: the order does not depend on the noise.", smallest, 0.0
+        )
 
     def __str__(self) -> str:
         lines = [f"{self.finding}  ·  verdict: {self.verdict}"]
@@ -103,42 +101,43 @@ def noise_sweep(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> NoiseSweep:
-    """Measure ``x`` against ``y`` plus declared noise of at least three sizes, and say whether they agree.
+    """Measure ``x`` against ``y`` plus declared noise at three or more levels, and report whether they agree.
 
-    Between a layer and a function of it the information is infinite. With independent noise on ``y`` it is finite, and
-    depends on the size of the noise: it says how much of ``y`` is known to that resolution. A conclusion counts only
-    if every size bears it out.
+    Between a layer and a function of it the information is infinite. With independent noise on ``y`` it is finite and
+    depends on the noise level: it states how much of ``y`` is known at that resolution. Report a conclusion only if
+    every level supports it.
 
-    Formula: ``I(X; Y + σ s Z)`` with the columns' standard deviations ``s`` and standard normal ``Z``, for each ``σ``.
+    Formula: ``I(X; Y + σ s Z)`` with the features' standard deviations ``s`` and standard normal ``Z``, for each ``σ``.
 
     Args:
-        x: As for :func:`mikit.measure`; it gets no noise.
+        x: As for :func:`mikit.measure`; no noise is added to it.
         y: As for :func:`mikit.measure`, vectors only.
         estimator: As for :func:`mikit.measure`.
-        noises: Sizes ``σ``; at least three, above 0.
+        noises: Levels ``σ``; at least three, above 0.
         groups: As for :func:`mikit.measure`.
         x_ids: As for :func:`mikit.measure`.
         y_ids: As for :func:`mikit.measure`.
         permutations: As for :func:`mikit.measure`.
         training: As for :func:`mikit.measure`.
-        seed: As for :func:`mikit.measure`. All sizes scale the same draw.
+        seed: As for :func:`mikit.measure`. All levels scale the same draw.
         progress: As for :func:`mikit.measure`.
 
     Returns:
-        The measurements, and what they say together.
+        The measurements and their joint finding.
 
     Raises:
-        InputError: If there are fewer than three sizes, or as for :func:`mikit.measure`.
+        InputError: If there are fewer than three levels, or as for :func:`mikit.measure`.
 
     Cost:
-        One measurement for each size.
+        One measurement for each level.
 
     Pitfalls:
-        The numbers depend on the noise by design, and on the scale of ``y`` where a network grows: compare layers and
-        epochs at the same ``σ`` only. They are geometry at a resolution, not information lost by the network.
+        The values depend on the noise by design, and on the scale of ``y`` where the weights of a network grow: compare
+        layers and epochs at the same ``σ`` only. They describe geometry at a resolution, not information lost by the
+        network.
 
     Source:
-        Goldfeld and others, ICML 2019, for the noisy model; the sweep as a test is mikit's own.
+        Goldfeld et al., ICML 2019, for the noisy model; the sweep as a test is mikit's own.
 
     Example:
         >>> import numpy as np
@@ -150,12 +149,13 @@ def noise_sweep(
     sizes = tuple(sorted(float(noise) for noise in noises))
     if len(set(sizes)) < _FEWEST:
         raise InputError(
-            f"noises holds {len(set(sizes))} different sizes; a conclusion needs at least three, from small to large."
+            f"noises contains {len(set(sizes))} different levels; a conclusion needs at least three, from small to "
+            "large."
         )
-    tell = progress or (lambda sentence: None)
+    announce = progress or (lambda sentence: None)
     measured = []
     for noise in sizes:
-        tell(f"With noise of {noise:g}")
+        announce(f"With noise of {noise:g}")
         measured.append(
             measure(
                 x,
@@ -173,13 +173,11 @@ def noise_sweep(
         )
     order = data_processing([m.value for m in measured], [m.standard_error for m in measured], kind=measured[0].kind)
     findings = {m.finding for m in measured}
-    same = Check(
+    same = Check.judged(
         "same finding at every noise",
-        "pass" if len(findings) == 1 else "warn",
         float(len(findings)),
-        1.0,
-        "Every size of noise leads to the same finding."
-        if len(findings) == 1
-        else "What is found depends on the size of the noise: " + " ".join(sorted(findings)),
+        warn=1.0,
+        passed="Every noise level leads to the same finding.",
+        otherwise="The finding depends on the noise level: " + " ".join(sorted(findings)),
     )
     return NoiseSweep(noises=sizes, measurements=tuple(measured), checks=(same, order))

@@ -1,4 +1,4 @@
-"""One estimate: split, fit a fresh copy, report on other rows."""
+"""One estimate: split the samples, fit a fresh copy of the estimator, report on samples it was not fitted to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from mikit.core.measurement import Check
 from mikit.core.rows import recoded, split_folds
 from mikit.estimators.base import Estimator, clustered_standard_error
-from mikit.estimators.fitting import FitRecord, Training
+from mikit.estimators.fitting import FitRecord
+from mikit.measuring.subject import Subject
 
 __all__ = ["FirstTurn", "Run", "run_once"]
 
@@ -19,7 +20,7 @@ __all__ = ["FirstTurn", "Run", "run_once"]
 @final
 @dataclass(frozen=True)
 class FirstTurn:
-    """The first of the rotations: the fitted estimator, the rows it was fitted on and those it reported on."""
+    """The first of the rotations: the fitted estimator, the samples it was fitted on and those it reported on."""
 
     estimator: Estimator
     fit: Tensor
@@ -28,105 +29,131 @@ class FirstTurn:
 
 
 @final
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """One estimate: the number, its error, and what the fit looked like."""
+    """One estimate: the value, its standard error, and how the fit went."""
 
-    value: float = float("nan")
-    standard_error: float | None = None
+    value: float
+    standard_error: float | None
+    report_rows: int
+    independent: int
     fit_rows: int = 0
     select_rows: int = 0
-    report_rows: int = 0
-    independent: int = 0
     parts: dict[str, float] = field(default_factory=dict)
-    records: list[FitRecord] = field(default_factory=list)
+    records: tuple[FitRecord, ...] = ()
     first: FirstTurn | None = None
     own_checks: tuple[Check, ...] = ()
     note: str = ""
 
+    def sizes(self, d_x: int, d_y: int) -> dict[str, int]:
+        """Return the number of samples of each part, and of features."""
+        parts = {"fit": self.fit_rows, "select": self.select_rows, "report": self.report_rows}
+        return {**parts, "d_x": d_x, "d_y": d_y}
 
-def run_once(
-    prototype: Estimator,
-    x: Tensor,
-    y: Tensor,
-    codes: Tensor | None,
-    folds: int,
-    rotations: int,
-    training: Training | None,
-    seed: int,
-    *,
-    value_only: bool = False,
-) -> Run:
-    """Estimate once: fit a fresh copy on some folds and report on others; without training, report on all rows.
+    @property
+    def error(self) -> float:
+        """The standard error, 0 where it is unknown."""
+        return self.standard_error or 0.0
+
+
+@final
+@dataclass(frozen=True)
+class _Turn:
+    """One rotation of the folds, and what the estimator fitted in it reported."""
+
+    estimator: Estimator
+    record: FitRecord
+    fit: Tensor
+    select: Tensor
+    report: Tensor
+    value: float
+    fit_value: float
+    select_value: float
+    pointwise: Tensor | None
+
+
+def run_once(prototype: Estimator, subject: Subject, *, value_only: bool = False) -> Run:
+    """Estimate once, with a fresh copy of ``prototype``.
 
     Args:
-        prototype: The instrument, which is not changed.
-        x: Rows of the student.
-        y: Rows of the teacher, or labels.
-        codes: Group codes, or None.
-        folds: Parts the rows are dealt into.
-        rotations: How many of the parts report in turn.
-        training: Recipe in place of the instrument's own.
-        seed: Seed of the split and of the training.
-        value_only: Whether an instrument that is not trained leaves out its error and its own checks.
+        prototype: The estimator, which is not changed.
+        subject: What is measured.
+        value_only: Whether an estimator that is not trained leaves out its standard error and its own checks.
     """
-    run = Run()
-    generator = torch.Generator().manual_seed(seed + 1)
-    if not prototype.learned:
-        instrument = prototype.fresh(x, y, generator=generator)
-        if value_only:
-            with torch.no_grad():
-                run.value = float(instrument.estimate(x, y))
-        else:
-            reading = instrument.read(x, y, groups=codes)
-            run.value, run.standard_error, run.own_checks = reading.value, reading.standard_error, reading.checks
-            run.parts, run.note = dict(reading.parts), reading.note
-        run.report_rows = x.shape[0]
-        run.independent = x.shape[0] if codes is None else int(codes.max()) + 1
-        return run
-    parts = split_folds(x.shape[0], folds, groups=codes, generator=generator)
-    contributions: list[Tensor] = []
-    values: list[float] = []
-    errors: list[float | None] = []
-    fit_values: list[float] = []
-    select_values: list[float] = []
-    for turn in range(rotations):
-        report, select = parts[turn], parts[(turn + 1) % folds]
-        others = [part for index, part in enumerate(parts) if index not in (turn, (turn + 1) % folds)]
-        fit = torch.cat(others).sort().values
-        instrument = prototype.fresh(x[fit], y[fit], generator=generator)
-        run.records.append(
-            instrument.fit(x[fit], y[fit], select=(x[select], y[select]), generator=generator, training=training)
-        )
-        instrument.eval()
+    if prototype.learned:
+        return _held_out(prototype, subject)
+    x, y = subject.x, subject.y
+    estimator = prototype.fresh(x, y, generator=torch.Generator().manual_seed(subject.seed + 1))
+    n = x.shape[0]
+    if value_only:
         with torch.no_grad():
-            values.append(float(instrument.estimate(x[report], y[report])))
-            # Evaluated on as many rows as the report part, so that instruments with a ceiling are comparable.
-            seen = fit[: report.shape[0]]
-            fit_values.append(float(instrument.estimate(x[seen], y[seen])))
-            select_values.append(float(instrument.estimate(x[select], y[select])))
-            per_row = instrument.pointwise(x[report], y[report])
-            if per_row is not None:
-                contributions.append(per_row)
-            elif rotations == 1:
-                errors.append(
-                    instrument.standard_error(
-                        x[report], y[report], groups=None if codes is None else recoded(codes[report])
-                    )
-                )
-            if turn == 0:
-                run.first = FirstTurn(instrument, fit, report, values[0])
-                run.own_checks = instrument.checks(x[report], y[report])
-        run.fit_rows, run.select_rows = max(run.fit_rows, fit.shape[0]), max(run.select_rows, select.shape[0])
-        run.report_rows += report.shape[0]
-    reported = torch.cat([parts[turn] for turn in range(rotations)])
-    run.independent = reported.shape[0] if codes is None else int(recoded(codes[reported]).max()) + 1
+            value = float(estimator.estimate(x, y))
+        return Run(value=value, standard_error=None, report_rows=n, independent=subject.units)
+    reading = estimator.read(x, y, groups=subject.codes)
+    return Run(
+        value=reading.value,
+        standard_error=reading.standard_error,
+        report_rows=n,
+        independent=subject.units,
+        parts=dict(reading.parts),
+        own_checks=reading.checks,
+        note=reading.note,
+    )
+
+
+def _held_out(prototype: Estimator, subject: Subject) -> Run:
+    """Fit on some folds, select on one and report on one; with rotations, every reporting fold counts."""
+    generator = torch.Generator().manual_seed(subject.seed + 1)
+    parts = split_folds(subject.x.shape[0], subject.folds, groups=subject.codes, generator=generator)
+    turns = [_turn(prototype, subject, parts, index, generator) for index in range(subject.rotations)]
+    first = turns[0]
+    report = subject.x[first.report], subject.y[first.report]
+    reported = torch.cat([turn.report for turn in turns])
+    codes = None if subject.codes is None else recoded(subject.codes[reported])
+    contributions = [turn.pointwise for turn in turns if turn.pointwise is not None]
     if contributions:
         pooled = torch.cat(contributions)
-        run.value = float(pooled.double().mean())
-        run.standard_error = clustered_standard_error(pooled, None if codes is None else recoded(codes[reported]))
+        value = float(pooled.double().mean())
+        error: float | None = clustered_standard_error(pooled, codes)
     else:
-        run.value = sum(values) / len(values)
-        run.standard_error = errors[0] if errors else None
-    run.parts = {"fit": sum(fit_values) / rotations, "select": sum(select_values) / rotations}
-    return run
+        value = sum(turn.value for turn in turns) / len(turns)
+        # Values of several rotations share samples, so no standard error of their mean is known.
+        with torch.no_grad():
+            error = first.estimator.standard_error(*report, groups=codes) if len(turns) == 1 else None
+    with torch.no_grad():
+        own_checks = first.estimator.checks(*report)
+    return Run(
+        value=value,
+        standard_error=error,
+        fit_rows=max(turn.fit.shape[0] for turn in turns),
+        select_rows=max(turn.select.shape[0] for turn in turns),
+        report_rows=reported.shape[0],
+        independent=reported.shape[0] if codes is None else int(codes.max()) + 1,
+        parts={
+            "fit": sum(turn.fit_value for turn in turns) / len(turns),
+            "select": sum(turn.select_value for turn in turns) / len(turns),
+        },
+        records=tuple(turn.record for turn in turns),
+        first=FirstTurn(first.estimator, first.fit, first.report, first.value),
+        own_checks=own_checks,
+    )
+
+
+def _turn(prototype: Estimator, subject: Subject, parts: list[Tensor], index: int, generator: torch.Generator) -> _Turn:
+    x, y = subject.x, subject.y
+    following = (index + 1) % subject.folds
+    report, select = parts[index], parts[following]
+    fit = torch.cat([part for other, part in enumerate(parts) if other not in (index, following)]).sort().values
+    estimator = prototype.fresh(x[fit], y[fit], generator=generator)
+    record = estimator.fit(
+        x[fit], y[fit], select=(x[select], y[select]), generator=generator, training=subject.training
+    )
+    estimator.eval()
+    # The fit part is evaluated on as many samples as the report part: an upper limit such as log N depends on them.
+    seen = fit[: report.shape[0]]
+    with torch.no_grad():
+        value, fit_value, select_value = (
+            float(estimator.estimate(x[rows], y[rows])) for rows in (report, seen, select)
+        )
+        pointwise = estimator.pointwise(x[report], y[report])
+    return _Turn(estimator, record, fit, select, report, value, fit_value, select_value, pointwise)

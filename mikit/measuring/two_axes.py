@@ -1,4 +1,4 @@
-"""The two axes of distillation side by side: how far apart two laws are, and how much one row says of its partner."""
+"""The two axes of distillation: the distance of two distributions, and the information between paired samples."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SPLITS = 8
 @final
 @dataclass(frozen=True)
 class BothAxes:
-    """A discrepancy of two laws and the information between their rows, which say nothing of each other.
+    """A discrepancy of two distributions and the information between their samples; neither determines the other.
 
     Attributes:
         gap: The discrepancy.
         information: The mutual information.
-        name: What was compared, for printouts and pictures; may be empty.
+        name: What was compared, for printed results and figures; may be empty.
     """
 
     gap: Measurement
@@ -34,21 +34,21 @@ class BothAxes:
 
     @property
     def apart(self) -> bool | None:
-        """Whether the gap stands clear of what samples of one law give; None where that could not be asked."""
+        """Whether the gap clearly exceeds that of two samples of one distribution; None if that is not known."""
         outcome = next((check.outcome for check in self.gap.checks if check.name == ABOVE_OWN), "not applicable")
         return None if outcome == "not applicable" else outcome == "pass"
 
     @property
     def informed(self) -> bool:
-        """Whether information was detected: its interval lies above 0 and above permuted rows."""
+        """Whether information was detected: its interval lies above 0 and above that of permuted samples."""
         return self.information.finding.startswith("Information was detected")
 
     @property
     def gap_beyond_chance(self) -> tuple[float, float, float]:
-        """The gap less what finite samples of one law give, with a lower and an upper end.
+        """The gap minus that of finite samples of one distribution, with a lower and an upper end.
 
-        Of an instrument that is unbiased it is the value and its 95 % interval. Of a biased one it is the debiased
-        value, give or take two standard deviations over the splits.
+        For an unbiased metric this is the value and its 95 % interval; for a biased one the debiased value, plus and
+        minus two standard deviations over the splits.
         """
         parts = self.gap.parts
         if "debiased" in parts:
@@ -58,15 +58,19 @@ class BothAxes:
 
     @property
     def finding(self) -> str:
-        """What the two numbers show together, in one sentence."""
-        rows = "rows know of their partners" if self.informed else "no row was found to know of its partner"
+        """The joint meaning of the two numbers, in one sentence."""
+        partners = (
+            "samples are informative about their partners"
+            if self.informed
+            else "no information between partners was detected"
+        )
         if self.apart is None:
-            return f"Whether the laws differ was not asked; {rows}."
+            return f"Whether the distributions differ is not known; {partners}."
         if self.apart:
-            return f"The two laws differ; {rows}."
+            return f"The two distributions differ; {partners}."
         if self.informed:
-            return f"The two laws look alike, and {rows}."
-        return f"The two laws look alike, but {rows}, as if the rows were shuffled."
+            return f"The two distributions are similar, and {partners}."
+        return f"The two distributions are similar, but {partners}, as if the samples were shuffled."
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists, strings and numbers."""
@@ -96,15 +100,15 @@ def both_axes(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> BothAxes:
-    """Measure a discrepancy between two laws and the information between their paired rows.
+    """Measure a discrepancy between two distributions and the information between their paired samples.
 
-    Formula: those of the two instruments, by :func:`mikit.measure`.
+    Formula: those of the two estimators, by :func:`mikit.measure`.
 
     Args:
         x: The student's activations, ``(n, d)``.
-        y: The teacher's, ``(n, d)``, rows paired with ``x``; of one width, unless the discrepancy takes several.
-        discrepancy: An instrument that compares laws, its class, or its name.
-        information: An instrument that reads nats, its class, or its name.
+        y: The teacher's, ``(n, d)``, samples paired with ``x``; of one width, unless the discrepancy takes several.
+        discrepancy: A metric between distributions, its class, or its name.
+        information: An estimator of information in nats, its class, or its name.
         name: What is compared, such as ``"student, layer 3"``.
         groups: As in :func:`mikit.measure`.
         x_ids: As there.
@@ -114,23 +118,23 @@ def both_axes(
         progress: As there.
 
     Returns:
-        A frozen :class:`BothAxes` with both measurements and what they show together.
+        A frozen :class:`BothAxes` with both measurements and their joint meaning.
 
     Unit: that of the discrepancy, and nats.
 
     Kind: a discrepancy and an information; neither bounds the other.
 
     Raises:
-        InputError: As :func:`mikit.measure`; if rows cannot be paired, the first instrument is no discrepancy, or the
-            second does not read nats.
+        InputError: As :func:`mikit.measure`; if samples cannot be paired, ``discrepancy`` is no discrepancy, or
+            ``information`` is not in nats.
 
     Cost:
         Two calls of :func:`mikit.measure`.
 
     Pitfalls:
-        A gap of 0 does not mean that the student knows anything: shuffle a teacher's rows, and its gap from itself is 0
-        and the information about 0. Much information does not mean a small gap: a student may know all in coordinates
-        of its own. Read both.
+        A gap of 0 does not mean that the student knows anything: if the teacher's samples are shuffled, the gap is 0
+        and the information about 0. Much information does not mean a small gap: a student may represent everything in
+        other coordinates. Report both.
 
     Source:
         mikit's own.
@@ -142,24 +146,26 @@ def both_axes(
         >>> student = 0.5 * teacher + 0.1 * rng.standard_normal((400, 2))
         >>> for rows in (student, rng.permutation(teacher)):
         ...     print(both_axes(rows, teacher, "energy", "gaussian", permutations=1).finding)
-        The two laws differ; rows know of their partners.
-        The two laws look alike, but no row was found to know of its partner, as if the rows were shuffled.
+        The two distributions differ; samples are informative about their partners.
+        The two distributions are similar, but no information ... was detected, as if the samples were shuffled.
     """
     compares, reads = _class_of(discrepancy, "discrepancy"), _class_of(information, "information")
     if compares.kind != "discrepancy":
-        raise InputError(f'discrepancy is "{compares.name}", which compares no laws. Use "mmd", "energy" or another.')
+        raise InputError(f'discrepancy is "{compares.name}", which is no discrepancy. Use "mmd", "energy" or another.')
     if reads.unit != "nats" or reads.explains != "vectors" or not reads.zero_when_independent:
-        raise InputError(f'information is "{reads.name}", which reads no nats between vectors. Use "auto" or another.')
+        raise InputError(
+            f'information is "{reads.name}", which does not estimate nats between vectors. Use "auto" or another.'
+        )
     common = {"groups": groups, "x_ids": x_ids, "y_ids": y_ids, "permutations": permutations, "seed": seed}
-    known = measure(x, y, information, progress=progress, **common)  # refuses rows that cannot be paired
+    known = measure(x, y, information, progress=progress, **common)  # Refuses samples that cannot be paired.
     apart = measure(x, y, discrepancy, progress=progress, **common)
     return BothAxes(apart, known, name)
 
 
-def _class_of(instrument: Estimator | type[Estimator] | str, argument: str) -> type[Estimator]:
-    if isinstance(instrument, str):
-        return estimator_named(instrument)
-    cls = instrument if isinstance(instrument, type) else type(instrument)
+def _class_of(estimator: Estimator | type[Estimator] | str, argument: str) -> type[Estimator]:
+    if isinstance(estimator, str):
+        return estimator_named(estimator)
+    cls = estimator if isinstance(estimator, type) else type(estimator)
     if not issubclass(cls, Estimator):
-        raise InputError(f"{argument} is {instrument!r}; pass an instrument, its class, or its name.")
+        raise InputError(f"{argument} is {estimator!r}; pass an estimator, its class, or its name.")
     return cls

@@ -1,13 +1,13 @@
-"""Pictures of a flow: matplotlib figures that say what they show, in which unit, from how many samples and seeds.
+"""Matplotlib figures of an information flow, with units, sample sizes and seeds stated in the figure.
 
-Functions of a flow take the :class:`mikit.flow.Flow` that :func:`mikit.trace` returned. :func:`change_points` and
-:func:`divergence` take a reading of phases, :func:`matching` a match of layers, :func:`both_axes` what
-:func:`mikit.both_axes` returned, and :func:`estimator_panel` measurements. All give back a ``matplotlib.figure.Figure``
-whose ``axes`` are its panels, but :func:`animate_maps`, which writes files and gives back their paths. Neither backend
-nor settings of matplotlib are touched. A notebook shows the figures once ``%matplotlib inline`` has run.
+Most functions take the :class:`mikit.flow.Flow` returned by :func:`mikit.trace`. :func:`change_points` and
+:func:`divergence` take a reading of phases, :func:`matching` a match of layers, :func:`both_axes` the result of
+:func:`mikit.both_axes`, and :func:`estimator_panel` measurements. All return a ``matplotlib.figure.Figure`` whose
+``axes`` are its panels, except :func:`animate_maps`, which writes files and returns their paths. The backend and
+settings of matplotlib are not changed. A notebook shows the figures after ``%matplotlib inline``.
 
-Under every figure of a flow stands a strip of verdicts on the rows that are drawn; ``verdicts=False`` leaves it out.
-Rows that do not compare are refused: of several units, kinds, probes, numbers of samples, or readouts of one layer.
+Every figure of a flow has a verdict bar of the plotted rows below its panels; ``verdicts=False`` leaves it out.
+Rows that are not comparable raise an error: different units, kinds, probes, sample sizes, or poolings of one layer.
 
 Examples:
     >>> import tempfile
@@ -27,7 +27,7 @@ Examples:
     ...     [path.name for path in plot.save_figure(figure, folder, "phases")]
     ['phases.png', 'phases.svg']
     >>> figure.axes[0].get_ylabel()
-    'share recovered (0 to 1)'
+    'fraction recovered (0 to 1)'
 """
 
 from __future__ import annotations

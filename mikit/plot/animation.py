@@ -1,4 +1,4 @@
-"""Maps that move: one frame for each phase of training, as GIF and as MP4."""
+"""Animated layer maps: one frame per phase of training, as GIF and as MP4."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from PIL import Image
 
 from mikit.core.errors import InputError
 from mikit.core.files import sync_folder, write_atomically
-from mikit.plot.drawing.bands import BAND_COLORS, Band, Progress, verdict_strip
+from mikit.plot.drawing.bands import BAND_COLORS, Band, Progress, verdict_bar
 from mikit.plot.drawing.cells import DIVERGING, OUTLINE, QUANTITIES, SEQUENTIAL, MapTable, map_table, name_layers
 from mikit.plot.drawing.names import clip_text
 from mikit.plot.drawing.style import figure_style, finish
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["animate_maps"]
 
 _NO_FFMPEG = (
-    "ffmpeg is not on the PATH, so no MP4 can be written. Install ffmpeg, or use the GIF, which needs nothing further."
+    "ffmpeg is not on the PATH, so no MP4 can be written. Install ffmpeg, or use the GIF, which does not need it."
 )
 
 
@@ -54,38 +54,37 @@ def animate_maps(
     dpi: int = 110,
     verdicts: bool = True,
 ) -> tuple[Path, ...]:
-    """Maps of :func:`mikit.plot.maps` as an animation over the phases: a GIF, and an MP4 where ffmpeg is found.
+    """Maps of :func:`mikit.plot.maps` as an animation over the phases: a GIF, and an MP4 if ffmpeg is installed.
 
-    Every frame is one phase, named under the maps beside a bar of all phases. Scales, colours, legend and caption are
-    the same in every frame, so that only what was measured moves.
+    Every frame is one phase, named below the maps beside a bar of all phases. Scales, colors, legend and caption are
+    identical in all frames, so only the measured values change.
 
     Args:
-        flow: What :func:`mikit.trace` returned.
-        path: File to write. ``.gif`` and ``.mp4`` write that one; a name without either ending writes the GIF and,
-            where ffmpeg is found, the MP4, and warns where it is not. Files of the same name are replaced, each in one
-            step.
+        flow: A flow returned by :func:`mikit.trace`.
+        path: Output file. ``.gif`` and ``.mp4`` write that format; a name without either extension writes the GIF and,
+            if ffmpeg is installed, the MP4, with a warning if it is not. Existing files are replaced atomically.
         quantity: ``"recovered_share"`` or ``"cka"``.
-        noise: Teacher noise of the recovered share; by default 0.3 where measured.
-        networks: Student networks to draw, in this order; by default all.
-        phases: Phases to show, any number; by default all.
-        difference: As in :func:`mikit.plot.maps`.
-        seconds: How long a phase is shown; the last one stays three times as long.
-        dpi: Pixels an inch; the figure is about 10 inches wide for two networks and their difference.
-        verdicts: Whether to draw the strip of verdicts, by phase.
+        noise: Teacher noise of the recovered fraction. Default: 0.3 if measured.
+        networks: Student networks to draw, in this order. Default: all.
+        phases: Phases to show, any number. Default: all.
+        difference: See :func:`mikit.plot.maps`.
+        seconds: Duration of a phase; the last one is shown three times as long.
+        dpi: Pixels per inch; the figure is about 10 inches wide for two networks and their difference.
+        verdicts: Whether to draw the verdict bar, by phase.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: For what :func:`mikit.plot.maps` refuses, a path that is a folder, a time or a resolution that is
-            not positive, or an MP4 without ffmpeg.
+        InputError: In the cases of :func:`mikit.plot.maps`, if the path is a folder, if the duration or the resolution
+            is not positive, or for an MP4 without ffmpeg.
 
     Cost:
-        About half a second a frame; a megabyte for 30 phases of two networks with six layers.
+        About half a second per frame; a megabyte for 30 phases of two networks with six layers.
 
     Pitfalls:
-        Every phase is shown equally long, whatever lies between two of them. Motion draws the eye to small changes:
-        decide by the map of differences, which prints what exceeds three seed SD.
+        Every phase is shown for the same time, however far apart phases are. Motion draws attention to small changes:
+        judge by the map of differences, which prints values above three seed SD.
 
     Examples:
         >>> import mikit, tempfile
@@ -96,9 +95,9 @@ def animate_maps(
     """
     targets = _targets(Path(path))
     if not (np.isfinite(seconds) and seconds > 0):
-        raise InputError(f"seconds is {seconds}; a phase must be shown for a time above 0.")
+        raise InputError(f"seconds is {seconds}; it must be positive and finite.")
     if dpi <= 0:
-        raise InputError(f"dpi is {dpi}; pixels an inch must be above 0.")
+        raise InputError(f"dpi is {dpi}; it must be positive.")
     rows, pair = map_table(flow, quantity, noise, networks, difference)
     chosen = choose_phases(rows.phases, len(rows.phases), phases)
     with figure_style():
@@ -114,7 +113,7 @@ def animate_maps(
 
 def _targets(path: Path) -> list[Path]:
     if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file in it, such as {path / 'maps.gif'}.")
+        raise InputError(f"{path} is a folder; pass a file in it, such as {path / 'maps.gif'}.")
     found = shutil.which("ffmpeg") is not None
     if path.suffix == ".gif":
         return [path]
@@ -130,7 +129,7 @@ def _targets(path: Path) -> list[Path]:
 
 
 class _Film:
-    """One figure whose maps are drawn anew for every phase."""
+    """One figure whose maps are redrawn for every phase."""
 
     def __init__(self, flow: Flow, table: MapTable, verdicts: bool, dpi: int = 110) -> None:
         self.table = table
@@ -138,7 +137,7 @@ class _Film:
         names = [*table.networks, *(table.pair[:1] if table.pair else ())]
         across = min(len(names), 4)
         lines = -(-len(names) // across)
-        tall = max(len(own) for own in table.layers.values())
+        tall = max(len(layers) for layers in table.layers.values())
         width = max(across * (table.cell * len(table.theirs) + 0.8) + 0.9, 5.2)
         self.figure = Figure(figsize=(width, lines * (table.cell * tall + 0.95)), dpi=dpi)
         self.canvas = FigureCanvasAgg(self.figure)
@@ -174,12 +173,12 @@ class _Film:
         bands: list[Band] = [self.progress]
         if verdicts:
             drawn = table.rows.students[table.rows.students["phase"].isin(table.phases)]
-            bands.append(verdict_strip(drawn, "phase", table.phases))
-        facts = [*map_facts(flow, table), "Every phase is shown equally long"]
+            bands.append(verdict_bar(drawn, "phase", table.phases))
+        facts = [*map_facts(flow, table), "Every phase is shown for the same time"]
         finish(self.figure, TITLES[table.rows.quantity], map_keys(table), facts, bands=bands)
 
     def frame(self, place: int) -> Image.Image:
-        """Draw a phase and return it as a picture."""
+        """Draw a phase and return it as an image."""
         table, phase = self.table, self.table.phases[place]
         for ax in self.axes:
             for artist in [*ax.collections, *ax.texts, *ax.patches, *ax.lines]:
@@ -194,7 +193,7 @@ class _Film:
 
 
 def _gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
-    """The frames in one palette, made of the colours of the scales, so that a value has one colour in every frame."""
+    """Encode the frames with one palette of the scales' colors, so that a value has one color in all frames."""
     colors = [
         *seaborn.color_palette(SEQUENTIAL, 110),
         *seaborn.color_palette(DIVERGING, 80),
@@ -207,13 +206,13 @@ def _gif(frames: Sequence[Image.Image], seconds: float) -> bytes:
     shown = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(3000 * seconds)]
     buffer = io.BytesIO()
-    # Without optimize= and with one palette, a colour is the same number in every frame.
+    # With one palette and without optimize=, a color has the same index in every frame.
     shown[0].save(buffer, "GIF", save_all=True, append_images=shown[1:], duration=times, loop=0, optimize=False)
     return buffer.getvalue()
 
 
 def _mp4(frames: Sequence[Image.Image], seconds: float) -> bytes:
-    """The frames as H.264 for every player: even sides, 4:2:0, the last phase three times as long."""
+    """Encode the frames as H.264 that every player supports: even sides, 4:2:0, the last phase three times as long."""
     width, height = frames[0].size
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "maps.mp4"
@@ -222,11 +221,11 @@ def _mp4(frames: Sequence[Image.Image], seconds: float) -> bytes:
         command += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white", "-pix_fmt", "yuv420p"]
         command += ["-movflags", "+faststart", str(made)]
         rows = b"".join(frame.tobytes() for frame in [*frames, frames[-1], frames[-1]])
-        done = subprocess.run(command, input=rows, capture_output=True, check=False)  # noqa: S603 - no shell, and nothing of the user's in it
+        done = subprocess.run(command, input=rows, capture_output=True, check=False)  # noqa: S603 - no shell and no user input
         if done.returncode or not made.is_file():
-            said = done.stderr.decode(errors="replace").strip().splitlines() or ["it gave no reason"]
+            reasons = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             raise InputError(
-                f"ffmpeg could not write the MP4 ({said[-1]}). Use a build of ffmpeg with libx264, or write the GIF."
+                f"ffmpeg could not write the MP4 ({reasons[-1]}). Use a build of ffmpeg with libx264, or write the GIF."
             )
         return made.read_bytes()
 

@@ -1,4 +1,4 @@
-"""Several instruments on the same two variables, on one axis: what bounds from below or above, and what estimates."""
+"""Several estimators of the same quantity on one axis: lower bounds, upper bounds and estimates."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["all_rows", "estimator_panel"]
 
 _NULL = "#efe6d5"
 _LOOKS = {
-    "lower bound": (">", BLUE, "lower bound: the truth lies to the right"),
-    "upper bound": ("<", RED, "upper bound: the truth lies to the left"),
+    "lower bound": (">", BLUE, "lower bound: the true value is to the right"),
+    "upper bound": ("<", RED, "upper bound: the true value is to the left"),
     "estimate": ("o", INK, "estimate"),
-    "V-information": ("D", "#029e73", "V-information of a family of readers"),
+    "V-information": ("D", "#029e73", "V-information of a family of predictors"),
 }
 _FILLS = {"trustworthy": "full", "caution": "left", "unreliable": "full"}
 
@@ -35,29 +35,29 @@ def estimator_panel(
 ) -> Figure:
     """Several measurements of the same two variables on one axis: lower bounds, upper bounds and estimates.
 
-    The shape of a marker is the kind, its fill the verdict. Bars are 95 % intervals, the shaded stretch beside each is
-    what permuted data give, and a short upright stroke is the instrument's own ceiling.
+    The shape of a marker is the kind of the estimate, its fill is the verdict. Bars are 95 % intervals, the shaded
+    range beside each is the range of permuted data, and a short vertical line is the estimator's own ceiling.
 
     Args:
-        measurements: What :func:`mikit.measure` returned, for one student and one teacher layer, by the name to write
-            beside each; a sequence is named by its instruments.
-        truth: The information that is to be measured, in nats, where it is known.
+        measurements: Measurements returned by :func:`mikit.measure` for one student and one teacher layer, keyed by the
+            name to show; a sequence is named by the estimators.
+        truth: The true information in nats, if it is known.
 
     Returns:
-        A ``matplotlib.figure.Figure`` with one panel that no pyplot state knows of; a row for each measurement in the
-        order given, from the top.
+        A ``matplotlib.figure.Figure`` without pyplot state, with one panel and one row per measurement in the given
+        order, from the top.
 
     Raises:
-        InputError: If there is nothing to draw, if a measurement is not in nats or is no information, or if they differ
-            in unit, number of rows, declared noise or data, so that they do not measure the same thing.
+        InputError: If there is nothing to draw, if a measurement is not information in nats, or if the measurements
+            differ in unit, number of samples, declared noise or data, so that they do not measure the same quantity.
 
     Cost:
         A quarter of a second.
 
     Pitfalls:
-        Intervals hold the sampling of rows and not the bias of an instrument: bars that do not overlap are no
-        contradiction. A bound that learned nothing bounds all the same. V-information is no bound of the information
-        between continuous layers; it says what its family of readers finds.
+        Intervals include the sampling of samples but not the bias of an estimator: bars that do not overlap are not a
+        contradiction. A bound that learned nothing is still a bound. V-information is not a bound on the information
+        between continuous layers; it is what its family of predictors finds.
 
     Examples:
         >>> import mikit
@@ -80,17 +80,17 @@ def estimator_panel(
         ax.grid(False, axis="y")
         for place, measured in enumerate(named.values()):
             _draw(ax, place, measured)
-            ax.text(1.01, place, _said(measured), transform=ax.get_yaxis_transform(), va="center", fontsize=7.2)
+            ax.text(1.01, place, _value_label(measured), transform=ax.get_yaxis_transform(), va="center", fontsize=7.2)
         ax.axvline(0.0, color=GREY, linewidth=0.8)
         capped = math.log(rows)
         ax.axvline(capped, color=SOFT, linestyle=":", linewidth=1.1, label="log N")
         if truth is not None:
-            ax.axvline(truth, color="#029e73", linestyle="--", linewidth=1.2, label="truth")
+            ax.axvline(truth, color="#029e73", linestyle="--", linewidth=1.2, label="true value")
         ax.set_yticks(range(len(named)), [clip_text(name, 30) for name in named])
         ax.set_ylim(len(named) - 0.4, -0.6)
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel("mutual information (nats)")
-        finish(figure, "Instruments side by side", _keys(named, rows, truth), _facts(named, rows))
+        finish(figure, "Comparison of estimators", _keys(named, rows, truth), _facts(named, rows))
     return figure
 
 
@@ -104,15 +104,15 @@ def _named(measurements: Mapping[str, Measurement] | Sequence[Measurement]) -> d
             alike = sum(other == name or other.startswith(f"{name} (") for other in named)
             named[f"{name} ({alike + 1})" if alike else name] = one
     if not named:
-        raise InputError("There is no measurement to draw; pass what mikit.measure returned.")
+        raise InputError("There is no measurement to draw; pass the results of mikit.measure.")
     for name, one in named.items():
         if not isinstance(one, Measurement):
-            raise InputError(f"{name or 'An entry'} is a {type(one).__name__}; pass what mikit.measure returned.")
+            raise InputError(f"{name or 'An entry'} is a {type(one).__name__}; pass the results of mikit.measure.")
     return named
 
 
 def all_rows(measured: Measurement) -> int:
-    """All rows of a measurement: an instrument that is learned reports on a part of them."""
+    """Return the number of all samples of a measurement; a learned estimator reports on a part of them."""
     return sum(measured.sizes[part] for part in ("fit", "select", "report"))
 
 
@@ -121,23 +121,23 @@ def _refuse_different(named: Mapping[str, Measurement]) -> None:
         return ", ".join(f"{name}: {what(one)}" for name, one in named.items())
 
     if len({one.unit for one in named.values()}) > 1:
-        raise InputError(f"These measurements are in different units ({of(lambda m: m.unit)}). Draw them apart.")
+        raise InputError(f"These measurements are in different units ({of(lambda m: m.unit)}). Draw them separately.")
     other = [name for name, one in named.items() if one.unit != "nats" or one.kind not in _LOOKS]
     if other:
         one = named[other[0]]
         raise InputError(
-            f"{other[0]} is a measurement of kind {one.kind!r} in {one.unit}, which is no information in nats. Leave "
-            "it out; mikit.plot.both_axes draws a discrepancy beside an information."
+            f'{other[0]} is a measurement of kind "{one.kind}" in {one.unit}, not information in nats. Leave it out; '
+            "mikit.plot.both_axes draws a discrepancy together with information."
         )
-    for what, said, advice in (
-        (lambda m: f"{all_rows(m):,}", "numbers of rows N", "Measure them on the same rows"),
+    for what, name, advice in (
+        (lambda m: f"{all_rows(m):,}", "numbers of samples N", "Measure them on the same samples"),
         (lambda m: "none" if m.noise is None else f"{m.noise:g}", "declared noise", "Measure them with the same noise"),
         (lambda m: m.data_hash[:12], "data", "Measure them on the same two variables"),
     ):
         if len({what(one) for one in named.values()}) > 1:
             raise InputError(
-                f"These measurements differ in their {said} ({of(what)}), so they do not share an axis. {advice}, or "
-                "draw them apart."
+                f"These measurements differ in their {name} ({of(what)}), so they cannot share an axis. {advice}, or "
+                "draw them separately."
             )
 
 
@@ -169,17 +169,17 @@ def _draw(ax: Axes, place: int, measured: Measurement) -> None:
         )
 
 
-def _said(measured: Measurement) -> str:
+def _value_label(measured: Measurement) -> str:
     low, high = measured.interval
-    said = "no value" if not math.isfinite(measured.value) else f"{measured.value:.3g}"
-    return said + (f"  [{low:.3g}, {high:.3g}]" if math.isfinite(low) and math.isfinite(high) else "")
+    value = "no value" if not math.isfinite(measured.value) else f"{measured.value:.3g}"
+    return value + (f"  [{low:.3g}, {high:.3g}]" if math.isfinite(low) and math.isfinite(high) else "")
 
 
 def _keys(named: Mapping[str, Measurement], rows: int, truth: float | None) -> list[Any]:
     kinds = {one.kind for one in named.values()}
     keys: list[Any] = [
-        line_key(said, color=color, linestyle="none", marker=marker)
-        for kind, (marker, color, said) in _LOOKS.items()
+        line_key(label, color=color, linestyle="none", marker=marker)
+        for kind, (marker, color, label) in _LOOKS.items()
         if kind in kinds
     ]
     verdicts = {one.verdict for one in named.values()}
@@ -190,13 +190,13 @@ def _keys(named: Mapping[str, Measurement], rows: int, truth: float | None) -> l
             keys[-1].set_markerfacecolor("white" if verdict == "unreliable" else SOFT)
             keys[-1].set_label(verdict)
     if any(one.null is not None for one in named.values()):
-        keys.append(Patch(facecolor=_NULL, linewidth=0, label="null: pairing permuted"))
+        keys.append(Patch(facecolor=_NULL, linewidth=0, label="null: permuted pairing"))
     if any(one.ceiling is not None for one in named.values()):
         keys.append(Line2D([], [], linestyle="none", marker="|", markersize=8, markeredgewidth=2.0, color=SOFT))
-        keys[-1].set_label("ceiling of the instrument")
+        keys[-1].set_label("upper limit of the estimate")
     keys.append(line_key(f"log N = {math.log(rows):.2f} nats", color=SOFT, linestyle=":", width=1.1))
     if truth is not None:
-        keys.append(line_key(f"truth, {truth:.3g} nats", color="#029e73", linestyle="--", width=1.2))
+        keys.append(line_key(f"true value, {truth:.3g} nats", color="#029e73", linestyle="--", width=1.2))
     return keys
 
 
@@ -204,15 +204,15 @@ def _facts(named: Mapping[str, Measurement], rows: int) -> list[str]:
     first = next(iter(named.values()))
     facts = [f"N\u00a0=\u00a0{rows:,}, {first.sizes['d_x']} and {first.sizes['d_y']} columns"]
     if first.noise is not None:
-        facts.append(f"Declared noise {first.noise:g}, as a share of each column's standard deviation")
+        facts.append(f"Declared noise {first.noise:g}, as a fraction of each column's standard deviation")
     parts = [f"{name} on {one.sizes['report']:,}" for name, one in named.items() if one.sizes["report"] < rows]
     if parts:
-        facts.append(f"Reported on a part of the rows that nothing was fitted to: {', '.join(parts)}")
-    facts.append("Bars: 95 % intervals of sampling, without the bias of the instrument")
+        facts.append(f"Reported on samples that were not used for fitting: {', '.join(parts)}")
+    facts.append("Bars: 95 % sampling intervals, without the bias of the estimator")
     unknown = [name for name, one in named.items() if not math.isfinite(one.interval[0])]
     if unknown:
         facts.append(f"Sampling error unknown, no bar: {', '.join(unknown)}")
-    gone = [name for name, one in named.items() if not math.isfinite(one.value)]
-    if gone:
-        facts.append(f"No value: {', '.join(gone)}")
+    missing = [name for name, one in named.items() if not math.isfinite(one.value)]
+    if missing:
+        facts.append(f"No value: {', '.join(missing)}")
     return facts

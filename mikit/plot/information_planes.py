@@ -1,4 +1,4 @@
-"""The noisy information plane: what a layer tells of the input against what it tells of the labels."""
+"""The noisy information plane: information of a layer about the input against information about the labels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mikit.core.errors import InputError
-from mikit.plot.drawing.bands import verdict_strip
+from mikit.plot.drawing.bands import verdict_bar
 from mikit.plot.drawing.names import clip_text, short_names
-from mikit.plot.drawing.style import INK, MARKERS, SOFT, caption_facts, figure_style, finish, line_key, teacher_said
+from mikit.plot.drawing.style import INK, MARKERS, SOFT, caption_facts, figure_style, finish, line_key, teacher_label
 from mikit.plot.drawing.tables import Rows, choose_phases, label_entropy, layers_of, select
 
 if TYPE_CHECKING:
@@ -37,37 +37,38 @@ def information_plane(
     phases: Sequence[int] | None = None,
     verdicts: bool = True,
 ) -> Figure:
-    """The noisy information plane: I(X; T + noise) across, I(T; Y) upwards, one path a layer over the phases.
+    """The noisy information plane: I(X; T + noise) against I(T; Y), one path per layer over the phases.
 
-    Paths start at the small point and end at the large one; they are means over seeds, and thin bars reach from the
-    smallest to the largest. The line at log N is the most that N rows can show across; points within 8 % of it are
-    hollow, because there the value counts rows and not layers.
+    The information about the input is on the x axis. Paths start at the small point and end at the large one. They are
+    means over seeds, and thin bars range from the smallest to the largest value. The line at log N is the upper limit
+    of the x axis for N samples; points within 8 % of it are hollow, because there the value depends on the number of
+    samples and not on the layer.
 
     Args:
-        flow: What :func:`mikit.trace` returned, traced with labels and ``information_plane=True``.
-        noise: Noise level of the axis across, in RMS SDs of the layer; by default the smallest at which at most half of
-            the points are at the cap, or else the largest.
-        networks: Student networks to draw, in this order; by default all.
-        phases: Phases to draw; by default all.
-        verdicts: Whether to draw the strip of verdicts, by phase.
+        flow: A flow returned by :func:`mikit.trace`, traced with labels and ``information_plane=True``.
+        noise: Noise level of the x axis, in RMS SDs of the layer. Default: the smallest at which at most half of the
+            points are at the cap, otherwise the largest.
+        networks: Student networks to draw, in this order. Default: all.
+        phases: Phases to draw. Default: all.
+        verdicts: Whether to draw the verdict bar, by phase.
 
     Returns:
-        A ``matplotlib.figure.Figure``, one panel per network with shared axes, that no pyplot state knows of.
+        A ``matplotlib.figure.Figure`` without pyplot state, one panel per network with shared axes.
 
     Raises:
-        InputError: If the flow lacks either information, a noise level, network or phase asked for, if the two are in
-            different units or from different numbers of samples, or if the rows of either mix units, kinds, probes,
-            readouts of one layer, or numbers of samples.
+        InputError: If the flow lacks one of the two quantities or a requested noise level, network or phase, if the two
+            are in different units or from different numbers of samples, or if the rows of either mix units, kinds,
+            probes, poolings of one layer, or numbers of samples.
 
     Cost:
-        About half a second a network.
+        About half a second per network.
 
     Pitfalls:
-        - This is geometry. The layers are deterministic functions of the input, and without the noise each holds all of
-          it. A move to the left says that samples lie closer together in units of the noise.
-        - The axis across depends on the noise; its size is part of the quantity. Where the noise is large enough to
-          leave the cap, it may already have covered the labels, which are read without noise here.
-        - What a linear probe reads of the labels can rise with depth, which information cannot.
+        - This is geometry. The layers are deterministic functions of the input, and without noise each contains all of
+          its information. A move to the left means that samples are closer together in units of the noise.
+        - The x axis depends on the noise; its size is part of the quantity. Noise large enough to stay below the cap
+          may already hide the labels, whose information is estimated without noise here.
+        - The label information that a linear probe finds can increase with depth, which information cannot.
 
     Examples:
         >>> import mikit
@@ -84,8 +85,8 @@ def information_plane(
     points = points[points["phase"].isin(chosen)]
     if points.empty:
         raise InputError(
-            "No layer and phase has both what it tells of the input and what it tells of the labels. Trace again into "
-            "the same folder without a budget."
+            "No layer and phase has both input information and label information. Trace again into the same folder "
+            "without a budget."
         )
     with figure_style():
         figure = _draw(flow, plane, labels, points, chosen, verdicts)
@@ -104,21 +105,23 @@ def _chosen(flow: Flow, networks: Sequence[str] | None) -> float | None:
 def _refuse_different(plane: Rows, labels: Rows) -> None:
     if plane.unit != labels.unit:
         raise InputError(
-            f"What layers tell of the input is in {plane.unit} and what they tell of the labels in {labels.unit}. A "
-            "plane has one unit: convert one of them."
+            f"The input information is in {plane.unit} and the label information in {labels.unit}. An information "
+            "plane needs one unit: convert one of them."
         )
     across, upwards = (rows.students["n"].iloc[0] for rows in (plane, labels))
     if across != upwards:
         raise InputError(
-            f"What layers tell of the input was read from N = {across:,} rows and what they tell of the labels from "
+            f"The input information was estimated from N = {across:,} samples and the label information from "
             f"N = {upwards:,}. Trace both on the same samples."
         )
 
 
 def _points(plane: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of both informations where a row has both, with ranges and whether a point is at the cap."""
-    held = plane[[*_KEYS, "layer_index", "value", "ceiling", "verdict"]]
-    both = held.merge(labels[[*_KEYS, "value"]], on=_KEYS, suffixes=("_x", "_y")).dropna(subset=["value_x", "value_y"])
+    """Return means and ranges over seeds for rows that have both quantities, and whether a point is at the cap."""
+    inputs = plane[[*_KEYS, "layer_index", "value", "ceiling", "verdict"]]
+    both = inputs.merge(labels[[*_KEYS, "value"]], on=_KEYS, suffixes=("_x", "_y")).dropna(
+        subset=["value_x", "value_y"]
+    )
     capped = both["value_x"].ge(_CAPPED * both["ceiling"]) | both["verdict"].eq("unreliable")
     return (
         both.assign(capped=capped)
@@ -137,36 +140,12 @@ def _points(plane: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw(flow: Flow, plane: Rows, labels: Rows, points: pd.DataFrame, phases: list[int], verdicts: bool) -> Figure:
-    names, cap = plane.networks, float(points["ceiling"].max())
-    layers, entropy = layers_of(plane.students), label_entropy(flow) if labels.unit == "nats" else None
+    cap, layers = float(points["ceiling"].max()), layers_of(plane.students)
+    entropy = label_entropy(flow) if labels.unit == "nats" else None
     colors = seaborn.color_palette("flare", len(layers))
     looks = {layer: (colors[i], MARKERS[i % len(MARKERS)]) for i, layer in enumerate(layers)}
-    across = min(len(names), 3)
-    lines = -(-len(names) // across)
-    figure = Figure(figsize=(max(across * 2.75 + 0.5, 4.6), lines * 2.75))
-    grid = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False)
-    for spare in grid.flat[len(names) :]:
-        spare.remove()
     teacher = _points(plane.teacher, labels.teacher) if len(plane.teacher) and len(labels.teacher) else points.iloc[:0]
-    several = int(plane.students["seed"].nunique()) > 1
-    for place, (name, ax) in enumerate(zip(names, grid.flat, strict=False)):
-        _draw_limits(ax, cap, entropy)
-        if not teacher.empty:
-            last = teacher[teacher["phase"].eq(teacher["phase"].max())].sort_values("layer_index")
-            ax.plot(last["x"], last["y"], color=INK, linestyle="--", linewidth=1.0, marker=".", label="teacher")
-        for layer in layers:
-            own = points[points["network"].eq(name) & points["layer"].eq(layer)].sort_values("phase")
-            _draw_path(ax, own, layer, *looks[layer], bars=several)
-        ax.set_title(clip_text(name, 34))
-        ax.tick_params(labelbottom=True)
-        if place % across == 0:
-            ax.set_ylabel(f"I(T; Y), read by the probe ({labels.unit})")
-        if place >= len(names) - across:
-            ax.set_xlabel(f"I(X; T + noise), σ = {plane.noise:g} ({plane.unit})")
-    high = max([*points["y_high"], *teacher["y"], entropy or 0.0])
-    low = min(0.0, *points["y_low"], *points["x_low"])
-    grid.flat[0].set_xlim(low, 1.05 * max(cap, *points["x_high"]))
-    grid.flat[0].set_ylim(min(0.0, float(points["y_low"].min())), 1.08 * high)
+    figure = _draw_panels(plane, labels, points, teacher, looks, entropy)
     short = dict(zip(layers, short_names(layers, 14), strict=True))
     keys: list[Any] = [line_key(short[layer], color=color, marker=mark) for layer, (color, mark) in looks.items()]
     keys.append(line_key(f"cap: log N = {cap:.2f} {plane.unit}", color=INK, width=1.2))
@@ -178,11 +157,49 @@ def _draw(flow: Flow, plane: Rows, labels: Rows, points: pd.DataFrame, phases: l
     if entropy is not None:
         keys.append(line_key(f"H(Y) = {entropy:.2f} {labels.unit}", color=SOFT, linestyle=":", width=1.1))
     if not teacher.empty:
-        keys.append(line_key(teacher_said(labels), color=INK, linestyle="--", width=1.0, marker="."))
+        keys.append(line_key(teacher_label(labels), color=INK, linestyle="--", width=1.0, marker="."))
     shown = plane.students[plane.students["phase"].isin(phases)]
-    bands = [verdict_strip(shown, "phase", phases)] if verdicts else []
+    bands = [verdict_bar(shown, "phase", phases)] if verdicts else []
     facts = _facts(flow, plane, labels, points, phases)
     finish(figure, "The noisy information plane: geometry of the layers", keys, facts, bands=bands)
+    return figure
+
+
+def _draw_panels(
+    plane: Rows,
+    labels: Rows,
+    points: pd.DataFrame,
+    teacher: pd.DataFrame,
+    looks: dict[str, tuple[Any, str]],
+    entropy: float | None,
+) -> Figure:
+    """Draw the paths of all layers, one panel per network; ``looks`` are color and marker by layer."""
+    names, cap = plane.networks, float(points["ceiling"].max())
+    across = min(len(names), 3)
+    lines = -(-len(names) // across)
+    figure = Figure(figsize=(max(across * 2.75 + 0.5, 4.6), lines * 2.75))
+    grid = figure.subplots(lines, across, sharex=True, sharey=True, squeeze=False)
+    for spare in grid.flat[len(names) :]:
+        spare.remove()
+    several = int(plane.students["seed"].nunique()) > 1
+    for place, (name, ax) in enumerate(zip(names, grid.flat, strict=False)):
+        _draw_limits(ax, cap, entropy)
+        if not teacher.empty:
+            last = teacher[teacher["phase"].eq(teacher["phase"].max())].sort_values("layer_index")
+            ax.plot(last["x"], last["y"], color=INK, linestyle="--", linewidth=1.0, marker=".", label="teacher")
+        for layer, (color, marker) in looks.items():
+            path = points[points["network"].eq(name) & points["layer"].eq(layer)].sort_values("phase")
+            _draw_path(ax, path, layer, color, marker, bars=several)
+        ax.set_title(clip_text(name, 34))
+        ax.tick_params(labelbottom=True)
+        if place % across == 0:
+            ax.set_ylabel(f"I(T; Y), found by the probe ({labels.unit})")
+        if place >= len(names) - across:
+            ax.set_xlabel(f"I(X; T + noise), σ = {plane.noise:g} ({plane.unit})")
+    high = max([*points["y_high"], *teacher["y"], entropy or 0.0])
+    low = min(0.0, *points["y_low"], *points["x_low"])
+    grid.flat[0].set_xlim(low, 1.05 * max(cap, *points["x_high"]))
+    grid.flat[0].set_ylim(min(0.0, float(points["y_low"].min())), 1.08 * high)
     return figure
 
 
@@ -194,17 +211,17 @@ def _draw_limits(ax: Axes, cap: float, entropy: float | None) -> None:
         ax.axhline(entropy, color=SOFT, linestyle=":", linewidth=1.1, label="H(Y)", zorder=1)
 
 
-def _draw_path(ax: Axes, own: pd.DataFrame, layer: str, color: Any, marker: str, *, bars: bool) -> None:
-    if own.empty:
+def _draw_path(ax: Axes, path: pd.DataFrame, layer: str, color: Any, marker: str, *, bars: bool) -> None:
+    if path.empty:
         return
-    x, y = own["x"].to_numpy(dtype=float), own["y"].to_numpy(dtype=float)
+    x, y = path["x"].to_numpy(dtype=float), path["y"].to_numpy(dtype=float)
     if bars:
-        ax.hlines(y, own["x_low"], own["x_high"], color=color, linewidth=0.7, alpha=0.6, label=f"_across {layer}")
-        ax.vlines(x, own["y_low"], own["y_high"], color=color, linewidth=0.7, alpha=0.6, label=f"_upwards {layer}")
+        ax.hlines(y, path["x_low"], path["x_high"], color=color, linewidth=0.7, alpha=0.6, label=f"_across {layer}")
+        ax.vlines(x, path["y_low"], path["y_high"], color=color, linewidth=0.7, alpha=0.6, label=f"_upwards {layer}")
     ax.plot(x, y, color=color, linewidth=1.1, label=layer, zorder=2.5)
     sizes = np.full(len(x), 10.0)
     sizes[0], sizes[-1] = 4.0, 30.0
-    faces = ["white" if capped else color for capped in own["capped"]]
+    faces = ["white" if capped else color for capped in path["capped"]]
     ax.scatter(x, y, s=sizes, c=faces, edgecolors=[color] * len(x), linewidths=0.9, marker=marker, zorder=3,
                label=f"_points {layer}")  # fmt: skip
 
@@ -215,19 +232,19 @@ def _facts(flow: Flow, plane: Rows, labels: Rows, points: pd.DataFrame, phases: 
         plane.students[asked].merge(labels.students, on=_KEYS).dropna(subset=["value_x", "value_y"])
     )
     facts = [
-        "Geometry, and neither gain nor loss of information: layers are functions of the input, and without noise each "
-        "holds all of it. To the left, samples lie closer together in units of the noise",
-        f"Across: what the layer plus noise of σ = {plane.noise:g} RMS SDs of the layer tells of the input",
-        "Upwards: label information of the layer without noise",
+        "Geometry, not gain or loss of information: layers are functions of the input, and without noise each contains "
+        "all of its information. Towards the left, samples are closer together in units of the noise",
+        f"Horizontal: information of the layer plus noise of σ = {plane.noise:g} RMS SDs of the layer about the input",
+        "Vertical: label information of the layer without noise",
         f"{100 * points['capped'].mean():.0f} % of the points are at the cap",
     ]
     if len(plane.noises) > 1:
         facts.append(f"Noise levels measured: {', '.join(f'{level:g}' for level in plane.noises)}")
-    own = [fact for fact in caption_facts(flow, labels, band=False) if fact != "No noise added"]
-    facts += own
+    about_labels = [fact for fact in caption_facts(flow, labels, band=False) if fact != "No noise added"]
+    facts += about_labels
     facts.append(f"From the small point (phase {phases[0]}) to the large one (phase {phases[-1]})")
-    if "seeds" in own[-1]:
-        facts.append("Points are means over seeds, bars reach from the smallest to the largest")
+    if "seeds" in about_labels[-1]:
+        facts.append("Points are means over seeds, bars range from the smallest to the largest value")
     if missing:
         facts.append(f"{missing} rows without one of the two values are not drawn")
     return facts

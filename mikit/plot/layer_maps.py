@@ -1,4 +1,4 @@
-"""Layer by layer maps: every student layer against every teacher layer, phase after phase."""
+"""Maps of all student layers against all teacher layers, over phases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mikit.plot.drawing.bands import Band, verdict_strip
+from mikit.plot.drawing.bands import Band, verdict_bar
 from mikit.plot.drawing.cells import OUTLINE, QUANTITIES, MapTable, map_table, name_layers
 from mikit.plot.drawing.names import clip_text, short_names
 from mikit.plot.drawing.style import caption_facts, figure_style, finish, hollow_key
@@ -24,7 +24,7 @@ __all__ = ["map_facts", "map_keys", "maps"]
 
 _MOST, _BY_DEFAULT, _ACROSS = 8, 4, 4
 TITLES = {
-    "recovered_share": "Share of each teacher layer recovered",
+    "recovered_share": "Information recovered of each teacher layer",
     "cka": "Linear CKA of student and teacher layers",
 }
 
@@ -39,39 +39,39 @@ def maps(
     difference: tuple[str, str] | None = None,
     verdicts: bool = True,
 ) -> Figure:
-    """Maps of student layers (y) against the final teacher's layers (x): networks are rows, phases columns.
+    """Maps of student layers (y) against the final teacher's layers (x): networks are rows, phases are columns.
 
-    More than four phases go on in a second block below the first, with the same scales. The origin is at the bottom
-    left, so that matching layers form the rising diagonal. Cells hold seed means with two digits; the outlined cell is
-    the best student layer of its teacher layer. The last row is the difference of two networks; its numbers are printed
-    only where they exceed three seed SD, which is a screen and not a test.
+    More than four phases continue in a second block below the first, with the same scales. The origin is at the bottom
+    left, so matching layers form the rising diagonal. Cells contain seed means with two digits; the outlined cell is
+    the best student layer of a teacher layer. The last row is the difference of two networks; its numbers are printed
+    only where they exceed three seed SD, which is an exploratory comparison and not a test.
 
     Args:
-        flow: What :func:`mikit.trace` returned.
+        flow: A flow returned by :func:`mikit.trace`.
         quantity: ``"recovered_share"`` or ``"cka"``.
-        noise: Teacher noise of the recovered share; by default 0.3 where measured.
-        networks: Student networks to draw, in this order; by default all.
-        phases: Up to eight phases; by default four, which fit a page: the first, the last and others equally spaced by
-            rank between them.
-        difference: ``(a, b)`` draws a minus b; by default the first two networks, second minus first, where their
-            layers have the same names.
-        verdicts: Whether to draw the strip of verdicts, by phase.
+        noise: Teacher noise of the recovered fraction. Default: 0.3 if measured.
+        networks: Student networks to draw, in this order. Default: all.
+        phases: Up to eight phases. Default: four, which fit a page: the first, the last and others equally spaced by
+            rank.
+        difference: ``(a, b)`` draws a minus b. Default: the first two networks, second minus first, if their layers
+            have the same names.
+        verdicts: Whether to draw the verdict bar, by phase.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of. All maps share one colour scale, 0 to 0.8 or to
-        the largest value if that is larger.
+        A ``matplotlib.figure.Figure`` without pyplot state. All maps share one color scale, from 0 to 0.8 or to the
+        largest value if that is larger.
 
     Raises:
-        InputError: If the flow lacks what is asked for, the two networks of ``difference`` have different layers, or
-            the rows mix units, kinds, readouts of one layer, or numbers of samples.
+        InputError: If the flow lacks what is requested, the two networks of ``difference`` have different layers, or
+            the rows mix units, kinds, poolings of one layer, or numbers of samples.
 
     Cost:
         About 15 ms per hundred cells plus half a second.
 
     Pitfalls:
-        Early layers contain the later ones and are easy to recover: read down the columns, not along the rows. The
-        best layer of a column is no proof that two layers correspond. Numbers without a seed SD (one run) are not
-        printed in the difference row.
+        Early layers contain the later ones and are easy to recover: compare within columns, not along rows. The best
+        layer of a column does not show that two layers correspond. Numbers without a seed SD (one run) are not printed
+        in the difference row.
 
     Examples:
         >>> import mikit
@@ -83,7 +83,7 @@ def maps(
         grid = _MapGrid(MapTable(rows, chosen, pair))
         grid.draw()
         drawn = rows.students[rows.students["phase"].isin(chosen)]
-        bands = [verdict_strip(drawn, "phase", chosen)] if verdicts else []
+        bands = [verdict_bar(drawn, "phase", chosen)] if verdicts else []
         grid.close(flow, bands)
     return grid.figure
 
@@ -111,7 +111,7 @@ class _MapGrid:
             ax.set_axis_off()
 
     def draw(self) -> None:
-        """Draw block after block: the maps, then the row of differences."""
+        """Draw all blocks: the maps, then the row of differences."""
         for number, phases in enumerate(self.blocks):
             first = number * len(self.names)
             self._draw_block([list(line) for line in self.grid[first : first + len(self.names)]], phases)
@@ -159,34 +159,34 @@ class _MapGrid:
         if len(self.table.phases) < len(every):
             facts.append(f"Phases shown: {', '.join(map(str, self.table.phases))} of {', '.join(map(str, every))}")
         finish(self.figure, TITLES[self.table.rows.quantity], map_keys(self.table), facts, bands=bands)
-        for ax in self.spare:  # They held the columns in line until the layout was done.
+        for ax in self.spare:  # They kept the columns aligned during the layout.
             ax.remove()
 
 
 def map_keys(table: MapTable) -> list[Any]:
-    """Legend entries of maps."""
+    """Return the legend entries of maps."""
     best = Patch(facecolor="none", edgecolor=OUTLINE, linewidth=1.5, label="best student layer of a teacher layer")
     return [best, hollow_key()] if table.any_unreliable else [best]
 
 
 def map_facts(flow: Flow, table: MapTable) -> list[str]:
-    """Sentences of the caption of maps."""
+    """Return the caption sentences of maps."""
     share, seeds = table.rows.quantity == "recovered_share", table.seeds
     facts = [
         ("Cells are seed means; " if seeds > 1 else "Cells are single runs; ")
-        + ("read down the columns, some layers are easier to recover" if share else "read down the columns"),
+        + ("compare within columns, since some layers are easier to recover" if share else "compare within columns"),
         *caption_facts(flow, table.rows, band=False),
     ]
     if table.pair is not None:
         facts.append(
-            f"Difference printed where it exceeds 3 seed SD ({seeds} seeds: a screen, not a test)"
+            f"Difference printed where it exceeds 3 seed SD ({seeds} seeds: an exploratory comparison, not a test)"
             if seeds > 1
             else "Difference without numbers: one run has no seed SD"
         )
     elif len(table.networks) > 1:
         facts.append("No difference row: the networks have different layers")
-    if any(short_names(own) != own for own in [*table.layers.values(), table.theirs]):
+    if any(short_names(names) != names for names in [*table.layers.values(), table.theirs]):
         facts.append("Layer names shortened")
     if table.below:
-        facts.append("Values below 0 take the lightest colour")
+        facts.append("Values below 0 have the lightest color")
     return facts

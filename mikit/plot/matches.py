@@ -1,4 +1,4 @@
-"""Which teacher layer each rule picks for each student layer, and where it cannot tell."""
+"""The teacher layer that each matching rule selects for each student layer, and its ties."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _TITLES = {
     "directional": "most recoverable from",
     "held_out": "held-out score alone",
     "cka": "linear CKA",
-    "share": "share recovered",
+    "share": "fraction recovered",
     "nearest": "nearest label information",
     "monotone": "nearest, in order",
 }
 _UNITS = {
-    "directional": "share of the student layer",
-    "held_out": "share of the student layer",
+    "directional": "fraction of the student layer",
+    "held_out": "fraction of the student layer",
     "cka": "index, 0 to 1",
-    "share": "share of the teacher layer",
+    "share": "fraction of the teacher layer",
     "nearest": "distance, nats",
     "monotone": "distance, nats",
 }
@@ -46,27 +46,27 @@ def matching(
 ) -> Figure:
     """Matching maps: student layers (y) against teacher layers (x), one panel per rule.
 
-    The outlined cell is the rule's choice; hatched cells are less than two standard errors behind it, so that the rule
-    cannot tell them from it. A dashed outline is a choice by convention.
+    The outlined cell is the layer that the rule selects. Hatched cells are ties: they are less than two standard errors
+    worse. A dashed outline marks a choice by convention.
 
     Args:
-        match: What :func:`mikit.match_layers` or :func:`mikit.flow.match_flow` returned.
-        rules: Rules to draw, in this order; by default all.
-        network: The student network; can be left out where there is one.
-        phase: The phase; the last by default.
+        match: A match returned by :func:`mikit.match_layers` or :func:`mikit.flow.match_flow`.
+        rules: Rules to draw, in this order. Default: all.
+        network: The student network; optional if there is only one.
+        phase: The phase. Default: the last.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of.
+        A ``matplotlib.figure.Figure`` without pyplot state.
 
     Raises:
-        InputError: If there is no such rule, network or phase, or a network has to be named.
+        InputError: If there is no such rule, network or phase, or if a network must be named.
 
     Cost:
         About half a second.
 
     Pitfalls:
-        A chosen cell is no correspondence: early teacher layers contain the later ones, and draw the choice to
-        themselves. Panels have their own quantities and scales and do not compare.
+        A selected cell does not show that two layers correspond: early teacher layers contain the later ones and are
+        selected often. Panels have their own quantities and scales and are not comparable.
 
     Examples:
         >>> import mikit
@@ -97,12 +97,12 @@ def matching(
                 ax.set_ylabel(f"{clip_text(found.network, 24)}\nstudent layer")
             if place >= len(pooled) - across:
                 ax.set_xlabel("teacher layer")
-        keys = [Patch(facecolor="none", edgecolor=OUTLINE, linewidth=1.5, label="chosen")]
+        keys = [Patch(facecolor="none", edgecolor=OUTLINE, linewidth=1.5, label="selected")]
         if any(found.tied.any() for _, found in pooled):
             keys.append(Patch(facecolor="none", edgecolor=SOFT, hatch="////", linewidth=0, label="tie: within 2 SE"))
         if any(found.declared.any() for _, found in pooled):
             keys.append(Patch(facecolor="none", edgecolor=OUTLINE, linestyle="--", label="by convention"))
-        finish(figure, "Which teacher layer each rule picks", keys, _facts(match, [found for _, found in pooled]))
+        finish(figure, "Teacher layer selected by each rule", keys, _facts(match, [found for _, found in pooled]))
     return figure
 
 
@@ -134,7 +134,7 @@ def _facts(match: LayerMatch, pooled: Sequence[Pooled]) -> list[str]:
     settings: dict[str, Any] = match.settings
     seeds = pooled[0].seeds
     facts = ["Dark cells are close; each panel has its own quantity and scale"]
-    facts += ["Not a correspondence: early teacher layers contain the later ones and draw the choice to themselves"]
+    facts += ["Not a correspondence: early teacher layers contain the later ones and are selected often"]
     if settings.get("from") == "activations":
         facts.append(
             f"Student noise σ = {settings['noise']:g}, teacher noise σ = {settings['teacher_noise']:g}, in RMS SDs of "

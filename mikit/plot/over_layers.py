@@ -1,4 +1,4 @@
-"""Figures with the layers along the axis: label information and the signed gap to the teacher."""
+"""Figures with layers on the x axis: label information and the signed gap to the teacher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mikit.plot.drawing.bands import verdict_strip
+from mikit.plot.drawing.bands import verdict_bar
 from mikit.plot.drawing.names import clip_text, short_names
 from mikit.plot.drawing.style import (
     INK,
@@ -24,7 +24,7 @@ from mikit.plot.drawing.style import (
     line_key,
     name_ticks,
     phase_ramp,
-    teacher_said,
+    teacher_label,
 )
 from mikit.plot.drawing.tables import Rows, choose_phases, label_entropy, layers_of, select
 
@@ -48,28 +48,28 @@ def flow(
 ) -> Figure:
     """Flow curves: label information of every layer, one panel per student network, one line per phase.
 
-    Lines are means over seeds, bands reach from the smallest to the largest seed, the dashed line is the final
-    teacher and the dotted one H(Y), which no layer can exceed in truth. Hollow points were judged unreliable.
+    Lines are means over seeds, and bands range from the smallest to the largest seed. The dashed line is the final
+    teacher and the dotted one H(Y), an upper limit of the true value. Hollow points were judged unreliable.
 
     Args:
-        flow: What :func:`mikit.trace` returned, traced with labels.
-        networks: Student networks to draw, in this order; by default all.
-        phases: Up to five phases; by default the first, the last and others equally spaced by rank between them.
-        verdicts: Whether to draw the strip of verdicts, by layer.
+        flow: A flow returned by :func:`mikit.trace`, traced with labels.
+        networks: Student networks to draw, in this order. Default: all.
+        phases: Up to five phases. Default: the first, the last and others equally spaced by rank.
+        verdicts: Whether to draw the verdict bar, by layer.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of; the y axis is in the frame's unit (nats).
+        A ``matplotlib.figure.Figure`` without pyplot state; the y axis is in the frame's unit (nats).
 
     Raises:
-        InputError: If the flow has no label information, lacks a network or phase asked for, or mixes units, kinds,
-            probes, readouts of one layer, or numbers of samples.
+        InputError: If the flow has no label information, lacks a requested network or phase, or mixes units, kinds,
+            probes, poolings of one layer, or numbers of samples.
 
     Cost:
         About half a second; memory of a few megabytes.
 
     Pitfalls:
-        Label information grows with the number of probe samples: compare curves of one N only. Where the first layer
-        already holds 90 % of H(Y), the panel says "saturated": the task is too easy for the curves to differ. A
+        Label information grows with the number of probe samples: compare only curves of the same N. If the first layer
+        already contains 90 % of H(Y), the panel says "saturated": the task is too easy for the curves to differ. A
         teacher with other layer names is drawn at the same relative depth, which is a convention, not a finding.
 
     Examples:
@@ -93,13 +93,13 @@ def flow(
                 if panels.first_layer(network) > _SATURATED * entropy:
                     saturated.append(network)
                     ax.text(0.97, 0.04, "saturated", transform=ax.transAxes, ha="right", va="bottom", color=SOFT)
-        keys = [line_key(teacher_said(rows), color=INK, linestyle="--", width=1.3)] if not rows.teacher.empty else []
+        keys = [line_key(teacher_label(rows), color=INK, linestyle="--", width=1.3)] if not rows.teacher.empty else []
         if entropy is not None:
             keys.append(line_key(f"H(Y) = {entropy:.2f} {rows.unit}", color=SOFT, linestyle=":", width=1.1))
         facts = [*panels.facts(flow), *notes]
         if entropy is None:
             facts.append("H(Y) not recorded")
-        facts += [f"Saturated: the first layer of {name} already holds over 90 % of H(Y)" for name in saturated]
+        facts += [f"Saturated: the first layer of {name} already contains over 90 % of H(Y)" for name in saturated]
         title = "Label information by layer and phase"
         panels.close(f"label information ({rows.unit})", title, keys, facts, verdicts)
     return panels.figure
@@ -115,23 +115,25 @@ def gap(
     """Signed gap to the teacher: each layer's label information minus the teacher's at the same relative depth.
 
     Args:
-        flow: What :func:`mikit.trace` returned, traced with labels.
-        networks: Student networks to draw, in this order; by default all.
-        phases: Up to three phases; by default the first, a middle one and the last.
-        verdicts: Whether to draw the strip of verdicts, by layer.
+        flow: A flow returned by :func:`mikit.trace`, traced with labels.
+        networks: Student networks to draw, in this order. Default: all.
+        phases: Up to three phases. Default: the first, a middle one and the last.
+        verdicts: Whether to draw the verdict bar, by layer.
 
     Returns:
-        A ``matplotlib.figure.Figure``, one panel per network around the zero line, in the frame's unit (nats).
+        A ``matplotlib.figure.Figure`` without pyplot state, one panel per network around the zero line, in the frame's
+        unit (nats).
 
     Raises:
-        InputError: If the flow has no label gap, lacks a network or phase asked for, or mixes units, kinds, probes,
-            readouts of one layer, or numbers of samples.
+        InputError: If the flow has no label gap, lacks a requested network or phase, or mixes units, kinds, probes,
+            poolings of one layer, or numbers of samples.
 
     Cost:
         About half a second; memory of a few megabytes.
 
     Pitfalls:
-        The gap compares amounts, not contents: a gap of zero does not say that the layers know the same things.
+        The gap compares amounts, not contents: a gap of zero does not mean that the layers contain the same
+        information.
 
     Examples:
         >>> import mikit
@@ -146,7 +148,7 @@ def gap(
             ax.set_ylim(limits)
             ax.axhline(0, color=INK, linewidth=0.9, label="zero", zorder=1.5)
         facts = [
-            "Below zero: the student's layer tells less about the labels than the teacher's at the same relative depth",
+            "Below zero: the student layer has less label information than the teacher's at the same relative depth",
             *panels.facts(flow),
         ]
         keys = [line_key("zero: as much as the teacher", color=INK, width=0.9)]
@@ -157,13 +159,13 @@ def gap(
 
 
 class _LayerPanels:
-    """One panel per network with the layers along x and one line per phase."""
+    """One panel per network with layers on the x axis and one line per phase."""
 
     def __init__(self, rows: Rows, phases: list[int]) -> None:
         self.rows, self.phases, self.networks = rows, phases, rows.networks
         self.averages = rows.averages()
         self.layers = {name: layers_of(rows.students, name) for name in self.networks}
-        most = max(len(own) for own in self.layers.values())
+        most = max(len(layers) for layers in self.layers.values())
         self.panel = min(max(2.3, 0.27 * most + 0.4), 5.0)
         self.columns = max(1, min(len(self.networks), int(10.5 / (self.panel + 0.55))))
         lines = -(-len(self.networks) // self.columns)
@@ -197,30 +199,30 @@ class _LayerPanels:
         return line.assign(unreliable=line["unreliable"].eq(True), seeds=line["seeds"].fillna(0))
 
     def draw_teacher(self) -> list[str]:
-        """Draw the final teacher into every panel; returns what the caption must add."""
+        """Draw the final teacher in every panel; return sentences for the caption."""
         if self.rows.teacher.empty:
             return ["No teacher rows in the frame"]
         table = self.rows.teacher_averages().sort_values("layer_index", kind="stable")
         names, values = [str(n) for n in table["layer"]], table["mean"].to_numpy(dtype=float)
         moved = False
         for network, ax in zip(self.networks, self.axes, strict=True):
-            own = self.layers[network]
-            if set(names) <= set(own):
-                xs = [float(own.index(name)) for name in names]
+            layers = self.layers[network]
+            if set(names) <= set(layers):
+                xs = [float(layers.index(name)) for name in names]
             else:
                 moved = True
-                xs = [(len(own) - 1) * i / max(len(names) - 1, 1) for i in range(len(names))]
+                xs = [(len(layers) - 1) * i / max(len(names) - 1, 1) for i in range(len(names))]
             ax.plot(xs, values, color=INK, linestyle="--", linewidth=1.3, label="teacher", zorder=2.5)
         if not moved:
             return []
         return [f"Teacher drawn at the same relative depth; its layers are {', '.join(short_names(names))}"]
 
     def first_layer(self, network: str) -> float:
-        """What the first layer holds at the last phase drawn."""
+        """Return the value of the first layer at the last plotted phase."""
         return float(self._line(network, self.phases[-1])["mean"].iloc[0])
 
     def limits(self, floor: float | None) -> tuple[float, float]:
-        """Limits of y that hold every line and band; from ``floor`` if nothing lies below it, else around zero."""
+        """Return y limits around all lines and bands; from ``floor`` if nothing is below it, else around zero."""
         shown = self.averages[self.averages["phase"].isin(self.phases)]
         values = [shown["smallest"].min(), shown["largest"].max(), 0.0]
         if floor is not None and not self.rows.teacher.empty:
@@ -231,17 +233,17 @@ class _LayerPanels:
         return (floor if floor is not None and low >= floor else low - pad), high + pad
 
     def facts(self, flow: Flow) -> list[str]:
-        """Sentences of the caption."""
+        """Return the caption sentences."""
         facts = caption_facts(flow, self.rows)
         every = self.rows.phases
         if len(self.phases) < len(every):
             facts.append(f"Phases shown: {_numbers(self.phases)} of {_numbers(every)}")
-        if any(short_names(own) != own for own in self.layers.values()):
+        if any(short_names(layers) != layers for layers in self.layers.values()):
             facts.append("Layer names shortened")
         return facts
 
     def close(self, ylabel: str, title: str, keys: list[Any], facts: list[str], verdicts: bool) -> None:
-        """Write labels, legend, strip of verdicts and caption."""
+        """Add labels, legend, verdict bar and caption."""
         for place, ax in enumerate(self.axes):
             if place % self.columns == 0:
                 ax.set_ylabel(ylabel)
@@ -252,7 +254,7 @@ class _LayerPanels:
             keys = [*keys, hollow_key()]
         rows = self.rows.students
         drawn = rows[rows["phase"].isin(self.phases)]
-        bands = [verdict_strip(drawn, "layer", layers_of(drawn))] if verdicts else []
+        bands = [verdict_bar(drawn, "layer", layers_of(drawn))] if verdicts else []
         finish(self.figure, title, keys, facts, annotate=self._label_ends, bands=bands)
 
     def _label_ends(self) -> None:

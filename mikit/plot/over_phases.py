@@ -1,4 +1,4 @@
-"""Figures with the training phases along the axis: one panel per layer, and the accuracy."""
+"""Figures with training phases on the x axis: one panel per layer, and the accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mikit.core.errors import InputError
-from mikit.plot.drawing.bands import Band, verdict_strip
+from mikit.plot.drawing.bands import Band, verdict_bar
 from mikit.plot.drawing.names import clip_text, short_names
 from mikit.plot.drawing.style import (
     INK,
@@ -23,7 +23,7 @@ from mikit.plot.drawing.style import (
     hollow_key,
     line_key,
     network_colors,
-    teacher_said,
+    teacher_label,
 )
 from mikit.plot.drawing.tables import Rows, label_entropy, layers_of, matching, select
 
@@ -45,32 +45,32 @@ def phases(
     networks: Sequence[str] | None = None,
     verdicts: bool = True,
 ) -> Figure:
-    """What every layer holds as training goes on: one small panel per layer, one line per network.
+    """Information of every layer over training: one small panel per layer, one line per network.
 
-    The figure to lead with. By default it draws the share of the matching teacher layer that a student layer
-    recovers, with the untrained network as the dotted floor and the permuted-row null. The matching layer is the one
-    at the same relative depth; panel titles name it where its name differs.
+    This is the main figure of a flow. By default it draws the fraction of the information of the matching teacher layer
+    that a student layer recovers, with the untrained network as a dotted floor and the null of permuted samples. The
+    matching layer is the one at the same relative depth; panel titles name it if its name differs.
 
     Args:
-        flow: What :func:`mikit.trace` returned.
+        flow: A flow returned by :func:`mikit.trace`.
         quantity: ``"recovered_share"`` (0 to 1), ``"label_information"`` (nats) or ``"cka"`` (dimensionless).
-        noise: Teacher noise of the recovered share; by default 0.3 where measured.
-        networks: Student networks to draw; by default all.
-        verdicts: Whether to draw the strip of verdicts, by phase.
+        noise: Teacher noise of the recovered fraction. Default: 0.3 if measured.
+        networks: Student networks to draw. Default: all.
+        verdicts: Whether to draw the verdict bar, by phase.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of.
+        A ``matplotlib.figure.Figure`` without pyplot state.
 
     Raises:
-        InputError: If the flow lacks the quantity, noise or network, ``quantity`` is none of the three, or the rows mix
-            units, kinds, probes, readouts of one layer, or numbers of samples.
+        InputError: If the flow lacks the quantity, noise or network, if ``quantity`` is none of the three, or if the
+            rows mix units, kinds, probes, poolings of one layer, or numbers of samples.
 
     Cost:
         About a second for 12 layers; memory of a few megabytes.
 
     Pitfalls:
-        The phases stand at equal distances whatever their numbers, so slopes are not rates. Much of an early layer is
-        recovered without any training because both networks see the same input: read the lines against the floor.
+        Phases are equally spaced whatever their numbers, so slopes are not rates. Much of an early layer is recovered
+        without any training because both networks receive the same input: compare the lines with the floor.
 
     Examples:
         >>> import mikit
@@ -96,12 +96,12 @@ def phases(
             keys.append(line_key(f"H(Y) = {entropy:.2f} {rows.unit}", color=SOFT, linestyle=(0, (1, 3)), width=0.9))
         panels.limit(top=1.0 if quantity != "label_information" else entropy)
         drawn = keep_pairs(rows.students, pairs)
-        panels.close(flow, keys, [verdict_strip(drawn, "phase", rows.phases)] if verdicts else [])
+        panels.close(flow, keys, [verdict_bar(drawn, "phase", rows.phases)] if verdicts else [])
     return panels.figure
 
 
 def keep_pairs(table: pd.DataFrame, pairs: dict[str, dict[str, str]]) -> pd.DataFrame:
-    """Keep the rows of each student layer with its partner; all rows where nothing is paired."""
+    """Keep the rows of each student layer with its partner; all rows if nothing is paired."""
     if not pairs:
         return table
     partner = [pairs[str(n)].get(str(la)) for n, la in zip(table["network"], table["layer"], strict=True)]
@@ -111,26 +111,26 @@ def keep_pairs(table: pd.DataFrame, pairs: dict[str, dict[str, str]]) -> pd.Data
 def accuracy(
     flow: Flow, *, percent: bool = False, networks: Sequence[str] | None = None, verdicts: bool = True
 ) -> Figure:
-    """Accuracy by phase: one line per student network with its seed band, the final teacher as a dashed line.
+    """Accuracy by phase: one line per student network with its seed band, and the final teacher as a dashed line.
 
     Args:
-        flow: What :func:`mikit.trace` returned, from stores with noted accuracies.
+        flow: A flow returned by :func:`mikit.trace`, from stores with recorded accuracies.
         percent: Draw percent instead of fractions.
-        networks: Student networks to draw; by default all.
-        verdicts: Whether to draw the strip of verdicts, by phase. Accuracies are noted, not measured, so that it shows
-            which phases have one and nothing more.
+        networks: Student networks to draw. Default: all.
+        verdicts: Whether to draw the verdict bar, by phase. Accuracies are recorded, not measured, so it shows only
+            which phases have one.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of.
+        A ``matplotlib.figure.Figure`` without pyplot state.
 
     Raises:
-        InputError: If no accuracy was noted, a network is unknown, or units are mixed.
+        InputError: If no accuracy was recorded, a network is unknown, or units are mixed.
 
     Cost:
         A quarter of a second.
 
     Pitfalls:
-        The accuracy is whatever was noted when the activations were captured; nothing here says on which data.
+        The accuracy is the value recorded with the activations; on which data is not known here.
 
     Examples:
         >>> import mikit
@@ -155,7 +155,7 @@ def accuracy(
         if not rows.teacher.empty:
             final = scale * float(rows.teacher["value"].mean())
             ax.axhline(final, color=INK, linestyle="--", linewidth=1.3, label="teacher")
-            keys.append(line_key(teacher_said(rows), color=INK, linestyle="--", width=1.3))
+            keys.append(line_key(teacher_label(rows), color=INK, linestyle="--", width=1.3))
             top = max(top, final)
         ax.set_ylim(0, min(1.08 * top, scale * 1.02) if top > 0 else scale)
         ax.set_ylabel("accuracy (%)" if percent else "accuracy (fraction)")
@@ -163,7 +163,7 @@ def accuracy(
         ax.set_xlabel("phase (not to scale)")
         if bool(averages["unreliable"].any()):
             keys.append(hollow_key())
-        bands = [verdict_strip(rows.students, "phase", order)] if verdicts else []
+        bands = [verdict_bar(rows.students, "phase", order)] if verdicts else []
         finish(fig, "Accuracy by phase", keys, caption_facts(flow, rows), bands=bands)
     return fig
 
@@ -173,7 +173,7 @@ def _scaled(averages: pd.DataFrame, scale: float) -> pd.DataFrame:
 
 
 def phase_ticks(ax: Axes, order: Sequence[int], width: float) -> None:
-    """Write as many phases under the axis as fit ``width`` inches, at equal distances, the last one always."""
+    """Label as many phases as fit in ``width`` inches, equally spaced, and always the last one."""
     widest = 0.062 * max(len(str(p)) for p in order) + 0.04
     step = int(np.ceil(widest * len(order) / width))
     shown = [i for i in range(len(order)) if (len(order) - 1 - i) % step == 0]
@@ -182,7 +182,7 @@ def phase_ticks(ax: Axes, order: Sequence[int], width: float) -> None:
 
 
 class _PhasePanels:
-    """One panel per layer with the phases along x and one line per network."""
+    """One panel per layer with phases on the x axis and one line per network."""
 
     def __init__(self, rows: Rows, averages: pd.DataFrame, pairs: dict[str, dict[str, str]]) -> None:
         self.rows, self.averages, self.pairs = rows, averages, pairs
@@ -199,7 +199,7 @@ class _PhasePanels:
         self.axes: list[Axes] = list(grid.flat[:count])
 
     def draw(self) -> list[Any]:
-        """Draw lines, floors and null; returns the legend entries."""
+        """Draw lines, floors and null; return the legend entries."""
         keys: list[Any] = []
         for place, network in enumerate(self.rows.networks):
             color, marker = self.colors[network], MARKERS[place % len(MARKERS)]
@@ -214,7 +214,7 @@ class _PhasePanels:
         if any(floors):
             keys.append(line_key("untrained network", color=INK, linestyle=":", width=1.1))
         if any(nulls):
-            keys.append(line_key("null: rows permuted", color=_NULL, linestyle="-.", width=0.9))
+            keys.append(line_key("null: permuted samples", color=_NULL, linestyle="-.", width=0.9))
         self.floored = any(floors)
         for layer, title, ax in zip(self.layers, short_names(self.layers, 14), self.axes, strict=True):
             ax.set_title(title + self._partner(layer), fontsize=8)
@@ -226,13 +226,13 @@ class _PhasePanels:
         return self.averages[chosen].sort_values("phase")
 
     def _partner(self, layer: str) -> str:
-        partners = {own[layer] for own in self.pairs.values() if layer in own}
+        partners = {pairs[layer] for pairs in self.pairs.values() if layer in pairs}
         if not partners or partners == {layer}:
             return ""
         return f" → {clip_text(short_names(sorted(partners))[0], 12)}" if len(partners) == 1 else " → several"
 
     def _draw_floor(self, layer: str, ax: Axes) -> bool:
-        """The untrained value: one line where all networks share it, else one in each network's colour."""
+        """Draw the untrained value: one line if all networks share it, else one in each network's color."""
         floors = self.averages[self.averages["layer"].eq(layer)].groupby("network", sort=False)["untrained"].mean()
         floors = floors.dropna()
         if floors.empty:
@@ -254,7 +254,7 @@ class _PhasePanels:
         return True
 
     def draw_teacher(self) -> list[Any]:
-        """Draw the final teacher's label information where it has a layer of the same name."""
+        """Draw the final teacher's label information for layers of the same name."""
         if self.rows.teacher.empty:
             return []
         values = self.rows.teacher.groupby("layer")["value"].mean()
@@ -262,11 +262,11 @@ class _PhasePanels:
         for layer, ax in zip(self.layers, self.axes, strict=True):
             if layer in drawn:
                 ax.axhline(float(values[layer]), color=INK, linestyle="--", linewidth=1.2, label="teacher")
-        what = teacher_said(self.rows) + ", same layer name"
+        what = teacher_label(self.rows) + ", same layer name"
         return [line_key(what, color=INK, linestyle="--", width=1.2)] if drawn else []
 
     def limit(self, top: float | None) -> None:
-        """One y axis for all panels, from 0 to ``top``, further only where a value lies outside."""
+        """Set one y axis for all panels, from 0 to ``top``, further only if a value lies outside."""
         lows = [self.averages["smallest"].min(), self.averages["null"].min(), 0.0]
         highs = [self.averages["largest"].max(), self.averages["untrained"].max()]
         if self.rows.quantity == "label_information" and not self.rows.teacher.empty:
@@ -278,14 +278,14 @@ class _PhasePanels:
             ax.set_ylim(low * 1.1 if low < 0 else 0.0, ceiling)
 
     def close(self, flow: Flow, keys: list[Any], bands: Sequence[Band]) -> None:
-        """Write labels, legend, bands and caption."""
+        """Add labels, legend, bands and caption."""
         label = {
-            "recovered_share": "share recovered (0 to 1)",
+            "recovered_share": "fraction recovered (0 to 1)",
             "label_information": f"label information ({self.rows.unit})",
             "cka": "linear CKA (0 to 1)",
         }[self.rows.quantity]
         title = {
-            "recovered_share": "Share of the matching teacher layer recovered, by phase",
+            "recovered_share": "Information recovered of the matching teacher layer",
             "label_information": "Label information of every layer, by phase",
             "cka": "Similarity to the matching teacher layer, by phase",
         }[self.rows.quantity]
@@ -298,12 +298,12 @@ class _PhasePanels:
             keys.append(hollow_key())
         facts = caption_facts(flow, self.rows)
         if self.pairs:
-            same = all(a == b for own in self.pairs.values() for a, b in own.items())
+            same = all(a == b for pairs in self.pairs.values() for a, b in pairs.items())
             how = "which has the same name" if same else "named after the arrow where its name differs"
             facts.append(f"Each student layer against the teacher layer at the same relative depth, {how}")
         if not self.floored:
-            facts.append("No untrained floor: phase 0 was not captured")
-        facts.append("Phases at equal distances, not to scale")
+            facts.append("No untrained floor: phase 0 was not recorded")
+        facts.append("Phases are equally spaced, not to scale")
         if short_names(self.layers, 14) != self.layers:
             facts.append("Layer names shortened")
         finish(self.figure, title, keys, facts, bands=bands)

@@ -1,4 +1,4 @@
-"""Student against student: the difference of two networks' curves at every layer, with what errors alone would give."""
+"""The difference between two students' curves at every layer, with the range that errors alone explain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from mikit.core.errors import InputError
 from mikit.flow import PathComparison, compare_paths
-from mikit.plot.drawing.bands import verdict_strip
+from mikit.plot.drawing.bands import verdict_bar
 from mikit.plot.drawing.names import clip_text, short_names
 from mikit.plot.drawing.style import BLUE, INK, SOFT, caption_facts, figure_style, finish, hollow_key, line_key
 from mikit.plot.drawing.tables import Rows, layers_of, matching, present, select
@@ -26,7 +26,7 @@ __all__ = ["students"]
 
 _LABELS = {
     "label_information": "label information ({unit})",
-    "recovered_share": "share recovered",
+    "recovered_share": "fraction recovered",
     "cka": "linear CKA",
 }
 _KEYS = ["seed", "phase", "layer"]
@@ -43,37 +43,37 @@ def students(
     level: float = 0.05,
     verdicts: bool = True,
 ) -> Figure:
-    """Student against student: how much more the first reads than the second, one panel a layer, over the phases.
+    """Difference between two students over the phases, one panel per layer: positive where the first has more.
 
-    The line is the mean over the seeds that both have, the coloured band reaches from the smallest to the largest of
-    their differences. Inside the grey band a difference does not count (:func:`mikit.flow.compare_paths`, all layers
-    and phases taken together). The dashed line is the phase from which the two stay apart to the end.
+    The line is the mean over the seeds that both have; the colored band ranges from the smallest to the largest of
+    their differences. Inside the gray band a difference is not significant (:func:`mikit.flow.compare_paths`, all
+    layers and phases taken together). The dashed line is the phase from which the two differ until the end.
 
     Args:
-        flow: What :func:`mikit.trace` returned.
-        first: The student whose curves are taken.
-        second: The student whose curves are taken away; it has the same layers.
+        flow: A flow returned by :func:`mikit.trace`.
+        first: The student whose curves are drawn.
+        second: The student whose curves are subtracted; it has the same layers.
         quantity: ``"recovered_share"`` or ``"cka"``, each with the teacher layer at the same depth, or
-            ``"label_information"``; by default the share where measured.
-        noise: Teacher noise of the share; by default 0.3 where measured.
-        level: Probability of any parting of two equal paths, at most, if the errors are right.
-        verdicts: Whether to draw the strip of verdicts on the rows of both, by phase.
+            ``"label_information"``. Default: the recovered fraction if measured.
+        noise: Teacher noise of the recovered fraction. Default: 0.3 if measured.
+        level: Upper limit of the probability that two equal paths differ anywhere, if the errors are correct.
+        verdicts: Whether to draw the verdict bar of the rows of both, by phase.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of.
+        A ``matplotlib.figure.Figure`` without pyplot state.
 
     Raises:
         InputError: If the flow lacks the quantity, noise or one of the students, if the two have different layers or
-            share no seed and phase, or if their rows mix units, kinds, probes, readouts of one layer, or numbers of
+            share no seed and phase, or if their rows mix units, kinds, probes, poolings of one layer, or numbers of
             samples.
 
     Cost:
         About a second for 12 layers.
 
     Pitfalls:
-        With three seeds the grey band is wide, for Student's t is. With one seed it holds the sampling of rows and
-        nothing of training: two runs of one method leave it too. A difference of amounts does not say that one student
-        holds what the other does not.
+        With three seeds the gray band is wide, because Student's t distribution is. With one seed it includes the
+        sampling of samples but no randomness of training: even two runs of one method leave it. A difference of amounts
+        does not show that one student contains information that the other lacks.
 
     Examples:
         >>> import mikit
@@ -85,11 +85,11 @@ def students(
     if what not in _LABELS:
         raise InputError(f'quantity="{what}" has no path over phases; choose one of {", ".join(_LABELS)}.')
     if first == second:
-        raise InputError(f"Both students are {first!r}. Name two.")
+        raise InputError(f'Both students are "{first}". Pass two different ones.')
     rows = select(flow, what, noise=noise, networks=[first, second])
     layers = layers_of(rows.students, first)
     if layers != layers_of(rows.students, second):
-        raise InputError(f"{first} and {second} have different layers, so that their curves have no difference.")
+        raise InputError(f"{first} and {second} have different layers, so their curves cannot be subtracted.")
     found = compare_paths(flow, first, second, quantity=what, noise=rows.noise, level=level)
     drawn = keep_pairs(rows.students, {} if what == "label_information" else
                        {name: matching(rows, name) for name in (first, second)})  # fmt: skip
@@ -98,18 +98,20 @@ def students(
         figure = _draw(found, apart, layers, rows.unit)
         finish(
             figure,
-            f"{clip_text(first, 26)} less {clip_text(second, 26)}",
+            f"{clip_text(first, 26)} − {clip_text(second, 26)}",
             _keys(apart),
             _facts(flow, rows, found, apart),
-            bands=[verdict_strip(drawn, "phase", rows.phases)] if verdicts else [],
+            bands=[verdict_bar(drawn, "phase", rows.phases)] if verdicts else [],
         )
     return figure
 
 
 def _by_seed(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Differences seed by seed, where both students have a value."""
-    own, other = (rows[rows["network"].eq(name)][[*_KEYS, "value", "verdict"]] for name in (first, second))
-    both = own.merge(other, on=_KEYS, suffixes=("_first", "_second")).dropna(subset=["value_first", "value_second"])
+    """Return the differences by seed, where both students have a value."""
+    firsts, seconds = (rows[rows["network"].eq(name)][[*_KEYS, "value", "verdict"]] for name in (first, second))
+    both = firsts.merge(seconds, on=_KEYS, suffixes=("_first", "_second")).dropna(
+        subset=["value_first", "value_second"]
+    )
     doubted = both["verdict_first"].eq("unreliable") | both["verdict_second"].eq("unreliable")
     return both.assign(difference=both["value_first"] - both["value_second"], unreliable=doubted)
 
@@ -156,14 +158,16 @@ def _draw_layer(ax: Axes, found: PathComparison, apart: pd.DataFrame, layer: str
                     markerfacecolor=face, label=what, zorder=3)  # fmt: skip
     parted = found.partings.loc[found.partings["layer"].eq(layer), "phase"]
     if len(parted) and int(parted.iloc[0]) in order:
-        ax.axvline(order.index(int(parted.iloc[0])), color=SOFT, linestyle="--", linewidth=1.0, label="apart from here")
+        ax.axvline(
+            order.index(int(parted.iloc[0])), color=SOFT, linestyle="--", linewidth=1.0, label="different from here"
+        )
 
 
 def _keys(apart: pd.DataFrame) -> list[Any]:
     keys: list[Any] = [
         line_key("mean difference", color=BLUE, marker="o"),
-        Patch(facecolor=_NOTHING, linewidth=0, label="what errors alone can give"),
-        line_key("apart from here to the end", color=SOFT, linestyle="--", width=1.0),
+        Patch(facecolor=_NOTHING, linewidth=0, label="range explained by errors"),
+        line_key("different from here to the end", color=SOFT, linestyle="--", width=1.0),
     ]
     return [*keys, hollow_key()] if bool(apart["unreliable"].any()) else keys
 
@@ -173,16 +177,16 @@ def _facts(flow: Flow, rows: Rows, found: PathComparison, apart: pd.DataFrame) -
     first, second = clip_text(found.first, 30), clip_text(found.second, 30)
     seeds = sorted(int(seed) for seed in apart["seed"].unique())
     facts = [
-        f"Above 0, {first} reads more of it than {second}; within the grey band they may be equal (level "
+        f"Above 0, {first} has more than {second}; within the gray band they may be equal (level "
         f"{found.settings['level']:g} for all layers and phases together, errors from {found.settings['basis']})",
-        f"Apart to the end: {', '.join(short_names(parted)) if parted else 'no layer'}",
-        f"{len(seeds)}\u00a0seeds, paired; the band reaches from the smallest to the largest difference"
+        f"Different to the end: {', '.join(short_names(parted)) if parted else 'no layer'}",
+        f"{len(seeds)}\u00a0seeds, paired; the band ranges from the smallest to the largest difference"
         if len(seeds) > 1
-        else f"1 run of each (seed {seeds[0]}): errors hold the sampling of rows, and nothing of training",
-        "A difference of amounts: what one holds and the other does not is not shown",
+        else f"1 run of each (seed {seeds[0]}): errors include the sampling of samples, not the randomness of training",
+        "A difference of amounts; which information differs is not shown",
     ]
     if bool(found.differences["threshold"].max() > apart["difference"].abs().max()):
-        facts.append("The grey band goes on beyond the axis where a panel is grey to its edge")
+        facts.append("The gray band continues beyond the axis where a panel is gray up to its edge")
     if rows.quantity != "label_information":
         facts.append("Each student layer against the teacher layer at the same relative depth")
     facts += caption_facts(flow, rows, band=False)[:-1]

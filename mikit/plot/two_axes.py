@@ -1,4 +1,4 @@
-"""One picture for two questions: how far the laws are apart, and how much rows know of their partners."""
+"""Discrepancy between two distributions and information between their paired samples in one figure."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ _CHANCE = "#efe6d5"
 
 
 def both_axes(results: BothAxes | Sequence[BothAxes]) -> Figure:
-    """Gap between two laws along one axis, information between their rows along the other: one point a pair.
+    """Discrepancy between two distributions against information between paired samples: one point per pair.
 
-    A good student stands at the upper left: its law is the teacher's and its rows know of the teacher's. Bars are 95 %
-    intervals; of a biased discrepancy the debiased value is drawn, give or take two standard deviations over its
-    splits. Shaded is what chance gives: the gap between samples of one law, the information of permuted rows.
+    The discrepancy is on the x axis. A good student is at the upper left: its distribution equals the teacher's and its
+    samples have information about the teacher's. Bars are 95 % intervals; for a biased discrepancy the debiased value
+    is drawn, plus or minus two standard deviations over its splits. The shaded areas are chance levels: the discrepancy
+    between samples of one distribution, and the information of permuted samples.
 
     Args:
-        results: What :func:`mikit.both_axes` returned, once or for several pairs. Their names make the legend.
+        results: One or several results of :func:`mikit.both_axes`. Their names make the legend.
 
     Returns:
-        A ``matplotlib.figure.Figure`` that no pyplot state knows of.
+        A ``matplotlib.figure.Figure`` without pyplot state.
 
     Raises:
-        InputError: If there is no result, or the gaps were measured with different instruments, the information in
-            different units or of different kinds, or the pairs on different numbers of rows.
+        InputError: If there is no result, or the discrepancies were measured with different metrics, the information in
+            different units or of different kinds, or the pairs on different numbers of samples.
 
     Cost:
         Less than a second.
 
     Pitfalls:
-        Intervals hold the sampling error of each value, not the bias of the instrument. A kernel whose bandwidth is the
-        median of each pair has another scale for each point.
+        Intervals include the sampling error of each value, not the bias of the estimator. A kernel whose bandwidth is
+        the median of each pair has a different scale for each point.
 
     Examples:
         >>> import mikit
@@ -59,14 +60,14 @@ def both_axes(results: BothAxes | Sequence[BothAxes]) -> Figure:
     """
     pairs = list(results) if isinstance(results, Sequence) else [results]
     if not pairs:
-        raise InputError("There is no result to draw; pass what mikit.both_axes returned.")
+        raise InputError("There is no result to draw; pass the results of mikit.both_axes.")
     for what, units in (
         ("gap", sorted({(pair.gap.estimator, pair.gap.unit) for pair in pairs})),
         ("information", sorted({("", pair.information.unit) for pair in pairs})),
     ):
         if len(units) > 1:
-            said = "; ".join(" in ".join(part for part in unit if part) for unit in units)
-            raise InputError(f"The {what} of these results does not share an axis ({said}). Draw them apart.")
+            found = "; ".join(" in ".join(part for part in unit if part) for unit in units)
+            raise InputError(f"The {what} of these results cannot share an axis ({found}). Draw them separately.")
     _refuse_different(pairs)
     with figure_style():
         figure = Figure(figsize=(5.4, 3.4))
@@ -82,30 +83,30 @@ def both_axes(results: BothAxes | Sequence[BothAxes]) -> Figure:
             keys.append(line_key(name, color=color, linestyle="none", marker=marker))
         gap = pairs[0].gap
         debiased = "debiased " if "debiased" in gap.parts else ""
-        ax.set_xlabel(f"{debiased}discrepancy of the laws ({gap.unit})")
+        ax.set_xlabel(f"{debiased}discrepancy of the distributions ({gap.unit})")
         ax.set_ylabel(f"mutual information ({pairs[0].information.unit})")
         ax.margins(0.08)
-        finish(figure, "Two axes: how far apart the laws are, what rows know of rows", keys, _facts(pairs))
+        finish(figure, "Discrepancy of distributions, information between samples", keys, _facts(pairs))
     return figure
 
 
 def _refuse_different(pairs: Sequence[BothAxes]) -> None:
-    """Refuse pairs whose information is of several kinds, or which were read from different numbers of rows."""
+    """Refuse pairs whose information is of several kinds, or which were measured on different numbers of samples."""
     for what, of, advice in (
-        ("kinds of information", lambda pair: pair.information.kind, "Measure all pairs with one instrument"),
+        ("kinds of information", lambda pair: pair.information.kind, "Measure all pairs with one estimator"),
         (
-            "numbers of rows N",
+            "numbers of samples N",
             lambda pair: f"{all_rows(pair.information):,}",
-            "Measure all pairs on the same number of rows",
+            "Measure all pairs on the same number of samples",
         ),
     ):
         if len({of(pair) for pair in pairs}) > 1:
-            told = ", ".join(f"{pair.name or f'pair {i + 1}'}: {of(pair)}" for i, pair in enumerate(pairs))
-            raise InputError(f"These results have different {what} ({told}). {advice}, or draw them apart.")
+            values = ", ".join(f"{pair.name or f'pair {i + 1}'}: {of(pair)}" for i, pair in enumerate(pairs))
+            raise InputError(f"These results have different {what} ({values}). {advice}, or draw them separately.")
 
 
 def _draw_chance(ax: Axes, pairs: Sequence[BothAxes]) -> None:
-    """Shade what equal laws and permuted rows give, at most, over the pairs."""
+    """Shade the largest values of equal distributions and of permuted samples over the pairs."""
     gaps = [c.threshold for pair in pairs for c in pair.gap.checks if c.name == "above the teacher's own"]
     known = [value for pair in pairs if pair.information.null for value in pair.information.null.values]
     finite_gaps = [float(gap) for gap in gaps if gap is not None and math.isfinite(gap)]
@@ -139,14 +140,16 @@ def _draw_point(ax: Axes, pair: BothAxes, color: str, marker: str) -> None:
 
 def _facts(pairs: Sequence[BothAxes]) -> list[str]:
     gap, rows = pairs[0].gap, f"{all_rows(pairs[0].information):,}"
-    instruments = sorted({pair.information.estimator.split("(")[0] for pair in pairs})
+    estimators = sorted({pair.information.estimator.split("(")[0] for pair in pairs})
     bars = "Bars: 95 % intervals"
     if "debiased" in gap.parts:
-        bars = "Bars across: the debiased value ± 2 standard deviations over its splits; bars upwards: 95 % intervals"
+        bars = (
+            "Horizontal bars: the debiased value ± 2 standard deviations over its splits; vertical bars: 95 % intervals"
+        )
     facts = [
-        f"Gap by {clip_text(gap.estimator, 60)}, information by {', '.join(instruments)}, N\u00a0=\u00a0{rows}",
+        f"Discrepancy by {clip_text(gap.estimator, 60)}, information by {', '.join(estimators)}, N\u00a0=\u00a0{rows}",
         bars,
-        "Shaded: what samples of one law give at most, and what permuted rows give",
+        "Shaded: the largest value of samples of one distribution, and the values of permuted samples",
     ]
     if any("unreliable" in (pair.gap.verdict, pair.information.verdict) for pair in pairs):
         facts.append("Hollow: judged unreliable")

@@ -1,4 +1,4 @@
-"""The report of a flow: one self-contained HTML page."""
+"""Reports of information flow: one self-contained HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures of a report draw: averages over seeds on a dense grid of phases, layers and teacher layers."""
+"""The data of the figures of a report: averages over seeds on a dense grid of phases, layers and teacher layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FIGURES", "VERDICTS", "FigureOfReport", "charts"]
 
 VERDICTS = ("not judged", "trustworthy", "caution", "unreliable", "skipped")
-"""Verdicts from the best to the worst; the figures hold their places in this order."""
+"""Verdicts from the best to the worst; the figures store positions in this list."""
 
 _MAPS = frozenset({"recovered_share", "cka"})
 _PLACE = ["network", "phase", "layer", "teacher_layer"]
@@ -32,13 +32,8 @@ _PLACE = ["network", "phase", "layer", "teacher_layer"]
 class FigureOfReport:
     """One figure of the page.
 
-    Attributes:
-        name: Its name in the page's addresses.
-        heading: Its heading.
-        quantity: What it draws.
-        kind: ``"phases"`` has the phases along the axis, ``"layers"`` the layers, ``"map"`` sets layer against layer.
-        axis: What the axis of values says, before the unit.
-        reading: How to read it.
+    ``kind`` is ``"phases"`` or ``"layers"`` by what the axis shows, or ``"map"`` for student against teacher layers;
+    ``axis`` is the title of the value axis without its unit, and ``reading`` explains the figure.
     """
 
     name: str
@@ -52,30 +47,30 @@ class FigureOfReport:
 FIGURES = (
     FigureOfReport(
         "phases",
-        "Share of the teacher recovered, phase by phase",
+        "Recovered share of the teacher, by phase",
         "recovered_share",
         "phases",
-        "share recovered",
-        "One panel per layer: a line that climbs away from the dotted untrained floor shows what training added, and "
-        "only a gap wider than the bands sets two networks apart.",
+        "recovered share",
+        "One panel per layer: the height of a line above the dotted untrained baseline is the effect of training. Two "
+        "networks differ clearly only if the gap between their lines is wider than the bands.",
     ),
     FigureOfReport(
         "flow",
-        "Label information, layer by layer",
+        "Label information, by layer",
         "label_information",
         "layers",
         "label information",
-        "Follow one line from the input to the output: it shows where in the network the labels become readable. Move "
-        "the phase to see it grow; the dashed line is where the teacher ends, and no line can pass H(Y) in truth.",
+        "Each line goes from the input to the output and shows in which layers the labels become decodable. Move the "
+        "phase to see the training. The dashed line is the final teacher, and H(Y) is the upper limit.",
     ),
     FigureOfReport(
         "maps",
-        "Which layer knows which",
+        "Recovered share, layer by layer",
         "recovered_share",
         "map",
-        "share recovered",
-        "Read down a column: it shows from which student layer (outlined) one teacher layer is recovered best; "
-        "comparing along a row favours the teacher's early layers, which are easy.",
+        "recovered share",
+        "Compare the values within a column: the outline is the student layer from which this teacher layer is "
+        "recovered best. Values within a row are not comparable: early teacher layers are easier to recover.",
     ),
     FigureOfReport(
         "gap",
@@ -83,17 +78,17 @@ FIGURES = (
         "label_gap",
         "layers",
         "student − teacher",
-        "Lines below zero tell less about the labels than the teacher at the same relative depth; lines that rise "
-        "towards zero with the phases are catching up.",
+        "Below zero, a layer has less information about the labels than the teacher's layer at the same relative "
+        "depth. Lines that rise towards zero with the phases are catching up.",
     ),
     FigureOfReport(
         "label-phases",
-        "Label information, phase by phase",
+        "Label information, by phase",
         "label_information",
         "phases",
         "label information",
-        "The same numbers as the flow curves with training along the axis: one panel per layer, the teacher's final "
-        "value dashed.",
+        "The same values as in the curves by layer, with the phases along the axis: one panel per layer, the teacher's "
+        "final value dashed.",
     ),
     FigureOfReport(
         "cka",
@@ -101,8 +96,8 @@ FIGURES = (
         "cka",
         "map",
         "linear CKA",
-        "Linear CKA compares geometries and is the second opinion: it needs no noise, and a high value does not say "
-        "how much is known.",
+        "Linear CKA compares the geometry of two layers and is a second opinion: it needs no noise, and a high value "
+        "does not show how much information is shared.",
     ),
     FigureOfReport(
         "accuracy",
@@ -110,38 +105,17 @@ FIGURES = (
         "accuracy",
         "phases",
         "accuracy",
-        "The outcome the other figures should be read against: one line per network, the teacher's final accuracy "
-        "dashed.",
+        "Compare the other figures with this outcome: one line per network, the teacher's final accuracy dashed.",
     ),
 )
 
 
 def charts(flow: Flow, marks: Mapping[tuple[str, int, str], tuple[int, int]] | None = None) -> dict[str, Any]:
-    """The numbers of all figures, ready for JSON.
+    """Return the values of all figures, ready for JSON.
 
-    Formula: per network, phase, layer and teacher layer the mean, smallest, largest and SD (divisor n - 1) over seeds;
-    the mean of the seeds' sampling intervals, floors and nulls; the worst verdict over the seeds with its reasons.
-
-    Args:
-        flow: The flow.
-        marks: By network, phase and layer: in how many runs label information rises with depth there, and in how many
-            it is impossible.
-
-    Returns:
-        ``phases`` (of all students, ascending), ``networks`` with their colours, ``entropy``, ``reasons``,
-        ``verdicts``, and ``quantities``: per quantity its unit and one level per teacher noise. A level holds the
-        range of values over all phases, the caption, the final teacher and one part per network, whose arrays run over
-        phases, layers and teacher layers, the last fastest; None stands where nothing was measured.
-
-    Unit: those of the frame, one per quantity. Numbers have four significant digits.
-
-    Raises:
-        InputError: If the rows of a quantity mix units or repeat a measurement.
-
-    Cost:
-        A second per 20,000 rows.
-
-    Source: mikit's own figures, as in :mod:`mikit.plot`.
+    A level of a quantity contains one part per network, whose arrays run over phases, layers and teacher layers, the
+    last fastest; None where nothing was measured. Numbers have four significant digits. ``marks`` contains, by network,
+    phase and layer, the number of runs in which label information rises with depth there, or is impossible.
 
     Example:
         >>> charts(run)["quantities"]["recovered_share"]["unit"]
@@ -208,7 +182,7 @@ def _level(flow: Flow, rows: Rows, phases: list[int], networks: list[str], reaso
 
 def _averages(table: pd.DataFrame) -> pd.DataFrame:
     code = table["verdict"].map({name: place for place, name in enumerate(VERDICTS)}).fillna(0).astype(int)
-    # Sorted by verdict, so that the last reasons are those of the worst.
+    # Sorted by verdict, so that ``last`` takes the reasons of the worst one.
     marked = table.assign(code=code, reasons=table["reasons"].fillna("")).sort_values("code", kind="stable")
     return marked.groupby(_PLACE, as_index=False, dropna=False).agg(
         mean=("value", "mean"),
@@ -226,7 +200,7 @@ def _averages(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _match(rows: Rows, network: str, layers: list[str], others: list[str]) -> list[int]:
-    """Place of the teacher layer at the same relative depth, for every layer of a network."""
+    """Return the position of the teacher layer at the same relative depth, for every layer of a network."""
     if rows.quantity not in _MAPS:
         return [0] * len(layers)
     pairs = matching(rows, network)
@@ -236,7 +210,7 @@ def _match(rows: Rows, network: str, layers: list[str], others: list[str]) -> li
 def _grid(
     own: pd.DataFrame, phases: list[int], layers: list[str], others: list[str], reasons: dict[str, int]
 ) -> dict[str, Any]:
-    """The averages as flat arrays over phases, layers and teacher layers."""
+    """Return the averages as flat arrays over phases, layers and teacher layers."""
     shape = (len(phases), len(layers), len(others))
     column = own["teacher_layer"].map({name: place for place, name in enumerate(others)}) if len(others) > 1 else None
     spot = np.ravel_multi_index(
@@ -253,9 +227,9 @@ def _grid(
         values = np.full(size, np.nan)
         values[spot] = own[name].to_numpy(dtype=float)
         grid[name] = short_numbers(values)
-    told = [reasons.setdefault(str(text), len(reasons)) for text in own["reasons"]]
-    # -1 where the flow has no row at all.
-    for name, codes in (("verdict", own["verdict"].to_numpy()), ("count", own["count"].to_numpy()), ("reason", told)):
+    texts = [reasons.setdefault(str(text), len(reasons)) for text in own["reasons"]]
+    # -1 marks places for which the flow has no row.
+    for name, codes in (("verdict", own["verdict"].to_numpy()), ("count", own["count"].to_numpy()), ("reason", texts)):
         whole = np.full(size, -1)
         whole[spot] = codes
         grid[name] = whole.tolist()
@@ -263,7 +237,7 @@ def _grid(
 
 
 def _places(layers: list[str], ticks: list[str]) -> list[float]:
-    """Where layers stand on an axis: at their names, or at the same relative depth if one is unknown."""
+    """Return the positions of layers on an axis: at their names, or at the same relative depth if a name is unknown."""
     if set(layers) <= set(ticks):
         return [float(ticks.index(name)) for name in layers]
     return [(len(ticks) - 1) * place / max(len(layers) - 1, 1) for place in range(len(layers))]
@@ -275,12 +249,12 @@ def _teacher(rows: Rows, ticks: list[str]) -> dict[str, Any] | None:
     table = rows.teacher_averages().sort_values("layer_index", kind="stable")
     layers = [str(name) for name in table["layer"]]
     runs = int(rows.teacher["seed"].nunique())
-    said = f"teacher, phase {int(rows.teacher['phase'].max())} ({runs} run{'s' if runs > 1 else ''})"
-    return {"layers": layers, "x": _places(layers, ticks), "mean": short_numbers(table["mean"]), "said": said}
+    label = f"teacher, phase {int(rows.teacher['phase'].max())} ({runs} run{'s' if runs > 1 else ''})"
+    return {"layers": layers, "x": _places(layers, ticks), "mean": short_numbers(table["mean"]), "label": label}
 
 
 def _range(rows: Rows, teacher: dict[str, Any] | None) -> list[float]:
-    """Limits that hold every value at every phase, so that the axis stands still while the phase moves."""
+    """Return limits that contain every value at every phase, so that the axis is fixed while the phase moves."""
     table = rows.students
     values = table[["value", "untrained"]].to_numpy(dtype=float).ravel()
     single = table.groupby("network")["seed"].transform("nunique").eq(1)

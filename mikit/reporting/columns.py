@@ -1,4 +1,4 @@
-"""The rows of a flow as columns for the page's table."""
+"""The rows of a flow as columns for the table of the page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BLANK_IF_NEGATIVE = ("teacher_phase",)
 
 
 def columns_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every row of a frame, column by column, ready for JSON; columns without any content are left out.
+    """Return the rows of a frame by column, ready for JSON; empty columns are left out.
 
-    Numbers have five significant digits. Words are places in a list, -1 where there is none.
+    Numbers have five significant digits. Words are positions in a list, -1 if there is none.
     """
     names = [name for name in frame.columns if name not in _HIDDEN and not _is_blank(frame[name])]
     data = []
@@ -48,7 +48,7 @@ def _cell(value: Any) -> Any:
 
 
 def short_numbers(values: Iterable[float]) -> list[float | None]:
-    """Four significant digits; None where there is no finite number.
+    """Round to four significant digits; None if a number is not finite.
 
     Examples:
         >>> short_numbers([0.123456, float("nan")])
@@ -58,7 +58,7 @@ def short_numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def with_error(value: float, error: float) -> str:
-    """A value and its error, both with the decimals of the error's second digit.
+    """Return a value and its error as text, both with the decimals of the error's second digit.
 
     Examples:
         >>> with_error(0.00302, 0.0047)

@@ -1,4 +1,4 @@
-"""What stands at the top of a report: who was compared, when, on what, how it was judged, and where to look first."""
+"""The top of a report: networks, phases, samples, settings, verdicts, and links to the main figures."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["overview", "starting_points"]
 
 _PLAIN = {
-    "label_information": "how much each layer tells about the labels (label information)",
-    "label_gap": "how that differs from the teacher's layer at the same relative depth (label gap)",
-    "recovered_share": "which share of each teacher layer can be recovered from each student layer, up to added noise "
-    "(recovered share)",
-    "cka": "how similar the layers are as geometries (linear CKA)",
-    "accuracy": "the accuracy noted with the activations",
+    "label_information": "the information of each layer about the labels (label information)",
+    "label_gap": "its difference from the teacher's layer at the same relative depth (label gap)",
+    "recovered_share": "the fraction of the information in each teacher layer that is recovered from each student "
+    "layer, up to added noise (recovered share)",
+    "cka": "the similarity of the layers' geometry (linear CKA)",
+    "accuracy": "the accuracy stored with the activations",
 }
 
 
 def overview(flow: Flow) -> list[tuple[str, str]]:
-    """Terms and what is to be said of each, read off the frame and the settings.
+    """Return terms with their descriptions, from the frame and the settings.
 
     Examples:
         >>> dict(overview(run))["Teacher"]
@@ -33,33 +33,35 @@ def overview(flow: Flow) -> list[tuple[str, str]]:
     """
     frame = flow.frame
     if frame.empty:
-        return [("Rows", "This flow holds no rows: nothing was measured.")]
+        return [("Rows", "This flow contains no rows: nothing was measured.")]
     students, teachers = frame[frame["role"].eq("student")], frame[frame["role"].eq("teacher")]
-    told = [("Teacher", _teacher(flow, teachers))]
+    entries = [("Teacher", _teacher(flow, teachers))]
     networks = [str(n) for n in students["network"].unique()]
     if networks:
         each = [f"{n} ({_runs(students[students['network'].eq(n)])})" for n in networks]
-        told.append(("Students", f"{len(networks)} student network{'s' if len(networks) > 1 else ''}: {listed(each)}"))
+        entries.append(
+            ("Students", f"{len(networks)} student network{'s' if len(networks) > 1 else ''}: {listed(each)}")
+        )
         phases = sorted(int(p) for p in students["phase"].unique())
-        told.append(("Phases", f"{len(phases)}: {listed(phases, 20)}"))
+        entries.append(("Phases", f"{len(phases)}: {listed(phases, 20)}"))
         layers = layers_of(students[students["layer"].ne("")])
         if layers:
-            told.append(("Layers", f"{len(layers)} of the students: {listed(layers, 20)}"))
-    told.append(("Samples", _samples(frame)))
-    told.append(("Settings", _settings(flow)))
-    told.append(("Measured", "; ".join(_PLAIN.get(str(q), str(q)) for q in frame["quantity"].unique())))
+            entries.append(("Layers", f"{len(layers)} of the students: {listed(layers, 20)}"))
+    entries.append(("Samples", _samples(frame)))
+    entries.append(("Settings", _settings(flow)))
+    entries.append(("Measured", "; ".join(_PLAIN.get(str(q), str(q)) for q in frame["quantity"].unique())))
     if not frame["quantity"].eq("label_information").any():
-        told.append(("Labels", "No labels were given, so nothing here says what the layers know about the task."))
+        entries.append(("Labels", "No labels were given, so this report has no label information."))
     counts = frame["verdict"].replace("", "not judged").fillna("not judged").value_counts()
     order = [*VERDICT_ORDER, *(name for name in counts.index if name not in VERDICT_ORDER)]
     judged = ", ".join(f"{counts[name]:,} {name}" for name in order if name in counts.index)
-    told.append(("Verdicts", f"{len(frame):,} rows: {judged}"))
-    return told
+    entries.append(("Verdicts", f"{len(frame):,} rows: {judged}"))
+    return entries
 
 
 def _teacher(flow: Flow, teachers: pd.DataFrame) -> str:
     if teachers.empty:
-        return f"{flow.settings.get('teacher') or 'not named'}, of which the flow has no rows of its own"
+        return f"{flow.settings.get('teacher') or 'unnamed'}; the flow contains no rows of the teacher itself"
     names = [str(n) for n in teachers["network"].unique()]
     return f"{listed(names)} ({_runs(teachers)}), at its last phase {int(teachers['phase'].max())}"
 
@@ -75,7 +77,7 @@ def _samples(frame: pd.DataFrame) -> str:
     many = "N not recorded"
     if counts:
         many = f"N = {counts[0]:,}" if len(counts) == 1 else f"N between {counts[0]:,} and {counts[-1]:,}"
-    return f"{many}; readout: {listed(readouts) if readouts else 'not recorded'}"
+    return f"{many}; pooling (readout): {listed(readouts) if readouts else 'not recorded'}"
 
 
 def _settings(flow: Flow) -> str:
@@ -97,29 +99,26 @@ def _settings(flow: Flow) -> str:
 
 
 def starting_points(flow: Flow, read: set[str]) -> list[tuple[str, str, str]]:
-    """Where to look first, in order: address, words of the link, what to look for there.
-
-    Args:
-        flow: The flow.
-        read: Names of the readings that are drawn.
-    """
+    """Return links to the main figures: address, text, and what to look for; ``read`` names the drawn readings."""
     frame = flow.frame
     points: list[tuple[str, str, str]] = []
     bad = frame[frame["verdict"].isin(["unreliable", "skipped"])]
     if len(bad):
         kinds = listed([f"{n:,} {name}" for name, n in bad["verdict"].value_counts().items()])
-        points.append(("#verdicts", "Verdicts", f"{kinds} rows should not be quoted; see which they are and why."))
+        points.append(("#verdicts", "Verdicts", f"{kinds} rows should not be reported; see which and why."))
     if present(flow, "recovered_share"):
         points.append(
             (
                 "#figure-phases",
-                "Share of the teacher recovered",
-                "does a student leave its untrained floor, and the student trained alone?",
+                "Recovered share of the teacher",
+                "does a student exceed its untrained baseline, and the student trained alone?",
             )
         )
     if present(flow, "label_information"):
-        points.append(("#figure-flow", "Label information", "where do the labels become readable? Move the phase."))
+        points.append(
+            ("#figure-flow", "Label information", "in which layers do the labels become decodable? Move the phase.")
+        )
     if "paths" in read:
-        points.append(("#figure-paths", "Two students side by side", "from which phase on do two students part?"))
-    points.append(("#limits", "What this page may not be used to claim", "before you quote a number."))
+        points.append(("#figure-paths", "Two students compared", "from which phase do two students differ?"))
+    points.append(("#limits", "Claims that this page does not support", "read these before you report a value."))
     return points

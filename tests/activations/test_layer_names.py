@@ -95,22 +95,22 @@ def test_mikit_capture_takes_both(net, images, tmp_path, monkeypatch) -> None:
     assert result.exit_code == 0, result.output
     assert list(ActivationStore.open(tmp_path / "store").layers) == ["0:pool", "0:pool2", "2"]
     again = CliRunner().invoke(app, [*command, "--layers", "0:pool,0:pool2,2"])
-    assert "Stood there already" in again.output
+    assert "Already recorded" in again.output
     other = CliRunner().invoke(app, [*command, "--layers", "0:pool,0:pool4,2"])
     assert other.exit_code == 2
-    assert "holds the layers ['0:pool', '0:pool2', '2']" in other.stderr
+    assert "contains the layers ['0:pool', '0:pool2', '2']" in other.stderr
     wrong = CliRunner().invoke(app, [*command, "--layers", "0:grid4"])
-    assert "There is no readout 'grid4'" in wrong.stderr
+    assert 'There is no readout "grid4"' in wrong.stderr
 
 
 @pytest.mark.parametrize(
     ("layers", "readout", "said"),
     [
-        (["conv", "conv:pool"], "pool", "are the same module, read in the same way"),
-        (["conv:grid4"], "pool", r"There is no readout 'grid4'\. The readouts are pool"),
+        (["conv", "conv:pool"], "pool", "are the same module with the same readout"),
+        (["conv:grid4"], "pool", r'There is no readout "grid4"\. The readouts are pool'),
         (["cnv:pool"], "pool", r"no module 'cnv:pool'\. Did you mean 'conv'"),
-        (["conv:pool2"], {"conv:pool2": "pool"}, "which says itself how it is read"),
-        (["conv:pool2", "fc"], {}, "readout names none for the layers 'fc'"),
+        (["conv:pool2"], {"conv:pool2": "pool"}, "whose name contains its readout"),
+        (["conv:pool2", "fc"], {}, "readout has no entry for the layers 'fc'"),
         (["conv:pool2"], {"conv": "pool"}, "'conv', which is not among the layers 'conv:pool2'"),
     ],
 )

@@ -99,7 +99,7 @@ def test_tokens_are_kept_and_locations_become_tokens() -> None:
 
 def test_first_token() -> None:
     assert FirstToken()(maps(3, 7, 5)).equal(maps(3, 7, 5)[:, 0])
-    with pytest.raises(InputError, match=r"reads tokens \(n, t, d\)"):
+    with pytest.raises(InputError, match=r"needs tokens \(n, t, d\)"):
         FirstToken()(maps(3, 5, 4, 6))
 
 
@@ -156,7 +156,7 @@ def test_gradients_pass_through(readout: Readout) -> None:
 def test_what_is_no_activation_is_refused(readout: Readout) -> None:
     with pytest.raises(InputError, match="floating-point"):
         readout(torch.ones(3, 8, 4, dtype=torch.int64))
-    with pytest.raises(InputError, match="one row per sample"):
+    with pytest.raises(InputError, match="samples along the first axis"):
         readout(torch.ones(3))
 
 

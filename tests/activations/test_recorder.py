@@ -131,7 +131,7 @@ def test_a_schedule_grows_with_the_logarithm():
 
 @pytest.mark.parametrize("bad", [{"epochs": 0}, {"epochs": 2.5}, {"epochs": True}, {"epochs": 3, "per_doubling": 0}])
 def test_schedules_that_cannot_be(bad):
-    with pytest.raises(InputError, match="Pass a whole number of at least 1"):
+    with pytest.raises(InputError, match="Pass an integer of at least 1"):
         phase_schedule(**bad)
 
 
@@ -246,10 +246,10 @@ def test_faults_of_the_background_surface_at_the_next_call_and_at_the_end(tmp_pa
             recorder(3)
             time.sleep(0.05)
 
-    with pytest.raises(InputError, match=r"Phase 0 could not be recorded in the background\. layer '0' holds.*NaN"):
+    with pytest.raises(InputError, match=r"Phase 0 could not be recorded in the background\. layer '0' contains.*NaN"):
         until_told()
     recorder(4)
-    with pytest.raises(InputError, match=r"Phase 4 .* kept in .*phase-000004\.safetensors"):
+    with pytest.raises(InputError, match=r"Phase 4 .* Its weights are in .*phase-000004\.safetensors"):
         recorder.close()
     with pytest.raises(InputError, match="was closed"):
         recorder(4)
@@ -327,10 +327,10 @@ def test_weights_of_another_network_are_told(tmp_path):
     from mikit.activations.replica import write_weights
 
     write_weights(nn.Linear(3, 2), pending / "phase-000001.safetensors")
-    with pytest.raises(InputError, match=r"do not fit this network.*give that phase up"):
+    with pytest.raises(InputError, match=r"do not fit this network.*skip that phase"):
         recorder_for(store, network)
     (pending / "phase-000001.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"cannot be read.*give that phase up"):
+    with pytest.raises(InputError, match=r"cannot be read.*skip that phase"):
         recorder_for(store, network)
 
 
@@ -396,7 +396,7 @@ def test_mappings_go_by_keyword(tmp_path, background):
         recorder(3)
     expected = network.inner(images["features"]).detach().numpy()
     np.testing.assert_allclose(store.read("inner", 3), expected, atol=1e-6)
-    with pytest.raises(InputError, match=r"gives a dict.*Leave out labels"):
+    with pytest.raises(InputError, match=r"returns a dict.*Leave out labels"):
         Recorder(store, network, images, labels=[0, 1, 1, 0], **{**options, "background": False})(3)
 
 
@@ -408,7 +408,7 @@ def test_wrapped_networks_are_run_as_they_are_inside(tmp_path):
         recorder(0, compiled)
         recorder(1, inner)
     assert store.phases == (0, 1)
-    with pytest.raises(InputError, match="another network's"):
+    with pytest.raises(InputError, match="belongs to another network"):
         recorder_for(store, inner)(0, fresh())
 
 
@@ -419,12 +419,12 @@ def test_wrapped_networks_are_run_as_they_are_inside(tmp_path):
     ("options", "said"),
     [
         ({"ids": range(N - 1), "labels": None}, r"images is \(12, 1, 8, 8\) for 11 ids"),
-        ({"ids": [0] * N}, "stands 12 times"),
+        ({"ids": [0] * N}, "the sample id 0 12 times"),
         ({"layers": ["conv"]}, "no module 'conv'"),
         ({"schedule": []}, "schedule is empty"),
         ({"schedule": [-1]}, "phase is -1"),
         ({"schedule": "0,1"}, "The schedule is '0,1'"),
-        ({"readout": "mean"}, "no readout 'mean'"),
+        ({"readout": "mean"}, 'no readout "mean"'),
         ({"labels": LABELS[:-1]}, "labels"),
         ({"batch": 0}, "batch is 0"),
     ],
@@ -437,20 +437,20 @@ def test_bad_input_is_told_before_the_first_epoch(tmp_path, options, said):
 
 def test_labels_must_be_class_indices_of_the_output(tmp_path):
     store = ActivationStore(tmp_path / "s")
-    with pytest.raises(InputError, match=r"hold 7, but the model gives 3 classes"):
+    with pytest.raises(InputError, match=r"contain 7, but the model has 3 classes"):
         recorder_for(store, fresh(), labels=LABELS.clone().fill_(7))(0)
-    with pytest.raises(InputError, match="holds other labels"):
+    with pytest.raises(InputError, match="contains other labels"):
         recorder_for(store, fresh())
     with pytest.raises(InputError, match="Pass one class index"):
         recorder_for(ActivationStore(tmp_path / "t"), fresh(), labels=["a", "b", "c"] * 4)
-    with pytest.raises(InputError, match="count from 0"):
+    with pytest.raises(InputError, match="start at 0"):
         recorder_for(ActivationStore(tmp_path / "u"), fresh(), labels=LABELS - 1)
 
 
 def test_other_samples_in_the_store_are_refused(tmp_path):
     store = ActivationStore(tmp_path / "s")
     recorder_for(store, fresh(), labels=None)(0)
-    with pytest.raises(InputError, match=r"holds 4 samples that are not among these inputs; the first is 0"):
+    with pytest.raises(InputError, match=r"contains 4 samples that are not among these inputs; the first is 0"):
         recorder_for(store, fresh(), labels=None, ids=range(4, 4 + N))
 
 

@@ -85,7 +85,7 @@ def test_batches_may_be_tensors_pairs_or_mappings(images: Tensor) -> None:
     assert collect_activations(Keywords(), [batch], ["inner"])["inner"].shape == (2, 2)
     with pytest.raises(InputError, match="empty tuple"):
         collect_activations(model, [()], ["5"])
-    with pytest.raises(InputError, match="no batches"):
+    with pytest.raises(InputError, match="batches is empty"):
         collect_activations(model, [], ["5"])
 
 
@@ -99,7 +99,7 @@ def test_a_shuffling_loader_is_refused(tmp_path: Path, images: Tensor) -> None:
 @pytest.mark.parametrize("count", [9, 11])
 def test_rows_and_ids_must_match(tmp_path: Path, images: Tensor, count: int) -> None:
     store = ActivationStore(tmp_path / "s")
-    with pytest.raises(InputError, match="one id per row"):
+    with pytest.raises(InputError, match="one id per sample"):
         record_activations(network(), images.split(4), ["5"], store, ids=range(count), phase=0)
     assert store.phases == ()
 
@@ -114,7 +114,7 @@ class TimeFirst(nn.Module):
 
 
 def test_layers_that_put_time_first_are_noticed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="different numbers of rows"):
+    with pytest.raises(InputError, match="different numbers of samples"):
         collect_activations(TimeFirst(), [torch.ones(4, 7, 2)], ["rows", "steps"])
 
 
@@ -139,7 +139,7 @@ def test_stored_in_half_precision(tmp_path: Path, images: Tensor) -> None:
 def test_recording_a_phase_twice_is_refused(tmp_path: Path, images: Tensor) -> None:
     store = ActivationStore(tmp_path / "s")
     record_activations(network(), [images], ["5"], store, ids=range(10), phase=0)
-    with pytest.raises(InputError, match="in phase 0 already"):
+    with pytest.raises(InputError, match="already in phase 0"):
         record_activations(network(), [images], ["5"], store, ids=range(10), phase=0)
     store.discard(0)
     mikit.record_activations(network(), [images], ["0"], store, ids=range(10), phase=0)

@@ -191,7 +191,7 @@ def test_a_module_without_losses_is_refused(part, tmp_path):
 
 
 def test_a_batch_of_another_kind_is_refused(part):
-    with pytest.raises(InputError, match="The batch is a list, and not inputs and labels"):
+    with pytest.raises(InputError, match="The batch is a list and not a pair of inputs and labels"):
         Distillation(pairs_for(part)).training_step([part.images], 0)
 
 

@@ -261,7 +261,7 @@ def test_an_optimiser_of_ones_own_must_hold_the_losses(tmp_path):
 def test_a_checkpoint_without_losses_or_with_others_is_refused(tmp_path):
     trainer(tmp_path, max_steps=2).train()
     file = tmp_path / "checkpoint-2" / LOSSES_FILE
-    with pytest.raises(InputError, match="are others than those of this Trainer"):
+    with pytest.raises(InputError, match="are not those of this Trainer"):
         trainer(tmp_path, wanted={LOGITS: mikit.HintonKD}).train(resume_from_checkpoint=True)
     file.write_bytes(b"torn")
     with pytest.raises(InputError, match="cannot be read"):
@@ -279,7 +279,7 @@ def test_compiled_training_is_refused(tmp_path):
 def test_several_processes_are_refused_where_losses_have_parameters(tmp_path, monkeypatch):
     made = trainer(tmp_path, teach=False)
     monkeypatch.setattr(type(made.args), "world_size", property(lambda _: 2))
-    with pytest.raises(InputError, match="does not synchronise between its 2 processes"):
+    with pytest.raises(InputError, match="does not synchronize between its 2 processes"):
         made.learn_from(losses(made.model))
     made.learn_from(losses(made.model, {LOGITS: mikit.HintonKD}))
 

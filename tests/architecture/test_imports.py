@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import is_typeddict
 
 import pytest
 
@@ -75,6 +76,7 @@ def test_classes_are_abstract_or_final() -> None:
     for cls in _classes():
         exempt = issubclass(cls, Exception) or getattr(cls, "_is_protocol", False) or cls.__name__.startswith("_")
         exempt = exempt or cls.__name__.endswith("Mixin")  # made to be combined, and of no use alone
+        exempt = exempt or is_typeddict(cls)  # names the keys of a dictionary, and has no methods to override
         assert exempt or inspect.isabstract(cls) or getattr(cls, "__final__", False), cls
 
 
@@ -101,6 +103,9 @@ def test_importing_mikit_is_light_and_changes_nothing() -> None:
         before = torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state(), np.geterr()
         mikit.measure, mikit.VID, mikit.capture, mikit.ActivationStore, mikit.functional
         assert "matplotlib" not in sys.modules, "only mikit.plot may load matplotlib"
+        import mikit.adapters.lightning, mikit.adapters.transformers
+        libraries = {"lightning", "transformers", "accelerate"} & set(sys.modules)
+        assert not libraries, f"importing the adapters loads {libraries}"
         import mikit.plot, mikit.reporting
         import matplotlib
         assert "matplotlib.pyplot" not in sys.modules or matplotlib.rcParams == matplotlib.rcParamsDefault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def imported(name: str) -> Iterator[str]:
                 yield whole if whole in PATHS else str(node.module)
 
 
-IMPORTS = {name: set(imported(name)) - {name} for name in PATHS}
+@cache
+def imports() -> dict[str, set[str]]:
+    """Return what each module imports. Not at import of this file, which every worker does to collect the tests."""
+    return {name: set(imported(name)) - {name} for name in PATHS}
 
 
 def test_every_package_has_a_row() -> None:
@@ -77,7 +81,7 @@ def test_imports_follow_the_table(package: str) -> None:
     allowed = PACKAGES[package] | {package, "core"}
     for name in PATHS:
         if name.split(".")[1:2] == [package]:
-            wrong = [other for other in IMPORTS[name] if other == "mikit" or other.split(".")[1] not in allowed]
+            wrong = [other for other in imports()[name] if other == "mikit" or other.split(".")[1] not in allowed]
             assert not wrong, f"{name} imports {wrong}"
 
 
@@ -86,7 +90,7 @@ def test_formulas_import_in_order(family: str) -> None:
     allowed = FAMILIES[family] | {family, "engine"}
     for name in PATHS:
         if name.startswith(f"mikit.functional.{family}."):
-            within = [other for other in IMPORTS[name] if other.startswith("mikit.functional")]
+            within = [other for other in imports()[name] if other.startswith("mikit.functional")]
             wrong = [other for other in within if other.count(".") < 2 or other.split(".")[2] not in allowed]
             assert not wrong, f"{name} imports {wrong}"
 
@@ -101,7 +105,7 @@ def test_the_tables_have_no_cycle() -> None:
 
 
 def test_modules_do_not_import_each_other() -> None:
-    left = {name: others & set(PATHS) for name, others in IMPORTS.items()}
+    left = {name: others & set(PATHS) for name, others in imports().items()}
     while left:
         free = {name for name, others in left.items() if not others & set(left)}
         assert free, f"a cycle runs through some of {sorted(left)}"
@@ -134,3 +138,12 @@ def test_nothing_hides_a_function_of_the_same_name() -> None:
 def test_no_module_is_a_drawer() -> None:
     for name in PATHS:
         assert name.split(".")[-1] not in {"utils", "common", "helpers", "factories", "config"}
+
+
+def test_tests_follow_the_folders_of_the_package() -> None:
+    tests = Path(__file__).parents[1]
+    # Of no package: what reads the repository or all packages, and files that tests read.
+    outside = {"analysis", "architecture", "benchmarks", "compatibility", "contract", "data", "docs"}
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("*.py")}
+    own = {folder for folder in folders if not folder.parts or folder.parts[0] not in outside}
+    assert [str(folder) for folder in sorted(own) if not (ROOT / folder).is_dir()] == []

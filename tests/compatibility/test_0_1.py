@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import mikit
+from mikit import InputError
 from mikit.bench.accuracy.results import AccuracyReport, Estimate
 from mikit.bench.speed.results import SpeedReport
 
@@ -119,11 +120,30 @@ def test_a_trace(tmp_path: Path) -> None:
     assert page.exists()
 
 
+def test_a_trace_is_resumed(tmp_path: Path) -> None:
+    shutil.copytree(WRITTEN / "trace", tmp_path / "trace")
+    description = tmp_path / "trace" / "trace.json"
+    by_module = ["mikit.estimators.gaussian.GaussianMI by default", "mikit.estimators.label_hsic.LabelHSIC by default"]
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps(content | {"pairs_with": by_module}))  # As 0.1.0 named them.
+    teacher, student = (mikit.ActivationStore.open(WRITTEN / name) for name in ("teacher", "student"))
+    labels = np.random.default_rng(0).standard_normal((60, 2))[:, 0] > 0
+    asked = {"labels": labels.astype(np.int64), "noise": 0.3, "folds": 3, "out": tmp_path / "trace"}
+    with pytest.raises(InputError, match="pairs_with is"):
+        mikit.trace(teacher, student, pairs_with="gaussian", **asked)
+    flow = mikit.trace(teacher, student, pairs_with=["gaussian", "label_hsic"], **asked)
+    assert {"gaussian", "label_hsic"} <= set(flow.frame["quantity"])
+
+
 def test_a_measurement() -> None:
     teacher, student = (mikit.ActivationStore.open(WRITTEN / name) for name in ("teacher", "student"))
     now = mikit.measure(student.read("late", 3), teacher.read("late", 3), "gaussian")
     assert (now.value, now.verdict) == (pytest.approx(EXPECTED["measurement"], rel=1e-9), EXPECTED["verdict"])
-    before, after = json.loads((WRITTEN / "measurement.json").read_text()), json.loads(now.to_json())
+    text = (WRITTEN / "measurement.json").read_text()
+    assert json.loads(mikit.Measurement.from_json(text).to_json()) == json.loads(text) | {
+        "finding": mikit.Measurement.from_json(text).finding  # Sentences may be worded anew; keys and numbers stay.
+    }
+    before, after = json.loads(text), json.loads(now.to_json())
     assert set(before) <= set(after)
     assert {check["name"] for check in before["checks"]} <= {check["name"] for check in after["checks"]}
     assert set(before["checks"][0]) <= set(after["checks"][0])

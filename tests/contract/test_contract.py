@@ -185,15 +185,15 @@ class _WrongError(_Sound):
 
 
 BROKEN = {
-    _Clipped: "below 0",
-    _Truncating: "one row fewer",
+    _Clipped: "clipped at 0",
+    _Truncating: "one sample fewer",
     _LeakyTeacher: "teacher",
     _InPlace: "in place",
     _GlobalNoise: "global random",
     _ForgottenParameter: "scale",
     _SilentConstant: "TypeError",
     _FlippedSign: "dependent data",
-    _WrongError: "spread",
+    _WrongError: "standard deviation of twelve",
 }
 
 

@@ -114,7 +114,7 @@ def test_batch_normalisation_is_told_of_and_counted_once() -> None:
     torch.manual_seed(0)
     network, inputs, teacher = Normalised().double(), torch.randn(12, 5).double(), torch.randn(12, 3).double()
     other = copy.deepcopy(network)
-    with pytest.warns(UserWarning, match="batch normalisation in training mode"):
+    with pytest.warns(UserWarning, match="batch normalization in training mode"):
         chunked_backward(network, inputs, lambda out: mikit.PKT()(out, teacher), rows=6)
     mikit.PKT()(torch.cat([other(part) for part in inputs.split(6)]), teacher).backward()
     assert torch.allclose(network.layer.weight.grad, other.layer.weight.grad, atol=1e-12)
@@ -137,13 +137,13 @@ class Restless(nn.Module):
     ("change", "said"),
     [
         ({"rows": 0}, "rows is 0"),
-        ({"inputs": {"a": torch.ones(3, 2), "b": torch.ones(4, 2)}}, "the same rows"),
+        ({"inputs": {"a": torch.ones(3, 2), "b": torch.ones(4, 2)}}, "of one length n"),
         ({"inputs": "images"}, "inputs is a str"),
-        ({"network": nn.Flatten(0)}, r"From 4 rows the network gives a tensor of shape \(8,\)"),
+        ({"network": nn.Flatten(0)}, r"For 4 samples the network returns a tensor of shape \(8,\)"),
         ({"loss": lambda out: out}, "0-dim tensor with a gradient"),
         ({"loss": lambda out: out.detach().sum()}, "0-dim tensor with a gradient"),
-        ({"loss": lambda out: torch.ones((), requires_grad=True) * 2}, "no gradient to what the network gives"),
-        ({"network": Restless()}, "second pass of a chunk gave other outputs"),
+        ({"loss": lambda out: torch.ones((), requires_grad=True) * 2}, "no gradient to the network's output"),
+        ({"network": Restless()}, "second pass of a chunk differs"),
     ],
 )
 def test_refusals(change: dict[str, Any], said: str) -> None:

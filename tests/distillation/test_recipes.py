@@ -86,7 +86,7 @@ def test_a_label_tells_a_weight_of_ones_own():
     [
         ("vdi", 'no loss "vdi". Did you mean vid?'),
         ("", 'no loss ""'),
-        ("vid+vid:3", "stands twice"),
+        ("vid+vid:3", "occurs twice"),
         ("vid:", 'The weight "" in "vid:"'),
         ("vid:-1", 'The weight "-1"'),
         ("vid:inf", 'The weight "inf"'),
@@ -106,7 +106,7 @@ def test_what_is_no_loss_is_told(text, said):
             ("stge2", "stage3"),
             r"between the layers stge2:stage3\. The model has no module .stge2.\. Did",
         ),
-        ("attention", ("stage2", "pool"), "between the layers stage2:pool.*reads feature maps"),
+        ("attention", ("stage2", "pool"), "between the layers stage2:pool.*needs feature maps"),
         ("mimkd", ("pool", "fc"), r"between the layers pool:fc\. "),
     ],
 )

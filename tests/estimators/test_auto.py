@@ -23,16 +23,28 @@ def _choice(x: Tensor, y: Tensor, groups: Tensor | None = None) -> tuple[Estimat
     ("n", "d_x", "d_y", "cls", "said"),
     [
         (40, 2, 2, CopulaCritic, ""),
-        (39, 2, 2, GaussianMI, "39 rows are too few to train a critic"),
+        (39, 2, 2, GaussianMI, "39 samples are too few to train a critic"),
         (3000, 20, 20, CopulaCritic, ""),
         (2560, 64, 64, CopulaCritic, ""),
         (640, 64, 64, CopulaCritic, ""),
-        (639, 64, 64, ReducedKSG, "639 rows are fewer than 5 for each of the 128 columns, so they are reduced"),
-        (2579, 65, 64, ReducedKSG, "2579 rows are fewer than 20 for each of the 129 columns, so they are reduced"),
+        (639, 64, 64, ReducedKSG, "639 samples are fewer than 5 for each of the 128 features, so they are reduced"),
+        (2579, 65, 64, ReducedKSG, "2579 samples are fewer than 20 for each of the 129 features, so they are reduced"),
         (2580, 65, 64, CopulaCritic, ""),
-        (200, 300, 10, ReducedKSG, "200 rows are fewer than 20 for each of the 310 columns"),
-        (199, 300, 10, GaussianMI, "199 rows are fewer than 20 for each of the 310 columns, so the correlations are"),
-        (60, 10, 10, GaussianMI, "60 rows are fewer than 5 for each of the 20 columns, so the correlations are shrunk"),
+        (200, 300, 10, ReducedKSG, "200 samples are fewer than 20 for each of the 310 features"),
+        (
+            199,
+            300,
+            10,
+            GaussianMI,
+            "199 samples are fewer than 20 for each of the 310 features, so the",
+        ),
+        (
+            60,
+            10,
+            10,
+            GaussianMI,
+            "60 samples are fewer than 5 for each of the 20 features, so the correlations",
+        ),
     ],
 )
 def test_counts_decide(n: int, d_x: int, d_y: int, cls: type[Estimator], said: str) -> None:
@@ -57,7 +69,7 @@ def test_few_columns_that_bend_go_to_neighbours_of_normal_scores(d_x: int, d_y: 
     chosen, why = _choice(x, x[:, :1].abs() + 0.3 * noise)
     assert isinstance(chosen, KSG)
     assert chosen.copula
-    assert why.startswith("nearest neighbours give ")
+    assert why.startswith("nearest neighbors give ")
     assert why.endswith("nats, so the dependence is not Gaussian")
 
 
@@ -68,7 +80,7 @@ def test_few_columns_that_are_gaussian_stay_with_the_copula(slope: float) -> Non
         chosen, why = _choice(x, slope * x + noise)
         assert isinstance(chosen, GaussianMI)
         assert chosen.copula
-        assert why.endswith("nats, which shows nothing beyond it")
+        assert why.endswith("nats, so there is no sign of other dependence")
 
 
 def test_independent_few_columns_claim_nothing_whatever_is_chosen() -> None:
@@ -135,5 +147,5 @@ def test_fit_takes_the_choice_over() -> None:
 
 
 def test_it_is_no_loss() -> None:
-    with pytest.raises(TypeError, match="Auto has no gradient: it chooses an instrument"):
+    with pytest.raises(TypeError, match="Auto has no gradient: it chooses an estimator"):
         Auto()(*_rows(50, 1, 1))

@@ -1,7 +1,7 @@
-"""Arrays on disk: ``.npy`` and ``.safetensors`` files, mapped into memory after their headers were checked.
+"""Arrays on disk: ``.npy`` and ``.safetensors`` files, mapped into memory after a check of their headers.
 
-A header is believed only if it matches the size of the file, so a truncated or lying file is refused before anything
-is allocated, and nothing here can run code from a file.
+A header must match the size of the file, so a truncated or manipulated file is refused before memory is allocated.
+Nothing here can run code from a file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, final
@@ -18,11 +19,21 @@ import numpy as np
 
 from mikit.core.errors import InputError
 
-__all__ = ["NPY_MAGIC", "TensorEntry", "map_npy", "map_tensor", "read_npy_header", "tensor_entries", "write_npy"]
+__all__ = [
+    "NPY_MAGIC",
+    "TensorEntry",
+    "map_npy",
+    "map_tensor",
+    "pieces",
+    "read_npy_header",
+    "tensor_entries",
+    "write_npy",
+]
 
 NPY_MAGIC = b"\x93NUMPY"
 
-_LARGEST_HEADER = 100 << 20  # The limit of the safetensors format itself.
+_LARGEST_HEADER = 100 << 20  # The limit of the safetensors format.
+_AGAIN = "Write it again, or restore it from a copy."
 _TENSOR_DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -41,18 +52,18 @@ _TENSOR_DTYPES = {
 
 
 def write_npy(file: BinaryIO, array: np.ndarray) -> None:
-    """Write ``array`` in the ``.npy`` format; arrays of objects are refused by NumPy."""
+    """Write ``array`` in the ``.npy`` format; NumPy refuses arrays of objects."""
     np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def read_npy_header(file: BinaryIO, source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read an ``.npy`` header and leave ``file`` at the first byte of the data.
+    """Read an ``.npy`` header, up to the first byte of the data.
 
     Returns:
-        The shape, whether it is in Fortran order, and the dtype.
+        The shape, whether the data are in Fortran order, and the dtype.
 
     Raises:
-        InputError: If it is damaged, or the data are objects or records.
+        InputError: If the header is damaged, or the data are objects or records.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -61,18 +72,18 @@ def read_npy_header(file: BinaryIO, source: str) -> tuple[tuple[int, ...], bool,
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
         else:
-            raise InputError(f"{source} is in version {version} of the .npy format, which holds records, not numbers.")
+            raise InputError(f"{source} has version {version} of the .npy format, which contains records, not numbers.")
     except InputError:
         raise
-    except Exception as cause:  # The header is a Python literal; what a damaged one raises is open-ended.
+    except Exception as cause:  # The header is a Python literal; a damaged one can raise almost any exception.
         raise InputError(f"{source} is not a readable .npy file: its header is damaged ({cause}). {_AGAIN}") from cause
     if dtype.hasobject:
         raise InputError(
-            f"{source} holds Python objects. Reading them would run code from the file, so mikit never does; save a "
-            "plain array of numbers."
+            f"{source} contains Python objects. Reading them could run code from the file, so mikit never does. Save "
+            "a plain array of numbers."
         )
     if dtype.kind not in "biufcUS":
-        raise InputError(f"{source} holds {dtype}, which is not an array of numbers. Save a plain array.")
+        raise InputError(f"{source} contains {dtype}, not numbers. Save a plain array.")
     if any(length < 0 for length in shape):
         raise InputError(f"{source} is damaged: its header gives the shape {shape}. {_AGAIN}")
     return shape, fortran, dtype
@@ -82,7 +93,7 @@ def map_npy(path: Path, source: str) -> np.ndarray:
     """Map an ``.npy`` file read-only.
 
     Raises:
-        InputError: If the file is damaged, or longer or shorter than its header says.
+        InputError: If the file is damaged, or its length does not match its header.
     """
     with open(path, "rb") as file:
         shape, fortran, dtype = read_npy_header(file, source)
@@ -96,7 +107,7 @@ def map_npy(path: Path, source: str) -> np.ndarray:
 @final
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a ``.safetensors`` file: its dtype as the format names it, its shape and its place."""
+    """One tensor of a ``.safetensors`` file: its dtype in the notation of the format, its shape and its offset."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -107,7 +118,7 @@ def tensor_entries(path: Path, source: str) -> dict[str, TensorEntry]:
     """Read and check the header of a ``.safetensors`` file.
 
     Raises:
-        InputError: If it is damaged, or a tensor lies outside the file.
+        InputError: If it is damaged, or a tensor extends beyond the file.
     """
     actual = path.stat().st_size
     with open(path, "rb") as file:
@@ -139,13 +150,13 @@ def tensor_entries(path: Path, source: str) -> dict[str, TensorEntry]:
 
 
 def map_tensor(path: Path, entry: TensorEntry, source: str) -> np.ndarray:
-    """Map one tensor of a ``.safetensors`` file read-only; bfloat16, which NumPy lacks, comes as a float32 copy.
+    """Map one tensor of a ``.safetensors`` file read-only; bfloat16, which NumPy lacks, is copied to float32.
 
     Raises:
-        InputError: If its dtype is not one of NumPy's.
+        InputError: If NumPy has no such dtype.
     """
     if entry.dtype not in _TENSOR_DTYPES:
-        raise InputError(f"{source} holds {entry.dtype}, which cannot be measured. Save it as float16 or wider.")
+        raise InputError(f"{source} contains {entry.dtype}, which is not supported. Save it as float16 or wider.")
     array = _mapped(path, np.dtype(_TENSOR_DTYPES[entry.dtype]), entry.shape, entry.offset, "C")
     if entry.dtype == "BF16":
         # bfloat16 is the upper half of a float32.
@@ -154,7 +165,22 @@ def map_tensor(path: Path, entry: TensorEntry, source: str) -> np.ndarray:
     return array
 
 
-_AGAIN = "Write it again, or restore it from a copy."
+def pieces(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """Split the concatenation of arrays into pieces of equal length, without concatenating all of it."""
+    gathered: list[np.ndarray] = []
+    missing = rows
+    for part in parts:
+        start = 0
+        while start < part.shape[0]:
+            piece = part[start : start + missing]
+            gathered.append(piece)
+            start += piece.shape[0]
+            missing -= piece.shape[0]
+            if missing == 0:
+                yield gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
+                gathered, missing = [], rows
+    if gathered:
+        yield gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
 
 
 def _item_size(dtype: str) -> int | None:
@@ -166,10 +192,10 @@ def _require_size(
 ) -> None:
     if actual == expected or (actual > expected and not exact):
         return
-    announced = f"an array of shape {shape} and dtype {what}" if shape is not None else f"a {what}"
+    declared = f"an array of shape {shape} and dtype {what}" if shape is not None else f"a {what}"
     state = "is truncated" if actual < expected else "has bytes after its array"
     raise InputError(
-        f"{source} {state}: it announces {announced}, {expected} bytes in all, but is {actual} bytes long. {_AGAIN}"
+        f"{source} {state}: its header declares {declared}, {expected} bytes, but it has {actual} bytes. {_AGAIN}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The files of an activation store: a manifest, a folder of data, and one change at a time."""
+"""The files of an activation store: a manifest and a folder of data, changed under a lock."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import numpy as np
 from safetensors.numpy import save
 
 from mikit.activations.store.array_files import map_npy, map_tensor, tensor_entries, write_npy
-from mikit.activations.store.manifest import Layer, Manifest, Shard, StoredFile
+from mikit.activations.store.manifest import Layer, Manifest, Phase, Shard, StoredFile
+from mikit.activations.store.validation import agreed_id_kind, agreed_layers, shown_id
 from mikit.core.errors import InputError
 from mikit.core.files import TEMPORARY_PREFIX, file_sha256, locked, sync_folder, write_atomically
 
 __all__ = ["MANIFEST_NAME", "StoreFolder", "absolute_folder"]
 
 MANIFEST_NAME = "manifest.json"
-"""The file that makes a folder a store."""
+"""The file that identifies a folder as a store."""
 
 _LOCK, _DATA, _TENSOR = ".lock", "data", "activations"
 _NUMBERED = re.compile(r"\d{6,}-")
@@ -31,22 +32,15 @@ _NOT_SAFE = re.compile(r"[^0-9A-Za-z_.]+")
 
 @final
 class StoreFolder:
-    """A folder whose manifest is replaced last, so that the files it names are always whole.
+    """A folder whose manifest is replaced last, so that the files it lists are always complete.
 
-    Files are named by a number that counts up, never used twice, and by what they hold; a file that the manifest does
-    not name is the rest of an interrupted change, and the next writer removes it.
+    File names start with a number that only increases. A file that the manifest does not list belongs to an interrupted
+    change; the next writer removes it. ``manifest`` is the state that was read last; it is the newest only inside
+    :meth:`writing`.
 
     Args:
-        root: The folder; created if there is no manifest in it.
-        metadata: Fields of the manifest, if it is created.
-
-    Raises:
-        InputError: If the folder holds something else, or cannot be read or created.
-
-    Cost: Reads the manifest.
-
-    Pitfalls:
-        ``manifest`` is the state last read; only inside :meth:`writing` is it sure to be the newest.
+        root: The folder; created if it has no manifest.
+        metadata: Fields of the manifest if it is created.
     """
 
     def __init__(self, root: Path, metadata: Mapping[str, Any]) -> None:
@@ -60,10 +54,10 @@ class StoreFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the lock for one change, on top of the newest state.
+        """Hold the lock for one change of the newest state.
 
         Raises:
-            InputError: If another process keeps the lock, or the disk refuses.
+            InputError: If another process keeps the lock, or the disk cannot be written.
         """
         try:
             with locked(self.root / _LOCK, self.root):
@@ -79,19 +73,75 @@ class StoreFolder:
                     raise
         except OSError as cause:
             raise InputError(
-                f"The store {str(self.root)!r} could not be written: {cause}. Nothing it held before is lost; mend the "
-                "cause and try again."
+                f"The store {str(self.root)!r} could not be written: {cause}. Its earlier content is not lost; "
+                "remove the cause and try again."
             ) from cause
 
     def commit(self, **changes: Any) -> None:
-        """Replace the manifest by one with these fields changed: the moment at which a change takes place."""
+        """Replace the manifest by one with these fields changed; this makes a change take effect."""
         sync_folder(self.data)
         changed = replace(self.manifest, writes=self.manifest.writes + 1, **changes)
         self._save(changed)
         self.manifest = changed
 
+    def append(self, phase: int, ids: np.ndarray, arrays: Mapping[str, np.ndarray], layers: tuple[Layer, ...]) -> None:
+        """Append validated samples of all layers to a phase; only inside :meth:`writing`.
+
+        Raises:
+            InputError: If the layers differ from those of the store, or an id is already in the phase.
+        """
+        layers = agreed_layers(self.manifest.layers, layers)
+        id_kind = agreed_id_kind(self.manifest.id_kind, ids)
+        shards = next((stored.shards for stored in self.manifest.phases if stored.phase == phase), ())
+        for shard in shards:
+            known = ids[np.isin(ids, self.small_array(shard.ids))]
+            if known.size:
+                raise InputError(
+                    f"{known.size} of {ids.size} sample ids are already in phase {phase}; the first is "
+                    f"{shown_id(known[0])}. Append each sample once, or discard the phase to record it again."
+                )
+        added = Shard(
+            ids.shape[0],
+            self.write_small("ids", ids),
+            tuple(self._write_rows(index, layer, arrays[layer.name]) for index, layer in enumerate(layers)),
+        )
+        others = tuple(stored for stored in self.manifest.phases if stored.phase != phase)
+        phases = sorted((*others, Phase(phase, (*shards, added))), key=lambda stored: stored.phase)
+        self.commit(layers=layers, id_kind=id_kind, phases=tuple(phases))
+
+    def discard(self, phase: int) -> None:
+        """Delete the activations and notes of a phase; only inside :meth:`writing`."""
+        manifest = self.manifest
+        phases = tuple(stored for stored in manifest.phases if stored.phase != phase)
+        others = phases or manifest.labels or manifest.training_ids
+        self.commit(
+            phases=phases,
+            notes={number: notes for number, notes in manifest.notes.items() if number != phase},
+            layers=manifest.layers if phases else (),
+            id_kind=manifest.id_kind if others else None,
+        )
+        self.remove_strays()
+
+    def labels_of(self, ids: np.ndarray) -> np.ndarray | None:
+        """Return the label of each id; None if the store has no labels.
+
+        Raises:
+            InputError: If an id has no label.
+        """
+        if self.manifest.labels is None:
+            return None
+        known, labels = (self.small_array(file) for file in self.manifest.labels)
+        missing = ids[~np.isin(ids, known)]
+        if missing.size:
+            raise InputError(
+                f"{missing.size} of {ids.size} sample ids have no label in {str(self.root)!r}; the first is "
+                f"{shown_id(missing[0])}. Set the labels of all samples."
+            )
+        order = np.argsort(known, kind="stable")
+        return labels[order[np.searchsorted(known, ids, sorter=order)]]
+
     def remove_strays(self) -> None:
-        """Remove the files that the manifest on disk does not name; only under the lock."""
+        """Remove the files that the manifest on disk does not list; only under the lock."""
         self.manifest = self._load()
         named = {file.name for file in self.manifest.files()}
         for folder in (self.root, self.data):
@@ -101,12 +151,12 @@ class StoreFolder:
                     (folder / entry).unlink(missing_ok=True)
 
     def write_small(self, what: str, array: np.ndarray) -> StoredFile:
-        """Write an array of ids or labels, for the next commit."""
+        """Write an array of ids or labels for the next commit."""
         return self._write_npy(f"{self._number()}-{what}.npy", array)
 
-    def write_rows(self, index: int, layer: Layer, array: np.ndarray) -> StoredFile:
-        """Write the rows of one layer, for the next commit."""
-        # The numbers tell files apart, whatever the layer is called; its name is there for the reader.
+    def _write_rows(self, index: int, layer: Layer, array: np.ndarray) -> StoredFile:
+        """Write the activations of one layer for the next commit."""
+        # The numbers make the name unique; the name of the layer is only for human readers.
         slug = _NOT_SAFE.sub("-", layer.name)[:40].strip(".-") or "layer"
         stem = f"{self._number()}-{index:03d}-{slug}"
         if self.manifest.format == "npy":
@@ -115,7 +165,7 @@ class StoreFolder:
         return self._write_bytes(f"{stem}.safetensors", content)
 
     def small_array(self, file: StoredFile) -> np.ndarray:
-        """Return ids or labels, read once and kept."""
+        """Return ids or labels, cached after the first read."""
         if file.name not in self._small_arrays:
             path = self.path_of(file)
             array = np.array(map_npy(path, f"The file {str(path)!r}"))
@@ -124,10 +174,10 @@ class StoreFolder:
         return self._small_arrays[file.name]
 
     def rows(self, shard: Shard, index: int) -> np.ndarray:
-        """Map the rows of one layer read-only.
+        """Map the activations of one layer read-only.
 
         Raises:
-            InputError: If the file is missing, truncated, or not what the manifest says.
+            InputError: If the file is missing, truncated, or does not match the manifest.
         """
         layer = self.manifest.layers[index]
         path = self.path_of(shard.layers[index])
@@ -137,24 +187,24 @@ class StoreFolder:
         else:
             entries = tensor_entries(path, source)
             if _TENSOR not in entries:
-                raise InputError(f"{source} does not hold the tensor {_TENSOR!r}. Restore it from a copy.")
+                raise InputError(f"{source} does not contain the tensor {_TENSOR!r}. Restore it from a copy.")
             array = map_tensor(path, entries[_TENSOR], source)
         if array.shape != (shard.rows, *layer.shape) or array.dtype != np.dtype(layer.dtype):
             raise InputError(
-                f"{source} holds {array.dtype} of shape {array.shape}, but the manifest says {layer.dtype} of shape "
+                f"{source} contains {array.dtype} of shape {array.shape}, but the manifest {layer.dtype} of shape "
                 f"{(shard.rows, *layer.shape)}. Restore it from a copy."
             )
         return array
 
     def path_of(self, file: StoredFile) -> Path:
-        """Return where a file lies, after a look at its length.
+        """Return the path of a file, after a check of its length.
 
         Raises:
-            InputError: If it is missing, truncated or too long, or leads out of the folder.
+            InputError: If it is missing, truncated, too long, or outside the folder.
         """
         path = self.data / file.name
         if not path.resolve().is_relative_to(self.data.resolve()):
-            raise InputError(f"The file {str(path)!r} leads out of the store. Restore it from a copy.")
+            raise InputError(f"The file {str(path)!r} is a link out of the store. Restore it from a copy.")
         try:
             with open(path, "rb") as opened:
                 actual = os.fstat(opened.fileno()).st_size
@@ -197,7 +247,7 @@ class StoreFolder:
             raise InputError(f"{str(self.root)!r} is a file. A store is a folder; choose another path.")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            # A creation that was killed leaves nothing but these behind.
+            # A killed creation leaves only these files.
             foreign = sorted(
                 entry
                 for entry in os.listdir(self.root)
@@ -205,7 +255,7 @@ class StoreFolder:
             )
             if foreign:
                 raise InputError(
-                    f"The folder {str(self.root)!r} is not a store and not empty: it holds {foreign[0]!r}. Choose a "
+                    f"The folder {str(self.root)!r} is not a store and not empty: it contains {foreign[0]!r}. Choose a "
                     "new folder."
                 )
             with locked(self.root / _LOCK, self.root):
@@ -231,10 +281,10 @@ class StoreFolder:
 
 
 def absolute_folder(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` absolute, so that a later change of the working directory does not matter.
+    """Return the absolute path, which does not depend on later changes of the working directory.
 
     Raises:
-        InputError: If it is empty or cannot be a path.
+        InputError: If it is empty or not a valid path.
     """
     text = os.fspath(path)
     if not isinstance(text, str) or not text or "\0" in text:

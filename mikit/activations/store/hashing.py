@@ -1,4 +1,4 @@
-"""Hashes that say whether two activations come from the same weights and the same samples."""
+"""Hashes that show whether two activations come from the same weights and the same samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hash_of_array(value: Any) -> str:
     """Return a SHA-256 of dtype, shape and content of an array: a store's ``data_hash``.
 
     Args:
-        value: NumPy array or tensor of numbers: the inputs that both networks see.
+        value: NumPy array or tensor of numbers: the inputs of both networks.
 
     Returns:
         64 hexadecimal digits; equal for a tensor and the NumPy array with the same content.
@@ -28,10 +28,10 @@ def hash_of_array(value: Any) -> str:
     Raises:
         InputError: If the array does not consist of numbers.
 
-    Cost: One pass over the data; blocks of 65,536 rows are copied where memory is not contiguous.
+    Cost: One pass over the data; blocks of 65,536 samples are copied if the array is not contiguous.
 
     Pitfalls:
-        The order of the rows counts, and so does the dtype: 1.0 in float32 and in float64 differ.
+        The hash depends on the order of the samples and on the dtype: 1.0 in float32 and in float64 differ.
 
     Example:
         >>> hash_of_array(np.arange(3)) == hash_of_array(torch.arange(3))
@@ -42,7 +42,7 @@ def hash_of_array(value: Any) -> str:
     else:
         array = np.asarray(value)
         if array.dtype.kind not in "biufc":
-            raise InputError(f"An array of dtype {array.dtype} has no hash here. Pass an array of numbers.")
+            raise InputError(f"An array of dtype {array.dtype} has no hash. Pass an array of numbers.")
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     digest.update(_content_hash(tensor).encode())
@@ -53,7 +53,7 @@ def hash_of_model(state_dict: Mapping[str, Any]) -> str:
     """Return a SHA-256 of the names, dtypes, shapes and values of a state dict: a store's ``model_hash``.
 
     Args:
-        state_dict: What ``model.state_dict()`` returns.
+        state_dict: The value of ``model.state_dict()``.
 
     Returns:
         64 hexadecimal digits, independent of device and of the order of the names.
@@ -64,8 +64,8 @@ def hash_of_model(state_dict: Mapping[str, Any]) -> str:
     Cost: One pass over the weights; copies one tensor at a time to the CPU.
 
     Pitfalls:
-        Prefixes count: the same weights wrapped for distributed training or compiled have other names. Take the state
-        dict of the module inside.
+        The hash depends on prefixes: the same weights have other names if the model is compiled or wrapped for
+        distributed training. Pass the state dict of the inner module.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1)
@@ -88,5 +88,5 @@ def hash_of_model(state_dict: Mapping[str, Any]) -> str:
 
 def _content_hash(tensor: Tensor) -> str:
     flat = tensor.reshape(-1)
-    # NumPy has no bfloat16 nor float8; their bytes will do.
+    # NumPy has no bfloat16 or float8, so their bytes are hashed.
     return data_hash(flat.view(torch.uint8) if flat.dtype.is_floating_point and flat.dtype.itemsize < 4 else flat)

@@ -1,4 +1,4 @@
-"""The table of contents of an activation store, as JSON: what is in it, where it comes from, how long each file is."""
+"""The manifest of an activation store, as JSON: its content, its origin, and the length of each file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DTYPES = ("float16", "float32", "float64")
 @final
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the store, with what it must contain."""
+    """A file of the store with its expected length and hash."""
 
     name: str
     bytes: int
@@ -36,7 +36,7 @@ class StoredFile:
 @final
 @dataclass(frozen=True)
 class Layer:
-    """A layer: how it was read out, and what one sample of it looks like."""
+    """A layer: its readout, and dtype and shape of one sample."""
 
     name: str
     readout: str
@@ -47,7 +47,7 @@ class Layer:
 @final
 @dataclass(frozen=True)
 class Shard:
-    """The rows of one append: a file of ids, and one file per layer, in the order of the layers."""
+    """The samples of one append: a file of ids, and one file per layer, in the order of the layers."""
 
     rows: int
     ids: StoredFile
@@ -57,7 +57,7 @@ class Shard:
 @final
 @dataclass(frozen=True)
 class Phase:
-    """The shards of one phase, in the order they were appended."""
+    """The shards of one phase, in the order of the appends."""
 
     phase: int
     shards: tuple[Shard, ...]
@@ -66,23 +66,12 @@ class Phase:
 @final
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a store knows about itself.
+    """The content of ``manifest.json``.
 
-    Attributes:
-        format: ``"npy"`` or ``"safetensors"``.
-        network: Name of the network.
-        seed: Seed of the run.
-        model_hash: Hash of the network's weights.
-        data_hash: Hash of the samples.
-        writes: How often files were written; numbers the files, so that no name is used twice.
-        id_kind: ``"int64"`` or ``"str"``; None while there are no ids.
-        layers: The layers, in network order.
-        phases: The phases, ascending.
-        notes: Scalars noted for a phase.
-        labels: The files of the labelled ids and of their labels.
-        training_ids: The file of the ids the network was trained on.
-        created: When the store was created, in UTC.
-        versions: The library versions that created it.
+    ``writes`` counts the changes and numbers the files, so that no name is used twice. ``id_kind`` is ``"int64"`` or
+    ``"str"``, and None while there are no ids. ``labels`` are the files of the labeled ids and of their labels;
+    ``training_ids`` is the file of the ids that the network was trained on. ``created`` and ``versions`` describe the
+    creation of the store.
     """
 
     format: str
@@ -101,7 +90,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=library_versions)
 
     def files(self) -> tuple[StoredFile, ...]:
-        """Return every file the store consists of."""
+        """Return all files of the store."""
         found = [file for phase in self.phases for shard in phase.shards for file in (shard.ids, *shard.layers)]
         found += [*(self.labels or ()), *((self.training_ids,) if self.training_ids else ())]
         return tuple(found)
@@ -113,10 +102,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Manifest:
-        """Read a manifest back, believing nothing.
+        """Read a manifest and check every field.
 
         Raises:
-            InputError: If it is no manifest of a store, was written by a newer mikit, or is damaged.
+            InputError: If it is not the manifest of a store, was written by a newer mikit, or is damaged.
         """
         try:
             content = json.loads(text)
@@ -127,7 +116,7 @@ class Manifest:
         version = content.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise InputError(
-                f"{source} was written in schema version {version} by a newer mikit; this one reads up to version "
+                f"{source} has schema version {version} of a newer mikit; this one supports up to version "
                 f"{SCHEMA_VERSION}. Update mikit to open it."
             )
         try:
@@ -165,7 +154,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
 
 def _layer(entry: dict[str, Any]) -> Layer:
     if not isinstance(entry["name"], str) or not isinstance(entry["readout"], str) or entry["dtype"] not in _DTYPES:
-        raise ValueError(f"layer {entry['name']!r} is described wrongly")
+        raise ValueError(f"the description of layer {entry['name']!r} is invalid")
     return Layer(entry["name"], entry["readout"], entry["dtype"], tuple(_count(axis) for axis in entry["shape"]))
 
 
@@ -175,12 +164,12 @@ def _phase(entry: dict[str, Any], layers: int) -> Phase:
         for shard in entry["shards"]
     )
     if any(len(shard.layers) != layers for shard in shards):
-        raise ValueError(f"phase {entry['phase']} does not hold all layers")
+        raise ValueError(f"phase {entry['phase']} does not contain all layers")
     return Phase(_count(entry["phase"]), shards)
 
 
 def _file(entry: dict[str, Any]) -> StoredFile:
-    # Names come from a file that anybody may have written: a plain name only, never a path.
+    # The manifest is not trusted: a file name must not be a path.
     if not isinstance(entry["name"], str) or not _FILE_NAME.fullmatch(entry["name"]):
         raise ValueError(f"{entry['name']!r} is not a file name of a store")
     return StoredFile(entry["name"], _count(entry["bytes"]), str(entry["sha256"]))

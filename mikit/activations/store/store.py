@@ -1,4 +1,4 @@
-"""A folder of activations that can be appended to, mapped into memory, and trusted after a crash."""
+"""The activation store: a folder that is appended to atomically and mapped into memory."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any, Literal, Self, final
 
 import numpy as np
-from torch import Tensor
 
+from mikit.activations.store.array_files import pieces
 from mikit.activations.store.folder import MANIFEST_NAME, StoreFolder, absolute_folder
-from mikit.activations.store.manifest import FORMATS, Phase, Shard
+from mikit.activations.store.manifest import FORMATS, Manifest, Phase
 from mikit.activations.store.validation import (
     agreed_id_kind,
-    agreed_layers,
+    checked_batch,
     checked_ids,
+    checked_labels,
+    checked_notes,
     described_layers,
     phase_number,
-    rows_to_store,
 )
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.core.files import file_sha256
-from mikit.core.inputs import as_labels
 
 __all__ = ["ActivationStore"]
 
@@ -32,30 +33,30 @@ __all__ = ["ActivationStore"]
 class ActivationStore:
     """The activations of one network in one run, by layer and phase, on disk.
 
-    A store is a folder with ``manifest.json``, which says what is in it, and one file per layer and append, in
+    A store is a folder with ``manifest.json``, which describes the content, and one file per layer and append in
     ``data/``. Reading maps the files into memory. Appending is atomic: after ``kill -9``, a full disk or a power cut
-    the store holds the rows from before the append or all of the new ones. Several processes may append to one
-    store; they take turns. Nothing is ever pickled.
+    the store contains the samples from before the append or all of the new ones. Several processes can append to one
+    store; they take turns. Nothing is pickled.
 
     Args:
-        path: The folder. It is created, or opened if it is a store already.
-        network: Name of the network, as figures print it.
+        path: The folder. It is created, or opened if it is already a store.
+        network: Name of the network in figures and tables.
         seed: Seed of the run.
         model_hash: Hash of the weights (:func:`~mikit.activations.hash_of_model`).
         data_hash: Hash of the samples (:func:`~mikit.activations.hash_of_array`).
         format: ``"npy"`` (the default) or ``"safetensors"`` for the activations.
 
     Raises:
-        InputError: If the folder holds something else, if what is given disagrees with what the store says, if it was
-            written by a newer mikit or is damaged, or if it cannot be written.
+        InputError: If the folder contains something else, an argument disagrees with the store, the store was written
+            by a newer mikit or is damaged, or it cannot be written.
 
     Cost: Opening reads the manifest, about 200 bytes per layer and append. Appending writes and syncs one file per
-        layer and rewrites the manifest: append large batches (thousands of rows) rather than many small ones.
+        layer and rewrites the manifest: append large batches (thousands of samples) rather than many small ones.
 
     Pitfalls:
-        One store is one run: give each seed its own. An object reads the state it was opened with, plus its own
-        appends; open the store again to see what others appended. On a network drive the lock is as good as the
-        drive's own.
+        One store is for one run: use a separate store for each seed. An object sees the state at its opening and its
+        own appends; open the store again to see those of other processes. On a network drive the lock is only as
+        reliable as that of the drive.
 
     Example:
         >>> import tempfile
@@ -78,7 +79,7 @@ class ActivationStore:
         format: Literal["npy", "safetensors"] | None = None,
     ) -> None:
         if format is not None and format not in FORMATS:
-            raise InputError(f'format is {format!r}; a store is written as "npy" or "safetensors".')
+            raise InputError(f'format is {format!r}; it must be "npy" or "safetensors".')
         given: dict[str, Any] = {
             "network": network,
             "seed": None if seed is None else int(seed),
@@ -90,18 +91,21 @@ class ActivationStore:
             absolute_folder(path), {key: value for key, value in given.items() if value is not None}
         )
         for key, value in given.items():
-            if value is not None and value != (held := getattr(self._folder.manifest, key)):
+            if value is not None and value != (stored := getattr(self._manifest, key)):
                 raise InputError(
-                    f"The store {str(self.path)!r} was created with {key}={held!r}, not {value!r}. Open it without "
-                    f"{key}, or give this run a folder of its own."
+                    f"The store {str(self.path)!r} was created with {key}={stored!r}, not {value!r}. Open it without "
+                    f"{key}, or use a separate folder for this run."
                 )
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a store that exists, to read and to append.
+        """Open an existing store for reading and appending.
 
         Args:
             path: The folder of the store.
+
+        Returns:
+            The store.
 
         Raises:
             InputError: If there is no store at ``path``, or it cannot be read.
@@ -112,7 +116,9 @@ class ActivationStore:
             raise InputError(f"There is no activation store at {str(root)!r}: it {what}. Check the path.")
         return cls(root)
 
-    # ------------------------------------------------------------------ what it is
+    @property
+    def _manifest(self) -> Manifest:
+        return self._folder.manifest
 
     @property
     def path(self) -> Path:
@@ -122,62 +128,63 @@ class ActivationStore:
     @property
     def network(self) -> str | None:
         """Name of the network."""
-        return self._folder.manifest.network
+        return self._manifest.network
 
     @property
     def seed(self) -> int | None:
         """Seed of the run."""
-        return self._folder.manifest.seed
+        return self._manifest.seed
 
     @property
     def model_hash(self) -> str | None:
         """Hash of the network's weights."""
-        return self._folder.manifest.model_hash
+        return self._manifest.model_hash
 
     @property
     def data_hash(self) -> str | None:
         """Hash of the samples."""
-        return self._folder.manifest.data_hash
+        return self._manifest.data_hash
 
     @property
     def format(self) -> str:
         """``"npy"`` or ``"safetensors"``."""
-        return self._folder.manifest.format
+        return self._manifest.format
 
     @property
     def versions(self) -> dict[str, str]:
-        """The library versions that created the store."""
-        return dict(self._folder.manifest.versions)
+        """The versions of mikit and its libraries that created the store."""
+        return dict(self._manifest.versions)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers, in the order of the first append."""
-        return tuple(layer.name for layer in self._folder.manifest.layers)
+        return tuple(layer.name for layer in self._manifest.layers)
 
     @property
     def phases(self) -> tuple[int, ...]:
-        """The phases with activations, ascending."""
-        return tuple(phase.phase for phase in self._folder.manifest.phases)
+        """The phases with activations, in ascending order."""
+        return tuple(phase.phase for phase in self._manifest.phases)
 
     @property
     def notes(self) -> dict[int, dict[str, float]]:
-        """The scalars noted for each phase."""
-        return {phase: dict(notes) for phase, notes in sorted(self._folder.manifest.notes.items())}
+        """The noted scalars by phase."""
+        return {phase: dict(notes) for phase, notes in sorted(self._manifest.notes.items())}
 
     def readout(self, layer: str) -> str:
         """Return the name of the readout of ``layer``."""
-        return self._folder.manifest.layers[self._index(layer)].readout
+        return self._manifest.layers[self._index(layer)].readout
 
     def shape(self, layer: str, phase: int) -> tuple[int, ...]:
         """Return the shape of ``read(layer, phase)``, from the manifest alone."""
         rows = sum(shard.rows for shard in self._phase(phase).shards)
-        return (rows, *self._folder.manifest.layers[self._index(layer)].shape)
+        return (rows, *self._manifest.layers[self._index(layer)].shape)
 
     def content(self, layer: str, phase: int) -> str:
-        """Return a hash of the rows of ``layer`` at ``phase`` and of their ids, from the manifest; reads no rows.
+        """Return a hash of the activations of ``layer`` at ``phase`` and their ids, from the manifest alone.
 
         Raises:
-            InputError: If there is no such layer or phase, or a file is missing or not as long as it was written.
+            InputError: If there is no such layer or phase, or a file is missing or has another length than when it was
+                written.
         """
         index = self._index(layer)
         digest = hashlib.sha256()
@@ -193,32 +200,30 @@ class ActivationStore:
             f"{len(self.layers)} layers, phases={list(self.phases)})"
         )
 
-    # ------------------------------------------------------------------ reading
-
     def ids(self, phase: int) -> np.ndarray:
-        """Return the sample ids of the rows of ``phase``, ``(n,)``, int64 or strings."""
+        """Return the sample ids at ``phase``, ``(n,)``, int64 or strings."""
         return np.concatenate([self._folder.small_array(shard.ids) for shard in self._phase(phase).shards])
 
     def read(self, layer: str, phase: int) -> np.ndarray:
-        """Return the activations of ``layer`` at ``phase``, ``(n, ...)``, read-only, rows as in ``ids(phase)``.
+        """Return the activations of ``layer`` at ``phase``, ``(n, ...)``, read-only, in the order of ``ids(phase)``.
 
         Args:
             layer: Name of the layer.
             phase: The phase.
 
         Returns:
-            A memory map if the phase was appended in one piece, else a copy in memory.
+            A memory map if the phase was appended at once, else a copy in memory.
 
         Raises:
-            InputError: If there is no such layer or phase, or a file is missing, truncated or not what was written.
+            InputError: If there is no such layer or phase, or a file is missing, truncated or changed.
 
         Pitfalls:
-            Use :meth:`chunks` for a layer larger than memory that was appended in several pieces.
+            Use :meth:`chunks` for a layer that is larger than memory and was appended in several parts.
         """
         parts = self._shards(layer, phase)
         if len(self._phase(phase).shards) == 1:
             return next(parts)
-        whole = np.empty(self.shape(layer, phase), self._folder.manifest.layers[self._index(layer)].dtype)
+        whole = np.empty(self.shape(layer, phase), self._manifest.layers[self._index(layer)].dtype)
         start = 0
         for part in parts:
             whole[start : start + part.shape[0]] = part
@@ -227,14 +232,13 @@ class ActivationStore:
         return whole
 
     def chunks(self, layer: str, phase: int, rows: int = 2048) -> Iterator[np.ndarray]:
-        """Return the activations in pieces of ``rows`` rows, the last one shorter; holds one piece at a time.
+        """Iterate over the activations in chunks of ``rows`` samples; only one chunk is in memory at a time.
 
         Raises:
             InputError: As for :meth:`read`, or if ``rows`` is not positive.
         """
-        if rows < 1:
-            raise InputError(f"rows is {rows}; a piece has at least one row.")
-        return _pieces(self._shards(layer, phase), rows)
+        require.at_least(rows, "rows")
+        return pieces(self._shards(layer, phase), rows)
 
     def labels_for(self, ids: Any) -> np.ndarray | None:
         """Return the label of each id, ``(n,)``; None if the store has no labels.
@@ -242,146 +246,96 @@ class ActivationStore:
         Raises:
             InputError: If an id has no label.
         """
-        if self._folder.manifest.labels is None:
-            return None
-        wanted = np.asarray(ids)
-        known, labels = (self._folder.small_array(file) for file in self._folder.manifest.labels)
-        order = np.argsort(known, kind="stable")
-        missing = wanted[~np.isin(wanted, known)]
-        if missing.size:
-            raise InputError(
-                f"{missing.size} of {wanted.size} sample ids have no label in {str(self.path)!r}; the first is "
-                f"{missing[0]!r}. Set the labels of all samples."
-            )
-        return labels[order[np.searchsorted(known, wanted, sorter=order)]]
+        return self._folder.labels_of(np.asarray(ids))
 
     @property
     def training_ids(self) -> np.ndarray | None:
-        """Ids of the samples the network was trained on; None if they were not set."""
-        return (
-            None
-            if self._folder.manifest.training_ids is None
-            else self._folder.small_array(self._folder.manifest.training_ids).copy()
-        )
+        """Ids of the samples that the network was trained on; None if they were not set."""
+        file = self._manifest.training_ids
+        return None if file is None else self._folder.small_array(file).copy()
 
     def verify(self) -> None:
-        """Read every file and compare it with the hash taken when it was written.
+        """Read every file and compare its hash with the manifest.
 
         Raises:
-            InputError: Naming the first file that is missing or was changed.
+            InputError: If a file is missing or was changed; it names the first.
 
-        Cost: One pass over the whole store.
+        Cost: Reads the whole store once.
         """
-        for file in self._folder.manifest.files():
+        for file in self._manifest.files():
             path = self._folder.path_of(file)
             if file_sha256(path) != file.sha256:
                 raise InputError(
-                    f"The file {str(path)!r} is not what was written: its SHA-256 differs from the manifest's. Restore "
-                    "it from a copy, or discard its phase and record it again."
+                    f"The file {str(path)!r} was changed: its SHA-256 differs from the manifest's. Restore it from a "
+                    "copy, or discard its phase and record it again."
                 )
-
-    # ------------------------------------------------------------------ writing
 
     def append(
         self, batch: Mapping[str, Any], *, ids: Any, phase: int, readouts: Mapping[str, str] | str = "as given"
     ) -> None:
-        """Append rows of all layers to a phase: all of them, or none.
+        """Append samples of all layers to a phase, atomically.
 
         Args:
             batch: For each layer an array ``(n, ...)``: NumPy, tensor or nested list. float16, float32 and float64 are
-                kept, bfloat16 becomes float32, whole numbers become float64, a vector becomes one column.
-            ids: One sample id per row, ``(n,)``: whole numbers (kept as int64) or strings; unique within the phase.
+                kept; bfloat16 becomes float32, integers become float64, and a vector becomes one feature.
+            ids: One sample id per sample, ``(n,)``: integers (stored as int64) or strings, unique within the phase.
             phase: The phase of training, from 0.
-            readouts: What was done to the activations of each layer, by name.
+            readouts: Name of the readout that was applied to each layer.
 
         Raises:
-            InputError: If an array holds NaN or infinity, is not numeric, or has another number of rows than there are
-                ids; if layers, readout, dtype or sample shape differ from the earlier appends; if an id stands twice or
-                is in the phase already; if another process holds the store; or if the disk refuses.
+            InputError: If an array contains NaN or infinity, is not numeric, or does not have one sample per id; if
+                layers, readout, dtype or sample shape differ from earlier appends; if an id is repeated or already in
+                the phase; if another process keeps the store locked; or if the disk cannot be written.
 
-        Cost: Writes the rows once, reads them back once for the hash, and syncs one file per layer.
+        Cost: Writes the samples once, reads them once for the hash, and syncs one file per layer.
         """
         number = phase_number(phase)
-        arrays = {layer: rows_to_store(value, f"layer {layer!r}") for layer, value in batch.items()}
-        if not arrays:
-            raise InputError("The batch holds no layers.")
-        rows = checked_ids(ids, "ids")
-        for layer, array in arrays.items():
-            if array.shape[0] != rows.shape[0]:
-                raise InputError(
-                    f"The layer {layer!r} has {array.shape[0]} rows, but there are {rows.shape[0]} ids. Pass one id "
-                    "per row; mikit never truncates."
-                )
+        arrays, rows = checked_batch(batch, ids)
         described = described_layers(arrays, readouts)
-        folder = self._folder
-        with folder.writing():
-            layers = agreed_layers(folder.manifest.layers, described)
-            id_kind = agreed_id_kind(folder.manifest.id_kind, rows)
-            shards = next((held.shards for held in folder.manifest.phases if held.phase == number), ())
-            self._refuse_known(rows, number, shards)
-            shard = Shard(
-                rows.shape[0],
-                folder.write_small("ids", rows),
-                tuple(folder.write_rows(index, layer, arrays[layer.name]) for index, layer in enumerate(layers)),
-            )
-            others = tuple(held for held in folder.manifest.phases if held.phase != number)
-            phases = sorted((*others, Phase(number, (*shards, shard))), key=lambda held: held.phase)
-            folder.commit(layers=layers, id_kind=id_kind, phases=tuple(phases))
+        with self._folder.writing():
+            self._folder.append(number, rows, arrays, described)
 
     def set_labels(self, ids: Any, labels: Any) -> None:
-        """Set the labels of samples, in place of those set before.
+        """Set the labels of samples; they replace earlier labels.
 
         Args:
             ids: Sample ids, ``(n,)``, unique.
-            labels: One label per id: whole numbers, booleans or strings.
+            labels: One label per id: integers, booleans or strings.
 
         Raises:
-            InputError: If they are not as many, an id stands twice, or the labels are not categories.
+            InputError: If there is not one label per id, an id is repeated, or the labels are not categories.
         """
         keys = checked_ids(ids, "ids")
-        values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-        if as_labels(values).shape[0] != keys.shape[0]:
-            raise InputError(f"There are {values.shape[0]} labels for {keys.shape[0]} ids. Pass one label per id.")
-        values = values.reshape(-1)
-        if values.dtype.kind in "uf" and float(np.abs(values).max()) >= 2.0**63:
-            raise InputError(f"The labels reach {np.abs(values).max()}, which does not fit into int64. Pass strings.")
-        values = values.astype(str if values.dtype.kind in "US" else np.int64)
+        values = checked_labels(labels, keys.shape[0])
         with self._folder.writing():
-            id_kind = agreed_id_kind(self._folder.manifest.id_kind, keys)
+            id_kind = agreed_id_kind(self._manifest.id_kind, keys)
             files = (self._folder.write_small("ids", keys), self._folder.write_small("labels", values))
             self._folder.commit(labels=files, id_kind=id_kind)
 
     def set_training_ids(self, ids: Any) -> None:
-        """Set the ids of the samples the network was trained on, in place of those set before.
+        """Set the ids of the samples that the network was trained on; they replace earlier ones.
 
         Args:
-            ids: Sample ids, ``(n,)``, unique. An information flow refuses to probe on these samples.
+            ids: Sample ids, ``(n,)``, unique. An information flow refuses to fit probes on these samples.
 
         Raises:
-            InputError: If an id stands twice, or the ids are of another kind than those of the rows.
+            InputError: If an id is repeated, or the ids have another type than those of the activations.
         """
         keys = checked_ids(ids, "training ids")
         with self._folder.writing():
-            id_kind = agreed_id_kind(self._folder.manifest.id_kind, keys)
+            id_kind = agreed_id_kind(self._manifest.id_kind, keys)
             self._folder.commit(training_ids=self._folder.write_small("training-ids", keys), id_kind=id_kind)
 
     def note(self, phase: int, **scalars: float) -> None:
-        """Note finite scalars for a phase, ``note(3, accuracy=0.9)``; a name noted before gets the new value.
+        """Store finite scalars for a phase, such as ``note(3, accuracy=0.9)``; a repeated name gets the new value.
 
         Raises:
             InputError: If a value is not a finite number.
         """
         number = phase_number(phase)
-        noted: dict[str, float] = {}
-        for name, value in scalars.items():
-            try:
-                noted[name] = float(value)
-            except (TypeError, ValueError) as cause:
-                raise InputError(f"The note {name!r} is {value!r}. Note a number.") from cause
-            if not np.isfinite(noted[name]):
-                raise InputError(f"The note {name!r} for phase {number} is {value}. Note a finite number.")
+        noted = checked_notes(number, scalars)
         with self._folder.writing():
-            notes = {**self._folder.manifest.notes, number: {**self._folder.manifest.notes.get(number, {}), **noted}}
+            notes = {**self._manifest.notes, number: {**self._manifest.notes.get(number, {}), **noted}}
             self._folder.commit(notes=notes)
 
     def discard(self, phase: int) -> None:
@@ -391,22 +345,11 @@ class ActivationStore:
             InputError: If the store has no such phase.
 
         Pitfalls:
-            There is no way back. When the last phase goes, the store forgets its layers, and may hold others.
+            This cannot be undone. After the last phase is discarded, the store can be used for other layers.
         """
         with self._folder.writing():
             self._phase(phase)
-            phases = tuple(held for held in self._folder.manifest.phases if held.phase != phase)
-            notes = {number: notes for number, notes in self._folder.manifest.notes.items() if number != phase}
-            others = phases or self._folder.manifest.labels or self._folder.manifest.training_ids
-            self._folder.commit(
-                phases=phases,
-                notes=notes,
-                layers=self._folder.manifest.layers if phases else (),
-                id_kind=self._folder.manifest.id_kind if others else None,
-            )
-            self._folder.remove_strays()
-
-    # ------------------------------------------------------------------ finding
+            self._folder.discard(phase)
 
     def _shards(self, layer: str, phase: int) -> Iterator[np.ndarray]:
         index = self._index(layer)
@@ -420,40 +363,7 @@ class ActivationStore:
         return self.layers.index(layer)
 
     def _phase(self, phase: int) -> Phase:
-        for held in self._folder.manifest.phases:
-            if held.phase == phase:
-                return held
+        for stored in self._manifest.phases:
+            if stored.phase == phase:
+                return stored
         raise InputError(f"The store {str(self.path)!r} has no phase {phase!r}; its phases are {list(self.phases)}.")
-
-    def _refuse_known(self, ids: np.ndarray, phase: int, shards: tuple[Shard, ...]) -> None:
-        for shard in shards:
-            known = ids[np.isin(ids, self._folder.small_array(shard.ids))]
-            if known.size:
-                raise InputError(
-                    f"{known.size} of {ids.size} sample ids are in phase {phase} already; the first is {known[0]!r}. "
-                    "Append each sample once, or discard the phase to record it again."
-                )
-
-
-def _pieces(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    gathered: list[np.ndarray] = []
-    missing = rows
-    for part in parts:
-        start = 0
-        while start < part.shape[0]:
-            piece = part[start : start + missing]
-            gathered.append(piece)
-            start += piece.shape[0]
-            missing -= piece.shape[0]
-            if missing == 0:
-                yield gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
-                gathered, missing = [], rows
-    if gathered:
-        yield gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise InputError(f"{text!r} is not a path. Pass the folder of the store.")
-    return Path(text).absolute()

@@ -1,4 +1,4 @@
-"""A folder of estimates, each in a file of its own, whole or not at all: what a run that is stopped goes on from."""
+"""The folder of a benchmark: one file per estimate, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, final
 
 from mikit.bench.accuracy.results import Estimate
-from mikit.bench.distributions.task import Law
+from mikit.bench.distributions.task import Task
 from mikit.core.errors import InputError
-from mikit.core.files import TEMPORARY_PREFIX, sync_folder, write_atomically
 from mikit.core.provenance import library_versions
+from mikit.core.run_folder import RecordFiles
 from mikit.plot.drawing.names import clip_text
 
 __all__ = ["Key", "described", "keep", "read_estimates", "sentence_of"]
 
+_SUFFIX = ".json"
 _NOTHING: dict[str, Any] = {
     "reason": "",
     "value": None,
@@ -33,14 +34,14 @@ _NOTHING: dict[str, Any] = {
 @final
 @dataclass(frozen=True)
 class Key:
-    """What to estimate, and by whom.
+    """What to estimate, and by which estimator.
 
-    Args:
-        suite: The suite of the law.
-        law: Its name.
-        n: Rows.
-        seed: Seed of the sample and of the estimate.
-        estimator: Who.
+    Attributes:
+        suite: The suite of the distribution.
+        law: The name of the distribution.
+        n: Number of samples.
+        seed: Seed of the samples and of the estimate.
+        estimator: Name of the estimator.
     """
 
     suite: str
@@ -50,31 +51,36 @@ class Key:
     estimator: str
 
     @property
-    def file(self) -> str:
-        """Readable, and different for different keys whatever characters a law's name holds."""
+    def name(self) -> str:
+        """A readable name; the checksum distinguishes keys that differ in other characters only."""
         whole = f"{self.suite}--{self.law}--{self.n}--{self.seed}--{self.estimator}"
-        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', whole)}--{zlib.crc32(whole.encode()):08x}.json"
+        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', whole)}--{zlib.crc32(whole.encode()):08x}"
+
+    @property
+    def file(self) -> str:
+        """Name of the file of the estimate."""
+        return f"{self.name}{_SUFFIX}"
 
 
-def described(law: Law, key: Key, found: Mapping[str, Any], versions: Mapping[str, str]) -> Estimate:
-    """Return what was found, with the law that it was found on.
+def described(task: Task, key: Key, found: Mapping[str, Any], versions: Mapping[str, str]) -> Estimate:
+    """Return an estimate with the description of its distribution.
 
     Args:
-        law: The law.
+        task: The distribution.
         key: What was estimated.
-        found: The state and the seconds, and what else there is.
-        versions: Of what decides the number.
+        found: The state and the seconds, and the other fields of an estimate if they are known.
+        versions: Versions of the libraries that determine the number.
     """
     return Estimate(
-        suite=law.suite,
-        law=law.name,
-        half=law.half,
-        d_x=law.d_x,
-        d_y=law.d_y,
-        truth=law.information,
-        truth_error=law.error,
-        fault=law.fault,
-        right_suffices=law.right_suffices,
+        suite=task.suite,
+        law=task.name,
+        half=task.half,
+        d_x=task.d_x,
+        d_y=task.d_y,
+        truth=task.information,
+        truth_error=task.error,
+        fault=task.fault,
+        right_suffices=task.right_suffices,
         n=key.n,
         seed=key.seed,
         estimator=key.estimator,
@@ -84,46 +90,47 @@ def described(law: Law, key: Key, found: Mapping[str, Any], versions: Mapping[st
 
 
 def keep(folder: Path, key: Key, estimate: Estimate) -> None:
-    """Write an estimate into the folder, which is made if it is not there."""
-    text = json.dumps(estimate.to_dict(), indent=1, ensure_ascii=False, allow_nan=False).encode()
+    """Write an estimate into the folder, which is created if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / key.file, lambda file: file.write(text))
-    sync_folder(folder)
+    files = RecordFiles(folder, _SUFFIX)
+    files.write(key.name, json.dumps(estimate.to_dict(), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    files.sync()
 
 
 def read_estimates(folder: Path, keys: Iterable[Key]) -> dict[Key, Estimate]:
-    """Return those of the estimates that the folder holds; those that failed are tried again.
+    """Return the estimates in the folder; failed ones are left out, so that they are tried again.
 
     Args:
         folder: The folder; it need not exist.
-        keys: What is looked for.
+        keys: The estimates to look for.
 
     Raises:
-        InputError: If the folder holds something else, or an estimate of another version of mikit.
+        InputError: If the folder contains other files, or an estimate of another version of mikit.
     """
     if not folder.exists():
         return {}
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the estimates.")
-    for entry in folder.iterdir():
-        if entry.suffix != ".json" and not entry.name.startswith(TEMPORARY_PREFIX):
-            raise InputError(f"{folder} holds {entry.name}, which is no estimate of mikit bench. Name another folder.")
+    files = RecordFiles(folder, _SUFFIX)
+    if foreign := files.foreign():
+        raise InputError(f"{folder} contains {foreign[0]}, which is no estimate of mikit bench. Name another folder.")
     known = {}
-    versions = library_versions()
+    version = library_versions()["mikit"]
     for key in keys:
-        path = folder / key.file
-        if not path.exists():
+        content = files.read(key.name)
+        if content is None:
             continue
+        path = files.path(key.name)
         try:
-            estimate = Estimate.from_dict(json.loads(path.read_text()))
+            estimate = Estimate.from_dict(json.loads(content))
         except ValueError as cause:
             raise InputError(
                 f"{path} is no estimate of mikit bench ({cause}). Remove it, or name another folder."
             ) from cause
-        if estimate.versions.get("mikit") != versions["mikit"]:
+        if estimate.versions.get("mikit") != version:
             raise InputError(
-                f"{path} was measured by mikit {estimate.versions.get('mikit')}, and this is {versions['mikit']}. Name "
-                "another folder, or measure anew with --fresh."
+                f"{path} was measured by mikit {estimate.versions.get('mikit')}, and this is {version}. Name another "
+                "folder, or measure again with --fresh."
             )
         if estimate.state != "failed":
             known[key] = estimate
@@ -131,5 +138,5 @@ def read_estimates(folder: Path, keys: Iterable[Key]) -> dict[Key, Estimate]:
 
 
 def sentence_of(cause: Exception) -> str:
-    """Return the first line of what was raised."""
+    """Return the first line of an error message."""
     return clip_text((str(cause).strip().splitlines() or [""])[0], 200)

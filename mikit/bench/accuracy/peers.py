@@ -1,4 +1,4 @@
-"""Peers beside mikit on laws of known information: the same rows, the peers' own defaults."""
+"""Comparison of mikit and other libraries on tasks with known mutual information: same samples, default settings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import torch
 from mikit.bench.accuracy.folder import Key, described, keep, read_estimates, sentence_of
 from mikit.bench.accuracy.results import AccuracyReport, Estimate
 from mikit.bench.accuracy.run import Plan, measure_accuracy
-from mikit.bench.distributions.suites import law_named
-from mikit.bench.distributions.task import Law
+from mikit.bench.distributions.suites import task_named
+from mikit.bench.distributions.task import Task
 from mikit.bench.machine import describe_machine
-from mikit.bench.peers.interpreters import Interpreters
+from mikit.bench.peers.interpreters import Interpreters, require_worker
 from mikit.bench.peers.peers import MissingError
-from mikit.bench.progress import Progress
 from mikit.core.errors import InputError
+from mikit.core.progress import Stages
 from mikit.core.provenance import library_versions
 
 __all__ = ["PEER_ESTIMATORS", "Comparison", "MissingPeer", "PeerEstimator", "PeerPlan", "choose_peers", "compare"]
@@ -34,14 +34,7 @@ __all__ = ["PEER_ESTIMATORS", "Comparison", "MissingPeer", "PeerEstimator", "Pee
 @final
 @dataclass(frozen=True)
 class PeerEstimator:
-    """An estimator of a peer, and how it is called.
-
-    Args:
-        peer: The peer.
-        name: What it calls the estimator.
-        settings: How it is called here.
-        one_column: Whether it takes one column a side only.
-    """
+    """An estimator of a peer, and how it is called; ``one_column`` if it accepts only one feature per side."""
 
     peer: str
     name: str
@@ -50,15 +43,15 @@ class PeerEstimator:
 
     @property
     def title(self) -> str:
-        """Peer and estimator."""
+        """Names of the peer and the estimator."""
         return f"{self.peer} {self.name}"
 
-    def not_for(self, law: Law) -> str:
-        """Why it is not called on a law; empty where it is."""
-        if self.one_column and (law.d_x, law.d_y) != (1, 1):
-            return f"it takes one column a side, and this law has {law.d_x} and {law.d_y}"
-        if "discrete" in law.kinds:
-            return "it is for continuous variables, and a side of this law is discrete"
+    def not_for(self, task: Task) -> str:
+        """Return the reason why it does not apply to a task; empty if it does."""
+        if self.one_column and (task.d_x, task.d_y) != (1, 1):
+            return f"it accepts one feature per side, and this task has {task.d_x} and {task.d_y}"
+        if "discrete" in task.kinds:
+            return "it is for continuous variables, and a variable of this task is discrete"
         return ""
 
 
@@ -66,27 +59,27 @@ PEER_ESTIMATORS = (
     PeerEstimator("scikit-learn", "KSG", "mutual_info_regression, k = 3; never below 0", one_column=True),
     PeerEstimator("benchmark-mi", "CCA", "CCAMutualInformationEstimator"),
     PeerEstimator(
-        "benchmark-mi", "KSG", "KSGEnsembleFirstEstimator, standardised, mean of k = 5 and 10; never below 0"
+        "benchmark-mi", "KSG", "KSGEnsembleFirstEstimator, standardized, mean of k = 5 and 10; never below 0"
     ),
     PeerEstimator(
         "benchmark-mi",
         "InfoNCE",
-        "InfoNCEEstimator, standardised, layers of 16 and 8, 10,000 steps on half of the rows, read on the other half",
+        "InfoNCEEstimator, standardized, layers of 16 and 8, 10,000 steps on half of the samples, value on the rest",
     ),
     PeerEstimator("NPEET", "KSG", "mi, k = 3"),
-    PeerEstimator("infomeasure", "KSG", 'mutual_information(approach="ksg"), k = 4, not standardised'),
-    PeerEstimator("frites", "GCMI", "gcmi_nd_cc: Gaussian copula with its correction of the bias; bits made nats"),
+    PeerEstimator("infomeasure", "KSG", 'mutual_information(approach="ksg"), k = 4, not standardized'),
+    PeerEstimator("frites", "GCMI", "gcmi_nd_cc: Gaussian copula with bias correction; bits converted to nats"),
     PeerEstimator(
-        "torch-mist", "SMILE", "estimate_mi, its default; up to 5,000 steps on four fifths, read on the last fifth"
+        "torch-mist", "SMILE", "estimate_mi, its default; up to 5,000 steps on four fifths, evaluated on the last fifth"
     ),
-    PeerEstimator("torch-mist", "MINE", "estimate_mi; up to 5,000 steps on four fifths, read on the last fifth"),
+    PeerEstimator("torch-mist", "MINE", "estimate_mi; up to 5,000 steps on four fifths, evaluated on the last fifth"),
     PeerEstimator(
         "latentmi",
         "LMI",
-        "lmi.estimate: 8 latent columns a side, trained on half of the rows, KSG on the other half; bits made nats",
+        "lmi.estimate: 8 latents per side, trained on half of the samples, KSG on the rest; bits converted to nats",
     ),
 )
-"""Everything that is called, with the defaults that the peers document."""
+"""All estimators of peers, with their documented defaults."""
 
 _REQUIREMENTS = {
     "scikit-learn": "scikit-learn",
@@ -100,13 +93,7 @@ _REQUIREMENTS = {
 
 
 def choose_peers(names: Sequence[str] = ()) -> tuple[PeerEstimator, ...]:
-    """Return the peers' estimators of these names.
-
-    Args:
-        names: Peers, or peers and estimators such as ``benchmark-mi KSG``; all where there are none.
-
-    Raises:
-        InputError: If a name is unknown.
+    """Return the estimators of these peers, or with these titles such as ``benchmark-mi KSG``; all without names.
 
     Example:
         >>> [chosen.title for chosen in choose_peers(["frites", "benchmark-mi KSG"])]
@@ -114,8 +101,8 @@ def choose_peers(names: Sequence[str] = ()) -> tuple[PeerEstimator, ...]:
     """
     for name in names:
         if not any(name in (known.peer, known.title) for known in PEER_ESTIMATORS):
-            said = ", ".join(f'"{known.title}"' for known in PEER_ESTIMATORS)
-            raise InputError(f'--only "{name}" is no peer; it must be a peer or one of {said}.')
+            titles = ", ".join(f'"{known.title}"' for known in PEER_ESTIMATORS)
+            raise InputError(f'--only "{name}" is not a peer; it must be a peer or one of {titles}.')
     return tuple(known for known in PEER_ESTIMATORS if not names or {known.peer, known.title} & set(names))
 
 
@@ -125,9 +112,9 @@ class PeerPlan:
     """What to run.
 
     Args:
-        own: The laws, sizes and seeds, and the instruments of mikit beside which the peers are put.
-        peers: The peers' estimators.
-        pythons: The interpreter of a peer by its name; this one where there is none.
+        own: The tasks, sizes and seeds, and the estimators of mikit.
+        peers: The estimators of peers.
+        pythons: Interpreters of peers by name; other peers use the current one.
     """
 
     own: Plan
@@ -136,12 +123,12 @@ class PeerPlan:
 
     @property
     def keys(self) -> list[Key]:
-        """Everything to ask the peers, seed by seed."""
+        """Everything that the peers run, seed by seed."""
         return [
-            Key(law.suite, law.name, n, seed, peer.title)
+            Key(task.suite, task.name, n, seed, peer.title)
             for seed in dict.fromkeys(self.own.seeds)
             for n in dict.fromkeys(self.own.sizes)
-            for law in self.own.laws
+            for task in self.own.tasks
             for peer in self.peers
         ]
 
@@ -149,13 +136,7 @@ class PeerPlan:
 @final
 @dataclass(frozen=True)
 class MissingPeer:
-    """A peer that is not there.
-
-    Args:
-        name: The peer.
-        reason: What is missing.
-        install: How to get it.
-    """
+    """A peer that is not installed, with the reason and how to install it."""
 
     name: str
     reason: str
@@ -165,14 +146,7 @@ class MissingPeer:
 @final
 @dataclass(frozen=True)
 class Comparison:
-    """What was found.
-
-    Args:
-        report: The estimates of mikit and of the peers; those of peers have no verdict.
-        peers: The peers' estimators that were asked.
-        versions: The versions of the peers.
-        missing: The peers that are not there.
-    """
+    """The estimates of mikit and the peers (without verdicts), the versions of the peers, and the missing ones."""
 
     report: AccuracyReport
     peers: tuple[PeerEstimator, ...]
@@ -180,7 +154,7 @@ class Comparison:
     missing: tuple[MissingPeer, ...]
 
     def to_json(self) -> str:
-        """The report as JSON, which :meth:`AccuracyReport.from_json` reads, and the peers beside it."""
+        """Return the report as JSON, which :meth:`AccuracyReport.from_json` reads, with the peers."""
         content = json.loads(self.report.to_json())
         content["peers"] = {
             "estimators": [{**asdict(peer), "version": self.versions.get(peer.peer)} for peer in self.peers],
@@ -189,46 +163,32 @@ class Comparison:
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def compare(plan: PeerPlan, progress: Progress | None = None) -> Comparison:
-    """Run mikit and the peers on every sample, keep what is known, and return all of it.
+def compare(plan: PeerPlan, progress: Stages | None = None) -> Comparison:
+    """Run mikit and the peers on every sample; return the estimates of mikit, then those of the peers.
 
-    Args:
-        plan: What to run.
-        progress: Told of every estimate.
-
-    Returns:
-        The estimates of mikit in the order of the plan, then those of the peers. A peer that is not there is named, and
-        has estimates only where the folder holds some.
-
-    Raises:
-        InputError: If the folder holds something else, or estimates of other versions.
-
-    Cost:
-        That of :func:`measure_accuracy`, and one call of the peer for each estimate.
-
-    Pitfalls:
-        The seconds are wall times of processes that may share a machine; a peer's hold its estimate, mikit's its checks
-        and permuted data besides.
+    A peer that is not installed has estimates only if the folder contains some. The seconds are wall times of processes
+    that may share a machine; those of a peer cover its estimate, those of mikit also its checks and permuted data.
     """
+    require_worker()
     own = measure_accuracy(plan.own, progress)
     folder, keys = plan.own.folder, plan.keys
     known = {} if folder is None else read_estimates(folder, () if plan.own.fresh else keys)
     with ExitStack() as stack:
-        rooms = [stack.enter_context(Interpreters(plan.pythons)) for _ in range(plan.own.jobs)]
+        workers = [stack.enter_context(Interpreters(plan.pythons)) for _ in range(plan.own.jobs)]
         if progress is not None:
             progress.begin("Starting the peers")
-        missing = _start(rooms[0], list(dict.fromkeys(peer.peer for peer in plan.peers)))
-        running = rooms[0].versions
+        missing = _start(workers[0], list(dict.fromkeys(peer.peer for peer in plan.peers)))
+        running = workers[0].versions
         _require_same_versions(known, running)
         by_title = {peer.title: peer for peer in plan.peers}
         gone = {peer.name for peer in missing}
         left = [key for key in keys if key not in known and by_title[key.estimator].peer not in gone]
         if progress is not None:
-            progress.begin(f"Asking the peers, {len(known)} of {len(known) + len(left)} known", len(left))
-        for key, found in _run(left, by_title, rooms):
+            progress.begin(f"Running the peers, {len(known)} of {len(known) + len(left)} known", len(left))
+        for key, found in _run(left, by_title, workers):
             peer = by_title[key.estimator].peer
             versions = library_versions() | {"peer": peer, "peer version": running[peer]}
-            known[key] = described(law_named(key.suite, key.law), key, found, versions)
+            known[key] = described(task_named(key.suite, key.law), key, found, versions)
             if folder is not None:
                 keep(folder, key, known[key])
             if progress is not None:
@@ -245,13 +205,13 @@ def compare(plan: PeerPlan, progress: Progress | None = None) -> Comparison:
     )
 
 
-def _start(room: Interpreters, peers: Sequence[str]) -> list[MissingPeer]:
+def _start(interpreters: Interpreters, peers: Sequence[str]) -> list[MissingPeer]:
     missing = []
     for name in peers:
         try:
-            room.worker(name)
+            interpreters.worker(name)
         except MissingError as cause:
-            install = f"pip install {_REQUIREMENTS[name]}, in an environment of its own where that excludes mikit"
+            install = f"pip install {_REQUIREMENTS[name]}, in its own environment if that excludes mikit"
             missing.append(MissingPeer(name, cause.reason, f"{install}, then --peer {name}=ENV/bin/python"))
     return missing
 
@@ -262,58 +222,58 @@ def _require_same_versions(known: Mapping[Key, Estimate], versions: Mapping[str,
         if version is None or versions.get(peer, version) != version:
             raise InputError(
                 f"{key.file} was estimated by {peer} {version}, and this is {versions.get(peer)}. Name another folder, "
-                "or measure anew with --fresh."
+                "or measure again with --fresh."
             )
 
 
 def _run(
     keys: Sequence[Key],
     peers: Mapping[str, PeerEstimator],
-    rooms: Sequence[Interpreters],
+    workers: Sequence[Interpreters],
 ) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Ask in as many threads as there are rooms; a thread only waits for the process that it asked."""
+    """Yield the answers; one thread per set of interpreters, which only waits for its process."""
     free: queue.SimpleQueue[Interpreters] = queue.SimpleQueue()
-    for room in rooms:
-        free.put(room)
+    for interpreters in workers:
+        free.put(interpreters)
 
     def ask(key: Key) -> tuple[Key, dict[str, Any]]:
-        room, start = free.get(), time.perf_counter()
+        interpreters, start = free.get(), time.perf_counter()
         try:
-            found = _asked(law_named(key.suite, key.law), key, peers[key.estimator], room)
+            found = _asked(task_named(key.suite, key.law), key, peers[key.estimator], interpreters)
         except Exception as cause:
-            room.forget_ended(peers[key.estimator].peer)
+            interpreters.forget_ended(peers[key.estimator].peer)
             found = {"state": "failed", "reason": sentence_of(cause)}
         finally:
-            free.put(room)
+            free.put(interpreters)
         return key, {"seconds": time.perf_counter() - start, **found}
 
-    with ThreadPoolExecutor(len(rooms)) as pool:
+    with ThreadPoolExecutor(len(workers)) as pool:
         try:
             for future in as_completed([pool.submit(ask, key) for key in keys]):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for room in rooms:  # What is being waited for ends with its process.
-                room.close()
+            for interpreters in workers:  # ends the processes that the threads wait for
+                interpreters.close()
             raise
 
 
-def _asked(law: Law, key: Key, peer: PeerEstimator, room: Interpreters) -> dict[str, Any]:
-    reason = peer.not_for(law)
+def _asked(task: Task, key: Key, peer: PeerEstimator, interpreters: Interpreters) -> dict[str, Any]:
+    reason = peer.not_for(task)
     if reason:
         return {"state": "left out", "reason": reason}
-    x, y = law.draw(key.n, key.seed)
-    paths = room.files(torch.from_numpy(x), torch.from_numpy(y))
+    x, y = task.draw(key.n, key.seed)
+    paths = interpreters.files(torch.from_numpy(x), torch.from_numpy(y))
     request = {"measure": "information", "estimator": peer.name, "seed": key.seed}
     try:
-        answer = room.ask(peer.peer, {**request, "x": paths[0], "y": paths[1]})
+        answer = interpreters.ask(peer.peer, {**request, "x": paths[0], "y": paths[1]})
     finally:
         for path in paths:
             Path(path).unlink(missing_ok=True)
     try:
         value, seconds = float(answer["value"]), float(answer["seconds"])
     except (KeyError, TypeError, ValueError) as cause:
-        return {"state": "failed", "reason": f"the answer of {peer.peer} holds no number ({cause!r})"}
+        return {"state": "failed", "reason": f"the answer of {peer.peer} contains no number ({cause!r})"}
     if not math.isfinite(value):
         return {"state": "failed", "reason": f"{peer.title} returned {value}"}
     return {"state": "measured", "value": value, "seconds": seconds, "chosen": peer.settings}

@@ -1,4 +1,4 @@
-"""The picture of accuracy: error by task, one panel for each size, estimators as marks."""
+"""The plot of an accuracy report: error by task, one panel for each size, estimators as markers."""
 
 from __future__ import annotations
 
@@ -27,39 +27,32 @@ _TICKS = (-1000.0, -100.0, -10.0, -1.0, -0.1, 0.0, 0.1, 1.0, 10.0, 100.0, 1000.0
 
 
 def draw_accuracy(report: AccuracyReport) -> Figure:
-    """Draw estimate minus truth of every task: a mark for each estimate, hollow where it was flagged.
+    """Draw estimate minus truth of every task: a marker for each estimate, hollow if it was flagged.
 
-    The axis is linear within 0.1 nat, which is shaded, and logarithmic beyond.
-
-    Args:
-        report: What was found.
-
-    Returns:
-        A figure that no pyplot state knows of.
-
-    Raises:
-        InputError: If no estimate of a finite truth was measured.
+    The axis is linear within 0.1 nat, which is shaded, and logarithmic beyond. The figure is not registered with
+    pyplot.
     """
     drawn = [e for e in report.estimates if e.error is not None and math.isfinite(e.error)]
     if not drawn:
-        raise InputError("No estimate of a finite information was measured, so there is nothing to draw.")
-    laws = list(dict.fromkeys((e.suite, e.law) for e in drawn))
+        raise InputError("No estimate of a finite mutual information was measured, so there is nothing to draw.")
+    tasks = list(dict.fromkeys((e.suite, e.law) for e in drawn))
     truths = {(e.suite, e.law): e.truth for e in drawn}
     sizes, names = sorted({e.n for e in drawn}), list(dict.fromkeys(e.estimator for e in drawn))
     reach = 1.15 * max(_LINEAR, *(abs(e.error or 0.0) for e in drawn))
     with figure_style():
-        several = len({suite for suite, _ in laws}) > 1
+        several = len({suite for suite, _ in tasks}) > 1
         labels = [
-            clip_text(f"{suite}: {law}" if several else law, 44) + f"  {truths[suite, law]:.2f}" for suite, law in laws
+            clip_text(f"{suite}: {task}" if several else task, 44) + f"  {truths[suite, task]:.2f}"
+            for suite, task in tasks
         ]
         width = 0.3 + _LETTER * max(map(len, labels)) + max(_PANELS, 1.4 * len(sizes))
-        figure = Figure(figsize=(width, max(1.4, 0.7 + _LINE * len(laws))))
+        figure = Figure(figsize=(width, max(1.4, 0.7 + _LINE * len(tasks))))
         panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
         for ax, n in zip(panels, sizes, strict=True):
-            _draw_panel(ax, [e for e in drawn if e.n == n], laws, names, reach)
+            _draw_panel(ax, [e for e in drawn if e.n == n], tasks, names, reach)
             ax.set_title(f"N = {n:,}")
-        panels[0].set_yticks(range(len(laws)), labels)
-        panels[0].set_ylim(len(laws) - 0.5, -0.5)
+        panels[0].set_yticks(range(len(tasks)), labels)
+        panels[0].set_ylim(len(tasks) - 0.5, -0.5)
         handles = [
             panels[0].plot([], [], linestyle="none", marker=mark, color=color, label=name)[0]
             for name, (color, mark) in zip(names, map(estimator_marks, range(len(names))), strict=True)
@@ -70,9 +63,9 @@ def draw_accuracy(report: AccuracyReport) -> Figure:
 
 
 def _draw_panel(
-    ax: Axes, own: Sequence[Estimate], laws: Sequence[tuple[str, str]], names: Sequence[str], reach: float
+    ax: Axes, own: Sequence[Estimate], tasks: Sequence[tuple[str, str]], names: Sequence[str], reach: float
 ) -> None:
-    places = {law: place for place, law in enumerate(laws)}
+    places = {task: place for place, task in enumerate(tasks)}
     ax.axvspan(-_LINEAR, _LINEAR, color=BLUE, alpha=0.08, linewidth=0)
     ax.axvline(0, color=GREY, linewidth=0.7)
     for i, name in enumerate(names):
@@ -100,10 +93,7 @@ def _draw_panel(
 
 
 def estimator_marks(place: int) -> tuple[str, str]:
-    """Return colour and mark of the estimator in this place; after eight, the marks come again in other colours.
-
-    Args:
-        place: Which estimator it is, counted from 0.
+    """Return color and marker of the estimator at this position; after eight, the markers repeat in other colors.
 
     Example:
         >>> estimator_marks(0) == estimator_marks(8)
@@ -119,10 +109,10 @@ def _has_peers(report: AccuracyReport) -> bool:
 def _facts(report: AccuracyReport) -> list[str]:
     seeds = sorted({e.seed for e in report.estimates})
     return [
-        "Behind a name: the truth in nats",
-        f"A mark for each estimate, hollow where it was flagged; {'seed' if len(seeds) == 1 else 'seeds'} "
+        "The number after a name is the truth in nats",
+        f"A marker for each estimate, hollow if it was flagged; {'seed' if len(seeds) == 1 else 'seeds'} "
         f"{', '.join(map(str, seeds))}",
-        *(["Peers give no verdict, and none of theirs is hollow"] if _has_peers(report) else []),
+        *(["Peers report no verdict, so their markers are never hollow"] if _has_peers(report) else []),
         "Linear within 0.1 nat, which is shaded, logarithmic beyond",
         f"{report.machine['processor']}, {report.date[:10]}",
     ]

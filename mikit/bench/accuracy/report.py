@@ -1,4 +1,4 @@
-"""The report on accuracy in words: errors by task, figures by suite, and how the verdict did."""
+"""The tables of an accuracy report: errors by task, values by suite, and the quality of the verdicts."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Sequence
 
 from mikit.bench.accuracy.peers import Comparison
 from mikit.bench.accuracy.results import AccuracyReport, Confusion, Summary, TaskError
-from mikit.bench.tables import aligned, markdown_table
+from mikit.bench.reports import Block, Bullets, Table, Text, markdown, screen
 
 __all__ = ["accuracy_markdown", "accuracy_screen", "comparison_markdown", "comparison_screen"]
 
-
-_Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 _SUMMARY = (
     "suite",
     "N",
     "estimator",
-    "laws",
+    "tasks",
     "mean |error|",
     "mean error",
     "largest |error|",
     "within 0.1",
-    "intervals that cover",
-    "trusted ones that cover",
+    "interval coverage",
+    "coverage if trustworthy",
     "seconds, most",
     "missing",
 )
@@ -30,38 +28,27 @@ _VERDICT = ("estimator", "off, flagged", "sound, flagged", "between, flagged", "
 
 
 def accuracy_screen(report: AccuracyReport) -> str:
-    """Return the report as text with aligned columns.
-
-    Args:
-        report: What was found.
-    """
-    return "\n\n".join(
-        [
-            *("\n".join([title, *aligned(header, rows)]) for title, header, rows in _tables(report)),
-            *("\n".join(lines) for lines in (_missing(report), _legend(report)) if lines),
-        ]
-    )
+    """Return the report as text with aligned columns."""
+    return screen(_blocks(report))
 
 
 def accuracy_markdown(report: AccuracyReport) -> str:
-    """Return the report as Markdown.
-
-    Args:
-        report: What was found.
-    """
-    parts = [f"**{title}**\n\n{markdown_table(header, rows)}" for title, header, rows in _tables(report)]
-    missing = "\n".join(f"- {line}" for line in _missing(report))
-    return "\n\n".join([*parts, *([missing] if missing else []), " ".join(_legend(report))]) + "\n"
+    """Return the report as Markdown."""
+    return markdown(_blocks(report))
 
 
-def _tables(report: AccuracyReport) -> list[_Table]:
-    tables: list[_Table] = [("Figures by suite", _SUMMARY, [_summary_row(s) for s in report.summaries()])]
-    confusions = report.confusions()
-    tables.append(("The verdict", _VERDICT, [(name, *_verdict_row(c)) for name, c in confusions.items()]))
+def _blocks(report: AccuracyReport) -> list[Block]:
     tasks = report.tasks()
-    for suite in dict.fromkeys(task.suite for task in tasks):
-        tables.append(_task_table(suite, [task for task in tasks if task.suite == suite]))
-    return tables
+    return [
+        Table(_SUMMARY, [_summary_row(s) for s in report.summaries()], "Values by suite"),
+        Table(_VERDICT, [(name, *_verdict_row(c)) for name, c in report.confusions().items()], "The verdict"),
+        *(
+            _task_table(suite, [task for task in tasks if task.suite == suite])
+            for suite in dict.fromkeys(task.suite for task in tasks)
+        ),
+        Bullets(_exceptions(report)),
+        Text(_legend(report)),
+    ]
 
 
 def _summary_row(s: Summary) -> tuple[str, ...]:
@@ -73,7 +60,7 @@ def _summary_row(s: Summary) -> tuple[str, ...]:
         _number(s.mean_absolute_error),
         _number(s.mean_error, sign=True),
         "" if s.largest is None else f"{s.largest:.3f} ({s.largest_law})",
-        "" if s.close is None else f"{s.close:.0%}; {s.close_laws} of {s.laws} laws",
+        "" if s.close is None else f"{s.close:.0%}; {s.close_laws} of {s.laws} tasks",
         _share(s.coverage),
         _share(s.trusted_coverage),
         "" if s.median_seconds is None else f"{s.median_seconds:.2g}, {s.most_seconds:.2g}",
@@ -82,26 +69,26 @@ def _summary_row(s: Summary) -> tuple[str, ...]:
 
 
 def _verdict_row(c: Confusion) -> tuple[str, ...]:
-    def said(part: int, whole: int) -> str:
+    def fraction(part: int, whole: int) -> str:
         return f"{part} of {whole} ({part / whole:.0%})" if whole else "none"
 
     return (
-        said(c.off_flagged, c.off),
-        said(c.sound_flagged, c.sound),
-        said(c.between_flagged, c.between),
-        said(c.traps_caught, c.traps),
+        fraction(c.off_flagged, c.off),
+        fraction(c.sound_flagged, c.sound),
+        fraction(c.between_flagged, c.between),
+        fraction(c.traps_caught, c.traps),
     )
 
 
-def _task_table(suite: str, tasks: Sequence[TaskError]) -> _Table:
+def _task_table(suite: str, tasks: Sequence[TaskError]) -> Table:
     columns = list(dict.fromkeys((task.n, task.estimator) for task in tasks))
     rows = []
-    for law in dict.fromkeys(task.law for task in tasks):
-        own = {(task.n, task.estimator): task for task in tasks if task.law == law}
-        truth = next(iter(own.values())).truth
-        rows.append((law, f"{truth:.3f}", *(_cell(own.get(column)) for column in columns)))
-    header = ("law", "truth", *(f"{name}, {n:,}" for n, name in columns))
-    return f"Suite {suite}: mean of estimate minus truth, nats", header, rows
+    for name in dict.fromkeys(task.law for task in tasks):
+        cells = {(task.n, task.estimator): task for task in tasks if task.law == name}
+        truth = next(iter(cells.values())).truth
+        rows.append((name, f"{truth:.3f}", *(_cell(cells.get(column)) for column in columns)))
+    header = ("task", "truth", *(f"{name}, {n:,}" for n, name in columns))
+    return Table(header, rows, f"Suite {suite}: mean of estimate minus truth, nats")
 
 
 def _cell(task: TaskError | None) -> str:
@@ -123,18 +110,18 @@ def _share(found: tuple[float, int] | None) -> str:
     return "none" if found is None else f"{found[0]:.0%} of {found[1]}"
 
 
-def _missing(report: AccuracyReport) -> list[str]:
-    gone = [
+def _exceptions(report: AccuracyReport) -> list[str]:
+    missing = [
         f"{e.suite}, {e.law}, N = {e.n:,}, seed {e.seed}, {e.estimator} {e.state}: {e.reason}"
         for e in report.estimates
         if e.state in ("failed", "refused")
     ]
     escaped = [
-        f"{e.law}, N = {e.n:,}, seed {e.seed}, {e.estimator}: the trap went by without a flag ({e.fault})"
+        f"{e.law}, N = {e.n:,}, seed {e.seed}, {e.estimator}: the trap was not flagged ({e.fault})"
         for e in report.estimates
         if e.escaped and e.verdict
     ]
-    return [*gone, *escaped]
+    return [*missing, *escaped]
 
 
 def _legend(report: AccuracyReport) -> list[str]:
@@ -145,57 +132,43 @@ def _legend(report: AccuracyReport) -> list[str]:
     seeds = sorted({e.seed for e in report.estimates})
     rough = [e for e in report.estimates if e.truth_error > 0]
     lines = [
-        "Errors in nats. An estimate is off where it is wrong by more than 0.1 nat and by more than 20 %; sound where "
-        "it is right to 0.05 nat or to 10 %. ! marks flagged estimates: any verdict but trustworthy. Traps and "
-        "infinite truths count in the verdict only; a refusal counts as a flag. A trap is caught if it is flagged, or "
-        "right where a right value is enough. Seconds: wall time of a measurement with its checks, one thread; "
-        "median, most.",
+        "Errors in nats. An estimate is off if its error exceeds 0.1 nat and 20 %, and sound if its error is within "
+        "0.05 nat or 10 %. ! marks flagged estimates: any verdict except trustworthy. Traps and infinite truths count "
+        "only for the verdict; a refusal counts as a flag. A trap is caught if it is flagged, or if its value is "
+        "correct where that is sufficient. Seconds: wall time of a measurement with its checks, one thread.",
         f"Seeds {', '.join(map(str, seeds))}; {report.date[:10]}, {report.machine['processor']}; "
         f"{', '.join(versions)}.",
     ]
     if rough:
         most = max(e.truth_error for e in rough)
-        lines.append(f"Some truths are Monte Carlo means, with standard errors of up to {most:.1g}.")
+        lines.append(f"Some truths are Monte Carlo means with standard errors up to {most:.1g}.")
     return lines
 
 
 _HEADER = ("estimator", "version", "called as")
 _NOTE = (
-    "Peers are called with the defaults that they document, on the same rows, one thread each; they give no interval "
-    "and no verdict. Their seconds are those of the estimate alone, mikit's hold the checks and permuted data besides."
+    "Peers are called with their documented defaults on the same samples, one thread each; they report no interval and "
+    "no verdict. Their seconds are those of the estimate alone; those of mikit include the checks and permuted data."
 )
 
 
 def comparison_screen(found: Comparison) -> str:
-    """Return the comparison as text with aligned columns.
-
-    Args:
-        found: What was found.
-    """
-    asked = "\n".join(["The peers", *aligned(_HEADER, _rows(found))]) if _rows(found) else "No peer was asked."
-    return "\n\n".join(
-        [asked, *(["\n".join(_missing_peers(found))] if found.missing else []), accuracy_screen(found.report), _NOTE]
-    )
+    """Return the comparison as text with aligned columns."""
+    return screen(_comparison_blocks(found))
 
 
 def comparison_markdown(found: Comparison) -> str:
-    """Return the comparison as Markdown.
-
-    Args:
-        found: What was found.
-    """
-    asked = f"**The peers**\n\n{markdown_table(_HEADER, _rows(found))}" if _rows(found) else "No peer was asked."
-    missing = "\n".join(f"- {line}" for line in _missing_peers(found))
-    return "\n\n".join([asked, *([missing] if missing else []), accuracy_markdown(found.report), _NOTE]) + "\n"
+    """Return the comparison as Markdown."""
+    return markdown(_comparison_blocks(found))
 
 
-def _rows(found: Comparison) -> list[tuple[str, ...]]:
+def _comparison_blocks(found: Comparison) -> list[Block]:
+    asked = [peer for peer in found.peers if peer.peer in found.versions]
+    called = [(peer.title, found.versions[peer.peer], peer.settings) for peer in asked]
+    missing = [f"{one.name} was not run: {one.reason}. To add it: {one.install}." for one in found.missing]
     return [
-        (peer.title, found.versions[peer.peer], peer.settings) for peer in found.peers if peer.peer in found.versions
-    ]
-
-
-def _missing_peers(found: Comparison) -> list[str]:
-    return [
-        f"{missing.name} was not asked: {missing.reason}. To add it: {missing.install}." for missing in found.missing
+        Table(_HEADER, called, "The peers") if called else Text(["No peer was run."]),
+        Bullets(missing),
+        *_blocks(found.report),
+        Text([_NOTE]),
     ]

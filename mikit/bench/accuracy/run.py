@@ -1,4 +1,4 @@
-"""The run on laws of known information: every law, size, seed and estimator, each written down once it is known."""
+"""The accuracy benchmark: every estimator on every task, size and seed, with each estimate saved at once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ import numpy as np
 
 from mikit.bench.accuracy.folder import Key, described, keep, read_estimates, sentence_of
 from mikit.bench.accuracy.results import AccuracyReport, Estimate
-from mikit.bench.distributions.suites import law_named, laws_of
-from mikit.bench.distributions.task import Law
+from mikit.bench.distributions.suites import task_named, tasks_of
+from mikit.bench.distributions.task import Task
 from mikit.bench.machine import describe_machine
-from mikit.bench.progress import Progress
+from mikit.core import require
 from mikit.core.errors import InputError
+from mikit.core.progress import Stages
 from mikit.core.provenance import library_versions, one_thread
 from mikit.estimators import estimator_named
 from mikit.measuring.pipeline import measure
 
-__all__ = ["Plan", "choose_laws", "measure_accuracy", "read_seeds"]
+__all__ = ["Plan", "choose_tasks", "measure_accuracy", "read_seeds"]
 
 _FEWEST_ROWS = 20
 
@@ -32,23 +33,16 @@ _FEWEST_ROWS = 20
 @final
 @dataclass(frozen=True)
 class Plan:
-    """What to run.
+    """What to run, and where.
 
     Args:
-        laws: The laws.
-        estimators: Names in the registry.
-        sizes: Rows.
-        seeds: Seeds of samples and estimates.
-        folder: Where every estimate is kept as soon as it is known; None keeps nothing. A run that finds estimates
-            there does not repeat them.
-        jobs: Processes, each on one thread.
-        fresh: Measure anew what is already in the folder.
-
-    Raises:
-        InputError: If there is nothing to run, or no estimator of some name.
+        sizes: Numbers of samples.
+        folder: Where every estimate is saved; a run does not repeat the estimates in it. None saves nothing.
+        jobs: Number of processes, each with one thread.
+        fresh: Measure the estimates in the folder again.
     """
 
-    laws: tuple[Law, ...]
+    tasks: tuple[Task, ...]
     estimators: tuple[str, ...] = ("auto",)
     sizes: tuple[int, ...] = (10_000,)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -57,65 +51,55 @@ class Plan:
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.laws and self.estimators and self.sizes and self.seeds):
-            raise InputError("There is nothing to run: laws, estimators, sizes and seeds must each name at least one.")
+        if not (self.tasks and self.estimators and self.sizes and self.seeds):
+            raise InputError("There is nothing to run: pass at least one task, estimator, size and seed.")
         for name in self.estimators:
             if estimator_named(name).unit != "nats":
-                raise InputError(f'"{name}" does not measure nats, so it has no error to tell.')
+                raise InputError(
+                    f'"{name}" does not estimate mutual information in nats and has no error. Leave it out.'
+                )
         for size in self.sizes:
             if size < _FEWEST_ROWS:
-                raise InputError(f"{size} rows are too few to measure anything; ask for at least {_FEWEST_ROWS}.")
+                raise InputError(f"{size} samples are too few; at least {_FEWEST_ROWS} are needed.")
         if min(self.seeds) < 0:
-            raise InputError(f"A seed is {min(self.seeds)}; seeds begin at 0.")
-        if self.jobs < 1:
-            raise InputError(f"jobs is {self.jobs}; at least 1 is needed.")
+            raise InputError(f"A seed is {min(self.seeds)}; seeds start at 0.")
+        require.at_least(self.jobs, "jobs")
 
     @property
     def keys(self) -> list[Key]:
-        """Everything to run, seed by seed, so that a run that is stopped has whole seeds."""
+        """Everything to run, seed by seed, so that an interrupted run has complete seeds."""
         return [
-            Key(law.suite, law.name, n, seed, name)
+            Key(task.suite, task.name, n, seed, name)
             for seed in dict.fromkeys(self.seeds)
             for n in dict.fromkeys(self.sizes)
-            for law in self.laws
+            for task in self.tasks
             for name in dict.fromkeys(self.estimators)
         ]
 
 
 class _LeftOutError(Exception):
-    """The estimator is not for this law."""
+    """The estimator does not apply to this task."""
 
 
-def choose_laws(suites: Sequence[str], tasks: Sequence[str] = (), half: str | None = None) -> tuple[Law, ...]:
-    """Return the laws of these suites.
-
-    Args:
-        suites: Names of suites; ``beyond`` stands for several.
-        tasks: Only laws whose name holds one of these texts; all where there are none.
-        half: ``develop`` or ``report`` for that half only.
-
-    Raises:
-        InputError: If a name is unknown, or no law is left.
+def choose_tasks(suites: Sequence[str], names: Sequence[str] = (), half: str | None = None) -> tuple[Task, ...]:
+    """Return the tasks of these suites whose name contains one of ``names``, of one half only if given.
 
     Example:
-        >>> [law.name for law in choose_laws(["bmi"], ["additive"])]
+        >>> [task.name for task in choose_tasks(["bmi"], ["additive"])]
         ['1v1-additive-0.1', '1v1-additive-0.75']
     """
-    if half not in (None, "develop", "report"):
-        raise InputError(f'There is no half "{half}"; it must be develop or report.')
-    found = tuple(dict.fromkeys(law for suite in suites for law in laws_of(suite)))
-    for text in tasks:
-        if not any(text in law.name for law in found):
-            raise InputError(f'No law of {", ".join(suites)} has "{text}" in its name.')
-    chosen = [law for law in found if not tasks or any(text in law.name for text in tasks)]
-    return tuple(law for law in chosen if half in (None, law.half))
+    if half is not None:
+        require.one_of(half, "half", ("develop", "report"))
+    found = tuple(dict.fromkeys(task for suite in suites for task in tasks_of(suite)))
+    for text in names:
+        if not any(text in task.name for task in found):
+            raise InputError(f'No task of {", ".join(suites)} has "{text}" in its name.')
+    chosen = [task for task in found if not names or any(text in task.name for text in names)]
+    return tuple(task for task in chosen if half in (None, task.half))
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Read seeds: numbers and ranges with commas between them.
-
-    Raises:
-        InputError: If a part is neither.
+    """Parse seeds: numbers and ranges, separated by commas.
 
     Example:
         >>> read_seeds("0-2,7")
@@ -125,35 +109,22 @@ def read_seeds(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
-            raise InputError(f'--seeds "{text}" must be numbers or rising ranges with commas between, such as 0-4.')
+            raise InputError(f'--seeds "{text}" must be numbers or increasing ranges separated by commas, such as 0-4.')
         found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
     return tuple(found)
 
 
-def measure_accuracy(plan: Plan, progress: Progress | None = None) -> AccuracyReport:
-    """Run every estimator on every sample, keep what is known, and return all of it.
+def measure_accuracy(plan: Plan, progress: Stages | None = None) -> AccuracyReport:
+    """Run every estimator on every sample, and return the estimates in the order of the plan.
 
-    Args:
-        plan: What to run.
-        progress: Told of every estimate.
-
-    Returns:
-        The estimates in the order of the plan. One that raised is there with what it raised.
-
-    Raises:
-        InputError: If the folder holds something else, or estimates of other versions.
-
-    Cost:
-        One measurement with its checks for each; see the instruments. The samples are drawn anew for every estimator.
-
-    Pitfalls:
-        With several jobs the seconds are those of processes that share the memory of one machine.
+    An estimate that raised is returned with its error. With several jobs, the seconds are those of processes that share
+    the memory of one machine.
     """
     known = {} if plan.folder is None else read_estimates(plan.folder, () if plan.fresh else plan.keys)
     left = [key for key in plan.keys if key not in known]
     if progress is not None:
         progress.begin(f"Measuring, {len(known)} of {len(plan.keys)} known", len(left))
-    for key, found in _run(left, plan):
+    for key, found in _estimates(left, plan):
         known[key] = found
         if progress is not None:
             progress.advance()
@@ -164,7 +135,7 @@ def measure_accuracy(plan: Plan, progress: Progress | None = None) -> AccuracyRe
     )
 
 
-def _run(keys: Sequence[Key], plan: Plan) -> Iterator[tuple[Key, Estimate]]:
+def _estimates(keys: Sequence[Key], plan: Plan) -> Iterator[tuple[Key, Estimate]]:
     if plan.jobs == 1:
         for key in keys:
             yield key, _measured(key, plan.folder)
@@ -175,31 +146,31 @@ def _run(keys: Sequence[Key], plan: Plan) -> Iterator[tuple[Key, Estimate]]:
 
 
 def _measured(key: Key, folder: Path | None) -> Estimate:
-    """Draw, measure, and write the estimate down."""
-    law = law_named(key.suite, key.law)
+    """Draw a sample, measure it, and save the estimate."""
+    task = task_named(key.suite, key.law)
     start = time.perf_counter()
     found: dict[str, object]
     with one_thread():
         try:
-            found = _numbers(law, key)
+            found = _numbers(task, key)
         except _LeftOutError as cause:
             found = {"state": "left out", "reason": str(cause)}
         except InputError as cause:
             found = {"state": "refused", "reason": sentence_of(cause)}
         except Exception as cause:
             found = {"state": "failed", "reason": f"{type(cause).__name__}: {sentence_of(cause)}"}
-    estimate = described(law, key, {"seconds": time.perf_counter() - start, **found}, library_versions())
+    estimate = described(task, key, {"seconds": time.perf_counter() - start, **found}, library_versions())
     if folder is not None:
         keep(folder, key, estimate)
     return estimate
 
 
-def _numbers(law: Law, key: Key) -> dict[str, object]:
-    labels = law.kinds[1] == "discrete"
+def _numbers(task: Task, key: Key) -> dict[str, object]:
+    labels = task.kinds[1] == "discrete"
     explains_labels = estimator_named(key.estimator).explains == "labels"
     if explains_labels and not labels:
-        raise _LeftOutError(f'"{key.estimator}" explains labels, and the second variable of this law is none')
-    x, y = law.draw(key.n, key.seed)
+        raise _LeftOutError(f'"{key.estimator}" needs labels, and the second variable of this task is continuous')
+    x, y = task.draw(key.n, key.seed)
     as_labels = labels and (explains_labels or key.estimator == "auto")
     start = time.perf_counter()
     measurement = measure(

@@ -1,7 +1,7 @@
-"""Laws whose mutual information is known: samplers that know their truth, in suites.
+"""Tasks with known mutual information, in suites.
 
-:mod:`mikit.bench.distributions.suites` names the suites and builds them; :class:`mikit.bench.distributions.task.Law` is
-one law.
+:mod:`mikit.bench.distributions.suites` builds the suites by name; :class:`mikit.bench.distributions.task.Task` is one
+task.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pairs whose mutual information is a closed form: the material the suites are made of."""
+"""Pairs of variables whose mutual information has a closed form."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ __all__ = [
 
 
 def gaussian_information(covariance: Array, d_x: int) -> float:
-    """Return ``½ (ln|S_x| + ln|S_y| - ln|S|)``, the information between the first columns and the others.
-
-    Args:
-        covariance: Of both variables together, positive definite.
-        d_x: Columns of the first.
+    """Return ``½ (ln|S_x| + ln|S_y| - ln|S|)``, the information between the first ``d_x`` features and the others.
 
     Example:
         >>> round(gaussian_information(np.array([[1.0, 0.8], [0.8, 1.0]]), 1), 6)
@@ -43,12 +39,7 @@ def gaussian_information(covariance: Array, d_x: int) -> float:
 
 
 def gaussian(covariance: Array, d_x: int) -> Pair:
-    """Gaussian variables of mean 0.
-
-    Args:
-        covariance: Of both together.
-        d_x: Columns of the first.
-    """
+    """Return Gaussian variables with mean 0 and this joint covariance."""
     root = np.linalg.cholesky(covariance)
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -59,12 +50,7 @@ def gaussian(covariance: Array, d_x: int) -> Pair:
 
 
 def gaussian_pairs(correlations: Sequence[float], d_x: int, d_y: int | None = None) -> Pair:
-    """Standard Gaussian columns of which the first few are correlated one to one: ``I = -½ Σ ln(1 - ρ²)``.
-
-    Args:
-        correlations: Of column i of the first variable with column i of the second.
-        d_x: Columns of the first.
-        d_y: Columns of the second; as many as the first by default.
+    """Return standard Gaussian features, the first few correlated one to one: ``I = -½ Σ ln(1 - ρ²)``.
 
     Example:
         >>> round(gaussian_pairs([0.8, 0.8], 25).information, 6)
@@ -83,25 +69,13 @@ def gaussian_pairs(correlations: Sequence[float], d_x: int, d_y: int | None = No
 
 
 def pairs_with_information(information: float, pairs: int, d: int | None = None) -> Pair:
-    """Gaussian pairs that share ``information`` evenly: ``ρ = √(1 - exp(-2 I / pairs))``.
-
-    Args:
-        information: In nats, in all.
-        pairs: Correlated columns on each side.
-        d: Columns on each side; as many as pairs by default.
-    """
+    """Return Gaussian pairs with equal correlations ``ρ = √(1 - exp(-2 I / pairs))`` among ``d`` features."""
     rho = math.sqrt(-math.expm1(-2 * information / pairs))
     return gaussian_pairs([rho] * pairs, pairs if d is None else d)
 
 
 def independent(d_x: int, d_y: int, degrees: float | None = None) -> Pair:
-    """Independent columns: Gaussian, or Student's t.
-
-    Args:
-        d_x: Columns of the first.
-        d_y: Columns of the second.
-        degrees: Degrees of freedom of Student's t; None for Gaussian columns.
-    """
+    """Return independent features: Gaussian, or Student's t with these degrees of freedom."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         if degrees is None:
@@ -112,14 +86,9 @@ def independent(d_x: int, d_y: int, degrees: float | None = None) -> Pair:
 
 
 def student_correction(degrees: float, d_x: int, d_y: int) -> float:
-    """Return what a common scale adds to the information: ``c(v) + c(v+m+n) - c(v+m) - c(v+n)``.
+    """Return the information due to a common scale: ``c(v) + c(v+m+n) - c(v+m) - c(v+n)``.
 
-    ``c(d) = lnΓ(d/2) - (d/2) ψ(d/2)``, for v degrees of freedom, m and n columns.
-
-    Args:
-        degrees: Degrees of freedom.
-        d_x: Columns of the first variable.
-        d_y: Columns of the second.
+    ``c(d) = lnΓ(d/2) - (d/2) ψ(d/2)``, for v degrees of freedom, m and n features.
 
     Example:
         >>> round(student_correction(1, 1, 1), 6)
@@ -133,13 +102,7 @@ def student_correction(degrees: float, d_x: int, d_y: int) -> float:
 
 
 def student(degrees: float, d_x: int, d_y: int) -> Pair:
-    """One multivariate t with identity dispersion, split: uncorrelated columns that share their scale.
-
-    Args:
-        degrees: Degrees of freedom.
-        d_x: Columns of the first.
-        d_y: Columns of the second.
-    """
+    """Return the two parts of a multivariate t with identity dispersion: uncorrelated, with a common scale."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         scale = np.sqrt(degrees / rng.chisquare(degrees, (n, 1)))
@@ -149,10 +112,7 @@ def student(degrees: float, d_x: int, d_y: int) -> Pair:
 
 
 def additive_uniform(reach: float) -> Pair:
-    """``X ~ U(0, 1)``, ``Y = X + U(-e, e)``: ``I = e - ln 2e`` up to ``e = ½``, then ``1 / 4e``.
-
-    Args:
-        reach: The ``e`` of the noise.
+    """Return ``X ~ U(0, 1)``, ``Y = X + U(-e, e)``: ``I = e - ln 2e`` up to ``e = ½``, then ``1 / 4e``.
 
     Example:
         >>> round(additive_uniform(0.1).information, 6)
@@ -167,11 +127,7 @@ def additive_uniform(reach: float) -> Pair:
 
 
 def log_gamma_exponential(shape: float) -> Pair:
-    """Logarithms of ``X ~ Gamma(1/s)`` and of ``Y | X ~ Exp(rate X)``: ``I = ψ(1/s) + s + ln s``.
-
-    Args:
-        shape: The ``s``; larger ones give more information.
-    """
+    """Return the logarithms of ``X ~ Gamma(1/s)`` and of ``Y | X ~ Exp(rate X)``: ``I = ψ(1/s) + s + ln s``."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         # ln Gamma(a) = ln Gamma(a + 1) + ln U / a, which does not underflow for small a.
@@ -182,10 +138,9 @@ def log_gamma_exponential(shape: float) -> Pair:
 
 
 def angles(concentration: float) -> Pair:
-    """Two angles, uniform, whose difference is von Mises: ``I = κ I₁(κ)/I₀(κ) - ln I₀(κ)``; as points on circles.
+    """Return two uniform angles with a von Mises difference, as points on circles.
 
-    Args:
-        concentration: The ``κ`` of the difference.
+    ``I = κ I₁(κ)/I₀(κ) - ln I₀(κ)``, with the concentration ``κ`` of the difference.
     """
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -193,20 +148,16 @@ def angles(concentration: float) -> Pair:
         second = first + rng.vonmises(0, concentration, n)
         return np.stack([np.cos(first), np.sin(first)], 1), np.stack([np.cos(second), np.sin(second)], 1)
 
-    # ive is scaled by exp(-κ).
+    # ive is scaled by exp(-κ), so it does not overflow; the scale is subtracted from its logarithm.
     ratio = float(ive(1, concentration) / ive(0, concentration))
     information = concentration * ratio - math.log(float(ive(0, concentration))) - concentration
     return Pair(2, 2, information, sample)
 
 
 def symbol_information(symbols: int, reroll: float) -> float:
-    """Return what a uniform symbol tells of itself after it is rolled anew with some probability.
+    """Return the information between a uniform symbol and a copy that is replaced at random with some probability.
 
     ``I = ln K + p ln p + (1 - p) ln(q / K)``, ``p = 1 - q (1 - 1/K)``.
-
-    Args:
-        symbols: The ``K``.
-        reroll: The ``q``, above 0.
 
     Example:
         >>> round(symbol_information(2, 1.0), 6)
@@ -217,12 +168,7 @@ def symbol_information(symbols: int, reroll: float) -> float:
 
 
 def noisy_symbols(symbols: int, reroll: float) -> Pair:
-    """A uniform symbol and the same rolled anew with some probability, as class numbers.
-
-    Args:
-        symbols: How many there are.
-        reroll: The probability.
-    """
+    """Return a uniform symbol and a copy that is replaced at random with some probability, as class numbers."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         x = rng.integers(symbols, size=(n, 1))

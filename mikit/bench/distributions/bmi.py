@@ -1,7 +1,7 @@
-"""The 40 tasks of the first BMI benchmark, from closed forms and maps that keep the information.
+"""The 40 tasks of the first BMI benchmark, from closed forms and injective maps.
 
 Source: Czyż, Grabowski, Vogt, Beerenwinkel and Marx, "Beyond Normal: On the Evaluation of Mutual Information
-Estimators", NeurIPS 2023. Columns are standardised neither there nor here; do it in the estimator.
+Estimators", NeurIPS 2023. Features are standardized neither there nor here; estimators do it.
 """
 
 from __future__ import annotations
@@ -10,23 +10,18 @@ import numpy as np
 
 from mikit.bench.distributions import maps
 from mikit.bench.distributions.bases import additive_uniform, gaussian, gaussian_pairs, student
-from mikit.bench.distributions.task import Law, Pair
+from mikit.bench.distributions.task import Pair, Task
 
-__all__ = ["bmi_laws"]
+__all__ = ["bmi_tasks"]
 
 
-def bmi_laws() -> list[Law]:
-    """Return the 40 laws, named as the benchmark names its tasks."""
-    return [Law(name, "bmi", pair) for name, pair in _pairs().items()]
+def bmi_tasks() -> list[Task]:
+    """Return the 40 tasks, named as the benchmark names its tasks."""
+    return [Task(name, "bmi", pair) for name, pair in _pairs().items()]
 
 
 def dense(d_x: int, d_y: int) -> Pair:
-    """Gaussian columns that all correlate by one half.
-
-    Args:
-        d_x: Columns of the first variable.
-        d_y: Columns of the second.
-    """
+    """Return Gaussian features with all correlations equal to one half."""
     d = d_x + d_y
     return gaussian(np.full((d, d), 0.5) + 0.5 * np.eye(d), d_x)
 

@@ -1,7 +1,8 @@
-"""The 13 laws that the second BMI benchmark adds to the first: Gaussian mixtures, some seen through a map.
+"""The 13 tasks that the second BMI benchmark adds to the first: Gaussian mixtures, some transformed by a map.
 
-Source: the second version of the benchmark by Czyż and others (2025). Its other 13 tasks stand in the suite ``bmi``.
-The informations are integrals (see ``tests/bench/test_laws.py``, which forms them again), good to 1e-6.
+Source: the second version of the benchmark by Czyż and others (2025). Its other 13 tasks are in the suite ``bmi``.
+The mutual informations are integrals, accurate to 1e-6; ``tests/bench/distributions/test_distributions.py`` computes
+them again.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import numpy as np
 from mikit.bench.distributions import maps
 from mikit.bench.distributions.bases import gaussian_pairs
 from mikit.bench.distributions.mixtures import Mixture
-from mikit.bench.distributions.task import Array, Law, Pair
+from mikit.bench.distributions.task import Array, Pair, Task
 
-__all__ = ["ai", "bmi2_laws", "concentric", "galaxy", "inliers", "waves", "x_shape"]
+__all__ = ["ai", "bmi2_tasks", "concentric", "galaxy", "inliers", "waves", "x_shape"]
 
 INFORMATION = {
     "X": 0.408443,
@@ -28,11 +29,11 @@ INFORMATION = {
     "inliers 0.2": 0.635759,
     "inliers 0.5": 0.269626,
 }
-"""Nats, by quadrature of the mixtures' densities; what a mixture's other columns do not tell is left out of it."""
+"""Nats, by quadrature of the mixtures' densities, without their uninformative features."""
 
 
-def bmi2_laws() -> list[Law]:
-    """Return the 13 laws, named as the benchmark names its tasks."""
+def bmi2_tasks() -> list[Task]:
+    """Return the 13 tasks, named as the benchmark names its tasks."""
     found: dict[str, Pair] = {
         "1v1-X-0.9": x_shape(0.9).pair(INFORMATION["X"]),
         "1v1-AI": ai().pair(INFORMATION["AI"]),
@@ -44,21 +45,17 @@ def bmi2_laws() -> list[Law]:
         found[f"{d}v1-concentric_gaussians-{rings}"] = pair
     for d, share in ((5, 0.2), (25, 0.2), (5, 0.5), (25, 0.5)):
         found[f"mult-sparse-w-inliers-{d}-{d}-2-2.0-{share}"] = inliers(d, share)
-    return [Law(name, "bmi2", pair) for name, pair in found.items()]
+    return [Task(name, "bmi2", pair) for name, pair in found.items()]
 
 
 def x_shape(rho: float) -> Mixture:
-    """Two Gaussian laws that cross, of correlation ``rho`` and ``-rho``: uncorrelated, not independent.
-
-    Args:
-        rho: The correlation.
-    """
+    """Return two crossing Gaussian distributions with correlation ``rho`` and ``-rho``: uncorrelated, dependent."""
     crossed = [np.array([[1.0, r], [r, 1.0]]) for r in (-rho, rho)]
     return Mixture((0.5, 0.5), (np.zeros(2), np.zeros(2)), crossed, 1)
 
 
 def ai() -> Mixture:
-    """Six Gaussian laws that write AI in the plane."""
+    """Return six Gaussian distributions that write AI in the plane."""
     slope = 0.95 * np.sqrt(0.04 * 0.2)
     means = [[1.0, 0.0], [1.0, 1.0], [1.0, -1.0], [-0.8, -0.2], [-1.2, 0.0], [-0.4, 0.0]]
     covariances = [
@@ -69,7 +66,7 @@ def ai() -> Mixture:
 
 
 def waves() -> Mixture:
-    """Twelve upright Gaussian laws in a row whose height goes through four levels; before they are folded."""
+    """Return twelve vertical Gaussian distributions in a row with four levels of height, before they are folded."""
     means = [1.5 * np.array([k, 0.0, k % 4]) for k in range(12)]
     return Mixture((1 / 12,) * 12, means, [np.diag([0.1, 1.0, 0.1])] * 12, 2)
 
@@ -80,29 +77,19 @@ def _fold(rows: Array) -> Array:
 
 
 def galaxy() -> Mixture:
-    """Two round Gaussian laws; before the first variable is wound up."""
+    """Return two isotropic Gaussian distributions, before the first variable is mapped to a spiral."""
     return Mixture((0.5, 0.5), (np.full(3, -1.5), np.full(3, 1.5)), [np.eye(3)] * 2, 2)
 
 
 def concentric(d: int, rings: int) -> Mixture:
-    """Gaussian laws around one centre, the second variable telling which: label-like, with a little noise.
-
-    Args:
-        d: Columns of the first variable.
-        rings: Laws; that number i has standard deviation i.
-    """
+    """Return Gaussian distributions with a common mean; y is their number, which is their SD, with a little noise."""
     means = [np.append(np.zeros(d), float(k)) for k in range(1, rings + 1)]
     covariances = [np.diag([*[float(k**2)] * d, 1e-4]) for k in range(1, rings + 1)]
     return Mixture((1 / rings,) * rings, means, covariances, d)
 
 
 def inliers(d: int, share: float) -> Pair:
-    """Two pairs of correlation 0.8 among ``d`` columns; in a share of the rows the pairing is broken.
-
-    Args:
-        d: Columns on each side.
-        share: The share.
-    """
+    """Return two pairs of correlation 0.8 among ``d`` features; in a ``share`` of the samples y is independent."""
     clean = gaussian_pairs([0.8, 0.8], d)
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:

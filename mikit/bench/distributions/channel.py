@@ -1,7 +1,7 @@
-"""Digits paired by class: bits or classes go through a noisy channel, and each is shown as some picture of its class.
+"""Digits paired by class: bits or classes pass a noisy channel, and each is replaced by an image of its class.
 
-Source: the same-class pairing of Lee and Rhee (NeurIPS 2024), on scikit-learn's digits. A digit shows its class, so
-two pictures share what their classes share; x and y are drawn from different pictures of a class.
+Source: the same-class pairing of Lee and Rhee (NeurIPS 2024), on scikit-learn's digits. An image determines its
+class, so two images share the information of their classes; x and y use different images of a class.
 """
 
 from __future__ import annotations
@@ -12,28 +12,25 @@ from functools import cache
 import numpy as np
 
 from mikit.bench.distributions.bases import noisy_symbols
-from mikit.bench.distributions.task import Array, Law, Pair
+from mikit.bench.distributions.task import Array, Pair, Task
 
-__all__ = ["channel_laws", "flip_for"]
+__all__ = ["channel_tasks", "flip_for"]
 
 
-def channel_laws() -> list[Law]:
-    """Return seven laws: 1 to 10 bits in pictures of zeros and ones, and pictures with a noisy label."""
+def channel_tasks() -> list[Task]:
+    """Return seven tasks: 1 to 10 bits as images of zeros and ones, and images with a noisy label."""
     found = []
     for bits, kept in ((1, 0.5), (4, 0.5), (4, 0.9), (10, 0.5)):
         note = f"{kept:.0%} of {bits} bits"
-        found.append(Law(f"bits-{bits}-kept-{kept}", "channel", _bits(bits, kept), note=note))
+        found.append(Task(f"bits-{bits}-kept-{kept}", "channel", _bits(bits, kept), note=note))
     for reroll in (0.01, 0.2, 0.5):
-        law = Law(f"label-rerolled-{reroll}", "channel", _labels(reroll), ("continuous", "discrete"))
-        found.append(law)
+        task = Task(f"label-rerolled-{reroll}", "channel", _labels(reroll), ("continuous", "discrete"))
+        found.append(task)
     return found
 
 
 def flip_for(share: float) -> float:
-    """Return the probability below one half at which a flipped fair bit keeps this share of its information.
-
-    Args:
-        share: Between 0 and 1.
+    """Return the flip probability below one half at which a fair bit keeps this share of its information.
 
     Example:
         >>> round(flip_for(0.5), 4)
@@ -49,7 +46,7 @@ def flip_for(share: float) -> float:
 
 @cache
 def _digits() -> tuple[list[Array], list[Array]]:
-    """Pictures by class, the even ones of each class for x and the odd ones for y."""
+    """Return images by class: those at even positions for x, at odd positions for y."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -58,7 +55,7 @@ def _digits() -> tuple[list[Array], list[Array]]:
 
 
 def _shown(symbols: Array, pictures: list[Array], rng: np.random.Generator) -> Array:
-    """Each symbol as a picture of its class, side by side."""
+    """Return each symbol as an image of its class, concatenated."""
     found = np.empty((*symbols.shape, 64))
     for symbol in range(10):
         own = symbols == symbol

@@ -1,6 +1,6 @@
 """Asymmetric copulas: dependence that is stronger in one tail, or differs between the two variables.
 
-The informations are integrals of ``c ln c`` over the copula's density, good to 1e-6.
+The mutual informations are integrals of ``c ln c`` with the copula density ``c``, accurate to 1e-6.
 """
 
 from __future__ import annotations
@@ -11,35 +11,29 @@ import numpy as np
 from scipy.special import ndtri
 
 from mikit.bench.distributions.bases import independent
-from mikit.bench.distributions.maps import rotation
-from mikit.bench.distributions.task import Array, Law, Pair, Sampler
+from mikit.bench.distributions.maps import turned
+from mikit.bench.distributions.task import Array, Pair, Sampler, Task
 
-__all__ = ["INFORMATION", "copulas_laws"]
+__all__ = ["INFORMATION", "copulas_tasks"]
 
 INFORMATION = {"clayton 3": 0.636294, "gumbel 2.5": 0.561983, "skewed 6 0.95 0.5": 0.233618}
 """Nats."""
 
 
-def copulas_laws() -> list[Law]:
-    """Return six laws with standard normal columns, alone or several turned into each other."""
+def copulas_tasks() -> list[Task]:
+    """Return six tasks with standard normal features, single or several with a random rotation."""
     clayton = Pair(1, 1, INFORMATION["clayton 3"], _clayton(3.0))
     gumbel = Pair(1, 1, INFORMATION["gumbel 2.5"], _gumbel(2.5))
     skewed = Pair(1, 1, INFORMATION["skewed 6 0.95 0.5"], _skewed(6.0, 0.95, 0.5))
     found = {
         "clayton": clayton,
-        "clayton-5-turned": _turned(clayton.times(5), 201),
-        "gumbel-3-turned": _turned(gumbel.times(3), 203),
-        "gumbel-3-of-8-turned": _turned(gumbel.times(3).beside(independent(5, 5)), 205),
+        "clayton-5-turned": turned(clayton.times(5), 201),
+        "gumbel-3-turned": turned(gumbel.times(3), 203),
+        "gumbel-3-of-8-turned": turned(gumbel.times(3).beside(independent(5, 5)), 205),
         "skewed": skewed,
-        "skewed-4-turned": _turned(skewed.times(4), 207),
+        "skewed-4-turned": turned(skewed.times(4), 207),
     }
-    return [Law(name, "copulas", pair) for name, pair in found.items()]
-
-
-def _turned(pair: Pair, seed: int) -> Pair:
-    """The pair, each side turned by its own random rotation."""
-    turn_x, turn_y = (rotation(d, np.random.default_rng(seed + i)) for i, d in enumerate((pair.d_x, pair.d_y)))
-    return pair.seen_through(lambda rows: rows @ turn_x, lambda rows: rows @ turn_y)
+    return [Task(name, "copulas", pair) for name, pair in found.items()]
 
 
 def _clayton(strength: float) -> Sampler:
@@ -51,7 +45,7 @@ def _clayton(strength: float) -> Sampler:
 
 
 def _clayton_levels(strength: float, n: int, rng: np.random.Generator) -> Array:
-    """Uniform columns that share a gamma frailty: ``u = (1 + E / V)^(-1/θ)``."""
+    """Return uniform features that share a gamma frailty: ``u = (1 + E / V)^(-1/θ)``."""
     frailty = rng.gamma(1 / strength, size=(n, 1))
     levels: Array = (1 + rng.standard_exponential((n, 2)) / frailty) ** (-1 / strength)
     return levels
@@ -71,7 +65,7 @@ def _gumbel(strength: float) -> Sampler:
 
 
 def _skewed(strength: float, first: float, second: float) -> Sampler:
-    """Khoudraji's device: ``u^(1-a) v^(1-b) C(u^a, v^b)`` with Clayton's ``C``, so that u and v are no longer alike."""
+    """Return Khoudraji's copula ``u^(1-a) v^(1-b) C(u^a, v^b)`` with Clayton's ``C``, asymmetric in u and v."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         own, common = rng.uniform(size=(n, 2)), _clayton_levels(strength, n, rng)
@@ -84,5 +78,5 @@ def _skewed(strength: float, first: float, second: float) -> Sampler:
 
 def _normal(levels: Array) -> Array:
     least = math.ulp(0.5)
-    found: Array = ndtri(np.clip(levels, least, 1 - least))  # Of 10,000 rows not one is so far out.
+    found: Array = ndtri(np.clip(levels, least, 1 - least))  # no sample of 10,000 is so far out
     return found

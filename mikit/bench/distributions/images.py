@@ -1,4 +1,4 @@
-"""Pictures drawn from a few numbers that can be read off them again, so that they share what the numbers share.
+"""Images that are injective functions of a few numbers, so that they share the information of the numbers.
 
 Source: the image tasks of Butakov and others (2024): Gaussian bumps and rectangles.
 """
@@ -9,30 +9,26 @@ import numpy as np
 
 from mikit.bench.distributions.bases import pairs_with_information
 from mikit.bench.distributions.maps import normal_cdf
-from mikit.bench.distributions.task import Array, Law, Map
+from mikit.bench.distributions.task import Array, Map, Task
 
-__all__ = ["bumps", "images_laws", "rectangles"]
+__all__ = ["bumps", "images_tasks", "rectangles"]
 
 _WIDTH, _SHORTEST = 0.2, 0.2
 
 
-def images_laws() -> list[Law]:
-    """Return fourteen laws: bumps and rectangles, 16 pixels across at six values of the information, 32 at one."""
+def images_tasks() -> list[Task]:
+    """Return fourteen tasks: bumps and rectangles, 16 pixels wide at six values of the information, 32 at one."""
     found = []
     for size, values in ((16, (0.1, 1, 2.5, 5, 7.5, 10)), (32, (2.5,))):
         for nats in values:
             for name, draw, numbers in (("bumps", bumps(size), 2), ("rectangles", rectangles(size), 4)):
                 uniform = pairs_with_information(nats, numbers).seen_through(normal_cdf, normal_cdf)
-                found.append(Law(f"{name}-{size}-pixels-{nats:g}", "images", uniform.seen_through(draw, draw)))
+                found.append(Task(f"{name}-{size}-pixels-{nats:g}", "images", uniform.seen_through(draw, draw)))
     return found
 
 
 def bumps(size: int) -> Map:
-    """Return the map of two numbers in [0, 1], a centre, to a picture of a round Gaussian bump there.
-
-    Args:
-        size: Pixels across; they are the columns, line by line.
-    """
+    """Return the map from a center, two numbers in [0, 1], to an image of a Gaussian bump, ``size`` pixels wide."""
     grid = (np.arange(size) + 0.5) / size
 
     def draw(rows: Array) -> Array:
@@ -43,12 +39,9 @@ def bumps(size: int) -> Map:
 
 
 def rectangles(size: int) -> Map:
-    """Return the map of four numbers in [0, 1] to a picture of a filled rectangle, its edges smoothed over a pixel.
+    """Return the map from four numbers in [0, 1] to an image of a filled rectangle with edges smoothed over a pixel.
 
-    The first two are the share of the free length and of the free place across, the others the same down.
-
-    Args:
-        size: Pixels across; they are the columns, line by line.
+    The first two numbers are the horizontal length and position, as fractions of their ranges; the others are vertical.
     """
     edges = np.arange(size) / size
 

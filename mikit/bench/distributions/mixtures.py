@@ -1,4 +1,4 @@
-"""Gaussian mixtures: sampling, densities, and the pointwise information that says what their truth is."""
+"""Gaussian mixtures: samples, densities, and pointwise mutual information."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ __all__ = ["Mixture"]
 @final
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of Gaussian laws of two variables together.
-
-    Args:
-        weights: Of the components; they sum to 1.
-        means: One for each.
-        covariances: One for each.
-        d_x: Columns of the first variable.
-    """
+    """A mixture of joint Gaussian distributions of two variables, of which the first has ``d_x`` features."""
 
     weights: Sequence[float]
     means: Sequence[Array]
@@ -32,12 +25,7 @@ class Mixture:
     d_x: int
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Draw rows.
-
-        Args:
-            n: Rows.
-            rng: The generator.
-        """
+        """Return ``n`` samples of both variables."""
         means = np.stack(self.means)
         roots = np.stack([np.linalg.cholesky(covariance) for covariance in self.covariances])
         which = rng.choice(len(self.weights), size=n, p=np.asarray(self.weights))
@@ -49,24 +37,14 @@ class Mixture:
         return both[:, : self.d_x], both[:, self.d_x :]
 
     def pointwise(self, x: Array, y: Array) -> Array:
-        """Return ``ln p(x, y) - ln p(x) - ln p(y)``, row by row; its mean over the law is the information.
-
-        Args:
-            x: Rows of the first variable.
-            y: Rows of the second.
-        """
+        """Return ``ln p(x, y) - ln p(x) - ln p(y)`` per sample; its expectation is the mutual information."""
         split = slice(None, self.d_x), slice(self.d_x, None)
         first, second = (self._log_density(rows, own) for rows, own in zip((x, y), split, strict=True))
         found: Array = self._log_density(np.hstack([x, y]), slice(None)) - first - second
         return found
 
     def pair(self, information: float, error: float = 0.0) -> Pair:
-        """Return the pair with the information that an integral or a mean of :meth:`pointwise` gave.
-
-        Args:
-            information: In nats.
-            error: Its standard error.
-        """
+        """Return the pair with its information, from an integral or a mean of :meth:`pointwise`."""
         d = len(self.means[0])
         return Pair(self.d_x, d - self.d_x, information, self.sample, error)
 

@@ -1,4 +1,4 @@
-"""Gaussian pairs of which each side is seen through its own random, invertible leaky-ReLU network."""
+"""Gaussian pairs, each variable transformed by its own random, invertible leaky-ReLU network."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from mikit.bench.distributions.bases import gaussian_pairs
 from mikit.bench.distributions.maps import rotation
-from mikit.bench.distributions.task import Array, Law, Map
+from mikit.bench.distributions.task import Array, Map, Task
 
-__all__ = ["SLOPE", "invert_network", "layers", "network", "networks_laws"]
+__all__ = ["SLOPE", "invert_network", "layers", "network", "networks_tasks"]
 
 SLOPE = 0.2
-"""Of the leaky ReLU below 0."""
+"""Slope of the leaky ReLU below 0."""
 
-_LAWS = (
-    # (columns, pairs, correlation, layers, general weights)
+_TASKS = (
+    # (features, pairs, correlation, layers, general weights)
     (4, 2, 0.8, 3, False),
     (4, 4, 0.6325, 2, False),
     (8, 4, 0.9, 2, False),
@@ -30,30 +30,24 @@ _LAWS = (
 )
 
 
-def networks_laws() -> list[Law]:
-    """Return twelve laws, of 4 to 64 columns and 0.9 to 6 nats."""
+def networks_tasks() -> list[Task]:
+    """Return twelve tasks with 4 to 64 features and 0.9 to 6 nats."""
     found = []
-    for place, (d, pairs, rho, depth, general) in enumerate(_LAWS):
+    for place, (d, pairs, rho, depth, general) in enumerate(_TASKS):
         pair = gaussian_pairs([rho] * pairs, d)
         sides = [network(*layers(d, depth, 1000 + 2 * place + side, general)) for side in (0, 1)]
         seen = pair.seen_through(*sides)
         name = f"{d}d-{pairs}-pairs-{rho:g}-{depth}-layers" + ("-general" if general else "")
-        found.append(Law(name, "networks", seen))
+        found.append(Task(name, "networks", seen))
     return found
 
 
 def layers(d: int, depth: int, seed: int, general: bool) -> tuple[list[Array], Array]:
-    """Return the weights of a network and the mixing of its outputs.
+    """Return the weights of a network with ``depth`` layers, and the mixing of its outputs.
 
-    Each layer is a random orthogonal matrix whose columns are scaled by 0.5 to 2, so that the inputs of the ReLUs are
-    uncorrelated for a round input, and the mixing is the identity. General weights put another orthogonal matrix
-    behind that, so that they are correlated, and mix the outputs in the same way.
-
-    Args:
-        d: Columns.
-        depth: Layers with a leaky ReLU.
-        seed: The weights are fixed with it.
-        general: Whether weights are general.
+    Each layer is a random orthogonal matrix with columns scaled by 0.5 to 2, so that the inputs of the ReLUs are
+    uncorrelated for isotropic inputs, and the mixing is the identity. General weights are multiplied by another
+    orthogonal matrix, which correlates them, and the outputs are mixed in the same way.
     """
     rng = np.random.default_rng(seed)
 
@@ -65,12 +59,7 @@ def layers(d: int, depth: int, seed: int, general: bool) -> tuple[list[Array], A
 
 
 def network(weights: list[Array], mixing: Array) -> Map:
-    """Return the map: every layer ends in a leaky ReLU, and the outputs are mixed.
-
-    Args:
-        weights: Of :func:`layers`; each is invertible, and so is the network.
-        mixing: Likewise.
-    """
+    """Return the map of a network from :func:`layers`: leaky ReLUs after each layer, then the mixing; invertible."""
 
     def forward(rows: Array) -> Array:
         for weight in weights:
@@ -82,12 +71,7 @@ def network(weights: list[Array], mixing: Array) -> Map:
 
 
 def invert_network(rows: Array, weights: list[Array], mixing: Array) -> Array:
-    """Return the inputs that give these outputs.
-
-    Args:
-        rows: Outputs.
-        weights: Of :func:`layers`.
-        mixing: Likewise.
+    """Return the inputs of a network from its outputs.
 
     Example:
         >>> made = layers(4, 3, seed=0, general=True)

@@ -1,4 +1,4 @@
-"""Ten laws of mikit's own: circles, skewed and heavy tails, changing spread, parity, products, clusters, labels."""
+"""Ten tasks specific to mikit: circles, heavy tails, varying variance, parity, products, clusters, labels."""
 
 from __future__ import annotations
 
@@ -16,42 +16,37 @@ from mikit.bench.distributions.bases import (
     noisy_symbols,
     symbol_information,
 )
-from mikit.bench.distributions.maps import rotation
-from mikit.bench.distributions.task import Array, Law, Pair
+from mikit.bench.distributions.maps import turned
+from mikit.bench.distributions.task import Array, Pair, Task
 
-__all__ = ["PRODUCT_INFORMATION", "VOLATILITY_INFORMATION", "own_laws"]
+__all__ = ["PRODUCT_INFORMATION", "VOLATILITY_INFORMATION", "own_tasks"]
 
 VOLATILITY_INFORMATION = 0.432137
-"""Nats of one column of ``Y = exp(X) e``, by quadrature."""
+"""Nats of one feature of ``Y = exp(X) e``, by quadrature."""
 PRODUCT_INFORMATION = 1.127038
 """Nats of ``Y = X₁ X₂ + 0.3 e``, by quadrature."""
 _FLIPPED, _APART = 0.1, 12.0
 
 
-def own_laws() -> list[Law]:
-    """Return the ten laws."""
+def own_tasks() -> list[Task]:
+    """Return the ten tasks."""
     found: dict[str, Pair] = {
         "circles-3": _rings(4.0).times(3),
-        "log-gamma-exponential-3-turned": _turned(log_gamma_exponential(2.0).times(3), 301),
+        "log-gamma-exponential-3-turned": turned(log_gamma_exponential(2.0).times(3), 301),
         "volatility-2": Pair(1, 1, VOLATILITY_INFORMATION, _volatility).times(2),
         "parity": _parity().beside(independent(2, 2)),
         "product-2": Pair(2, 1, PRODUCT_INFORMATION, _product).times(2),
         "clusters-8": _clusters(8, 0.2),
-        "additive-uniform-4-turned": _turned(additive_uniform(0.25).times(4), 307),
-        "log-normal-4-turned": _turned(gaussian_pairs([0.8] * 3, 4).seen_through(np.exp, np.exp), 309),
+        "additive-uniform-4-turned": turned(additive_uniform(0.25).times(4), 307),
+        "log-normal-4-turned": turned(gaussian_pairs([0.8] * 3, 4).seen_through(np.exp, np.exp), 309),
         "softmax-7": gaussian_pairs([0.8] * 3, 6).seen_through(_softmax, _softmax),
     }
-    laws = [Law(name, "own", pair) for name, pair in found.items()]
-    return [*laws, Law("noisy-label", "own", _noisy_label(), ("continuous", "discrete"))]
-
-
-def _turned(pair: Pair, seed: int) -> Pair:
-    turn_x, turn_y = (rotation(d, np.random.default_rng(seed + i)) for i, d in enumerate((pair.d_x, pair.d_y)))
-    return pair.seen_through(lambda rows: rows @ turn_x, lambda rows: rows @ turn_y)
+    tasks = [Task(name, "own", pair) for name, pair in found.items()]
+    return [*tasks, Task("noisy-label", "own", _noisy_label(), ("continuous", "discrete"))]
 
 
 def _rings(concentration: float) -> Pair:
-    """Two dependent angles on circles whose radii are independent of everything."""
+    """Return two dependent angles on circles with independent radii."""
     base = angles(concentration)
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -67,7 +62,7 @@ def _volatility(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _parity() -> Pair:
-    """The sign of y is the product of the signs of two columns, flipped in a tenth of the rows."""
+    """Return y with the sign of the product of two features, flipped in a tenth of the samples."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         x = rng.standard_normal((n, 2))
@@ -83,7 +78,7 @@ def _product(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _clusters(symbols: int, reroll: float) -> Pair:
-    """Noisy symbols, each shown as a Gaussian cluster at a corner so far out that clusters do not overlap."""
+    """Return noisy symbols as Gaussian clusters that are too far apart to overlap."""
     base = noisy_symbols(symbols, reroll)
 
     def shown(symbol: Array, rng: np.random.Generator) -> Array:
@@ -99,14 +94,14 @@ def _clusters(symbols: int, reroll: float) -> Pair:
 
 
 def _softmax(rows: Array) -> Array:
-    """Logits, with a last one of 0, as shares that sum to 1."""
+    """Return the softmax of logits, with a last one of 0."""
     whole = np.exp(np.hstack([rows, np.zeros((rows.shape[0], 1))]))
     found: Array = whole / whole.sum(1, keepdims=True)
     return found
 
 
 def _noisy_label() -> Pair:
-    """The quarter in which a direction of x falls, rolled anew in a tenth of the rows."""
+    """Return the quartile of a direction of x, replaced at random in a tenth of the samples."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         x = rng.standard_normal((n, 3))

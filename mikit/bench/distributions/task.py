@@ -1,4 +1,4 @@
-"""A law of two variables that knows its mutual information, and how laws are made of other laws."""
+"""Tasks: distributions of two variables with known mutual information, and operations on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mikit.core.errors import InputError
 
-__all__ = ["Array", "Half", "Kind", "Law", "Map", "Pair", "Sampler"]
+__all__ = ["Array", "Half", "Kind", "Map", "Pair", "Sampler", "Task"]
 
 Array = NDArray[np.float64]
 Sampler = Callable[[int, np.random.Generator], tuple[Array, Array]]
@@ -24,14 +24,10 @@ Half = Literal["develop", "report"]
 @final
 @dataclass(frozen=True)
 class Pair:
-    """Two variables with known mutual information: what laws are built from.
+    """Two variables with known mutual information.
 
-    Args:
-        d_x: Columns of the first.
-        d_y: Columns of the second.
-        information: Their mutual information in nats; infinite where one determines a continuous part of the other.
-        sampler: Draws rows of both from a generator.
-        error: Standard error of ``information``; 0 where it is a closed form or an integral good to 1e-6.
+    ``information`` is in nats, and infinite if one variable determines a continuous part of the other. ``error`` is its
+    standard error, 0 for closed forms and for integrals accurate to 1e-6.
     """
 
     d_x: int
@@ -41,11 +37,9 @@ class Pair:
     error: float = 0.0
 
     def seen_through(self, x: Map | None = None, y: Map | None = None) -> Pair:
-        """The pair after an injective map of each side, which keeps the information.
+        """Return the pair after an injective map of each variable, which preserves the information.
 
-        Args:
-            x: Map of the first variable, rows to rows; None leaves it. Nothing tests that it is injective.
-            y: Map of the second.
+        Nothing checks that the maps are injective.
 
         Example:
             >>> from mikit.bench.distributions.bases import gaussian_pairs
@@ -63,11 +57,7 @@ class Pair:
         return replace(self, d_x=d_x, d_y=d_y, sampler=sample)
 
     def beside(self, other: Pair) -> Pair:
-        """This pair and an independent one, side by side; their information adds.
-
-        Args:
-            other: The pair whose columns follow.
-        """
+        """Return this pair with the features of an independent pair appended; their information adds up."""
 
         def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
             (x, y), (more_x, more_y) = self.sampler(n, rng), other.sampler(n, rng)
@@ -95,19 +85,14 @@ class Pair:
 
 @final
 @dataclass(frozen=True)
-class Law:
-    """A named law of a suite.
+class Task:
+    """A distribution with known mutual information, with a name that is unique in its suite.
 
     Args:
-        name: What ``--task`` selects; unique in its suite.
-        suite: The suite it belongs to.
-        pair: Its variables and their information.
-        kinds: Of the first and of the second variable; a discrete second variable is one column of class numbers.
-        fault: What is wrong with the rows, so that every estimate must be flagged; empty where the verdict is to
-            follow the error.
-        right_suffices: Whether, for all that, a right estimate needs no flag.
-        note: What the reader of a result must know of the law.
-        half: Whether recipes may be developed on it, or are only reported on it.
+        kinds: Kind of each variable; a discrete second variable is one column of class numbers.
+        fault: For traps, the fault of the samples for which every estimate has to be flagged.
+        right_suffices: Whether a correct estimate on a trap needs no flag.
+        half: Whether it is for development, or only for reports.
     """
 
     name: str
@@ -121,12 +106,12 @@ class Law:
 
     @property
     def d_x(self) -> int:
-        """Columns of the first variable."""
+        """Number of features of the first variable."""
         return self.pair.d_x
 
     @property
     def d_y(self) -> int:
-        """Columns of the second variable."""
+        """Number of features of the second variable."""
         return self.pair.d_y
 
     @property
@@ -136,39 +121,28 @@ class Law:
 
     @property
     def error(self) -> float:
-        """The standard error of :attr:`information`; 0 where it is exact or good to 1e-6."""
+        """The standard error of :attr:`information`; 0 if it is exact or accurate to 1e-6."""
         return self.pair.error
 
     @property
     def is_trap(self) -> bool:
-        """Whether every estimate on it must be flagged."""
+        """Whether every estimate on it has to be flagged."""
         return bool(self.fault)
 
     def draw(self, n: int, seed: int) -> tuple[Array, Array]:
-        """Draw ``n`` rows of both variables.
+        """Return ``n`` samples of both variables, of shapes ``(n, d_x)`` and ``(n, d_y)``.
 
-        Args:
-            n: Rows.
-            seed: The same seed gives the same rows on every machine with the same NumPy; laws of different names get
-                different streams.
-
-        Returns:
-            ``x`` of shape ``(n, d_x)`` and ``y`` of shape ``(n, d_y)``, float64.
-
-        Raises:
-            InputError: If there is no row to draw, or the seed is negative.
-
-        Cost:
-            That of the sampler, at most a few seconds for 10,000 rows of 4,096 columns.
+        A seed gives the same samples on every machine with the same NumPy; tasks of different names get different
+        random streams.
 
         Example:
-            >>> from mikit.bench.distributions.suites import law_named
-            >>> x, y = law_named("bmi", "multinormal-dense-2-2-0.5").draw(5, seed=0)
+            >>> from mikit.bench.distributions.suites import task_named
+            >>> x, y = task_named("bmi", "multinormal-dense-2-2-0.5").draw(5, seed=0)
             >>> x.shape, y.shape
             ((5, 2), (5, 2))
         """
         if n < 1 or seed < 0:
-            raise InputError(f"{n} rows from seed {seed} were asked for; rows begin at 1 and seeds at 0.")
+            raise InputError(f"n is {n} and seed is {seed}; n must be at least 1 and seed at least 0.")
         rng = np.random.default_rng([seed, zlib.crc32(f"{self.suite}/{self.name}".encode())])
         x, y = self.pair.sampler(n, rng)
         return _as_rows(x), _as_rows(y)

@@ -1,6 +1,6 @@
-"""Laws of the kinds on which a critic anchored at a Gaussian copula was found weak, and nulls.
+"""Tasks on which a critic based on a Gaussian copula was found to be weak, and independent variables.
 
-The warps are mikit's own (:func:`mikit.bench.distributions.maps.warp`).
+The warps are specific to mikit (:func:`mikit.bench.distributions.maps.warp`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import numpy as np
 from mikit.bench.distributions.bases import additive_uniform, gaussian_pairs, independent
 from mikit.bench.distributions.bmi2 import INFORMATION, x_shape
 from mikit.bench.distributions.maps import warp
-from mikit.bench.distributions.task import Array, Law, Pair
+from mikit.bench.distributions.task import Array, Pair, Task
 
-__all__ = ["EVEN_INFORMATION", "transfer_laws"]
+__all__ = ["EVEN_INFORMATION", "transfer_tasks"]
 
 EVEN_INFORMATION = 0.449122
-"""Nats of one column of ``Y = 0.9 |X| + √0.19 e``, by quadrature."""
+"""Nats of one feature of ``Y = 0.9 |X| + √0.19 e``, by quadrature."""
 
 
-def transfer_laws() -> list[Law]:
-    """Return the eleven laws."""
+def transfer_tasks() -> list[Task]:
+    """Return the eleven tasks."""
     found: dict[str, Pair] = {
         "null-5-cauchy": independent(5, 5, degrees=1),
         "null-20-warped": _warped(independent(20, 20)),
@@ -33,7 +33,7 @@ def transfer_laws() -> list[Law]:
         "additive-uniform-2": additive_uniform(0.15).times(2),
         "even-3": Pair(1, 1, EVEN_INFORMATION, _even).times(3),
     }
-    return [Law(name, "transfer", pair) for name, pair in found.items()]
+    return [Task(name, "transfer", pair) for name, pair in found.items()]
 
 
 def _warped(pair: Pair) -> Pair:

@@ -1,7 +1,7 @@
-"""Data on which a number must come with a warning: each law says what is wrong with its rows.
+"""Traps: tasks on which an estimate has to be flagged, each with the fault of its samples.
 
-The truth given is that of one pair of rows as a user would mean it. Where the rows themselves are at fault, an
-estimate must be flagged even if it hits that truth by luck; elsewhere a right estimate needs no flag.
+The truth is the mutual information that a user would expect. If the samples are faulty, an estimate has to be flagged
+even if it is correct by chance; on the other traps a correct estimate needs no flag.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ import numpy as np
 
 from mikit.bench.distributions.bases import gaussian_pairs, independent, pairs_with_information
 from mikit.bench.distributions.maps import rotation, warp
-from mikit.bench.distributions.task import Array, Law, Pair
+from mikit.bench.distributions.task import Array, Pair, Task
 
-__all__ = ["RECTIFIED_INFORMATION", "traps_laws"]
+__all__ = ["RECTIFIED_INFORMATION", "traps_tasks"]
 
 RECTIFIED_INFORMATION = 0.346418
 """Nats of ``max(X, 0)`` and ``max(Y, 0)`` at correlation 0.8, by quadrature."""
 _COPIES, _VIEWS = 4, 20
 
 
-def traps_laws() -> list[Law]:
+def traps_tasks() -> list[Task]:
     """Return the eleven traps."""
     pair = gaussian_pairs([0.8, 0.8], 3)
     faulty = {
-        "duplicates-independent": (_repeated(independent(3, 3)), "every row stands there four times"),
-        "duplicates-dependent": (_repeated(pair), "every row stands there four times"),
-        "views-of-items": (_views(), "twenty noisy views of each item are given as rows, without groups"),
+        "duplicates-independent": (_repeated(independent(3, 3)), "every sample occurs four times"),
+        "duplicates-dependent": (_repeated(pair), "every sample occurs four times"),
+        "views-of-items": (_views(), "twenty noisy views of each item are used as samples, without groups"),
         "deterministic": (_function_of_x(), "y is a function of x, so the information is infinite"),
-        "copied-column": (_copied_column(), "y holds a column of x, so the information is infinite"),
-        "misaligned-half": (_misaligned(pair), "a row of y is missing in the middle: half of the pairs are wrong"),
+        "copied-column": (_copied_column(), "y contains a feature of x, so the information is infinite"),
+        "misaligned-half": (_misaligned(pair), "a sample of y is missing in the middle: half of the pairs are wrong"),
     }
     hard = {
-        "saturation": (_saturated(), "40 nats behind a bend: more than so many rows can show"),
-        "constant-column": (_constant(pair), "a column of x is constant"),
+        "saturation": (_saturated(), "40 nats after a nonlinear map: more than this number of samples can show"),
+        "constant-column": (_constant(pair), "a feature of x is constant"),
         "relu-atoms": (_rectified(), "half of the entries are exactly 0"),
-        "scaling": (_scaled(turned=False), "one column of noise is a million times as large as the others"),
-        "scaling-turned": (_scaled(turned=True), "noise a million times as large as the others is in every column"),
+        "scaling": (_scaled(turned=False), "one feature of noise is a million times as large as the others"),
+        "scaling-turned": (_scaled(turned=True), "noise a million times as large as the rest is in every feature"),
     }
     return [
-        *(Law(name, "traps", own, fault=fault) for name, (own, fault) in faulty.items()),
-        *(Law(name, "traps", own, fault=fault, right_suffices=True) for name, (own, fault) in hard.items()),
+        *(Task(name, "traps", own, fault=fault) for name, (own, fault) in faulty.items()),
+        *(Task(name, "traps", own, fault=fault, right_suffices=True) for name, (own, fault) in hard.items()),
     ]
 
 
@@ -55,7 +55,7 @@ def _repeated(pair: Pair) -> Pair:
 
 
 def _views() -> Pair:
-    """Independent items, so that nothing is shared; but few of them, and each is seen often."""
+    """Return independent variables with few items, each in many noisy views."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         items = -(-n // _VIEWS)

@@ -1,19 +1,19 @@
-"""A few Gaussian latents seen in a thousand columns and more: the shape of activations."""
+"""A few Gaussian latents in a thousand features or more, like activations."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mikit.bench.distributions.bases import gaussian_information, pairs_with_information
-from mikit.bench.distributions.task import Array, Law, Map, Pair
+from mikit.bench.distributions.task import Array, Map, Pair, Task
 
-__all__ = ["noisy_linear", "wide_laws"]
+__all__ = ["noisy_linear", "wide_tasks"]
 
 _LATENTS, _HIDDEN = 10, 64
 
 
-def wide_laws() -> list[Law]:
-    """Return the eight laws; half of the columns of an embedding without noise are noise that tells nothing."""
+def wide_tasks() -> list[Task]:
+    """Return the eight tasks; in embeddings without noise, half of the features are independent noise."""
     two, five = (pairs_with_information(nats, _LATENTS) for nats in (2.0, 5.0))
     found: dict[str, Pair] = {
         "linear-1000-columns-2": _with_noise(two.seen_through(_linear(500, 401), _linear(500, 402)), 500),
@@ -25,7 +25,7 @@ def wide_laws() -> list[Law]:
         "noisy-linear-1000-columns": noisy_linear(1000, 0.9, 3.0, 413),
         "noisy-linear-4096-columns": noisy_linear(4096, 0.9, 3.0, 415),
     }
-    return [Law(name, "wide", pair) for name, pair in found.items()]
+    return [Task(name, "wide", pair) for name, pair in found.items()]
 
 
 def _linear(d: int, seed: int) -> Map:
@@ -34,7 +34,7 @@ def _linear(d: int, seed: int) -> Map:
 
 
 def _mlp(d: int, seed: int) -> Map:
-    """A network that widens at every layer, so that its weights have full row rank: injective."""
+    """Return a network that is injective, because it gets wider with every layer and its weights have full row rank."""
     rng = np.random.default_rng(seed)
     first = rng.standard_normal((_LATENTS, _HIDDEN)) / np.sqrt(_LATENTS)
     second = rng.standard_normal((_HIDDEN, d)) / np.sqrt(_HIDDEN)
@@ -48,7 +48,7 @@ def _mlp(d: int, seed: int) -> Map:
 
 
 def _with_noise(pair: Pair, d: int) -> Pair:
-    """Independent columns of standard deviation 1 behind each side."""
+    """Append independent features of standard deviation 1 to each variable."""
 
     def sample(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         x, y = pair.sampler(n, rng)
@@ -58,16 +58,10 @@ def _with_noise(pair: Pair, d: int) -> Pair:
 
 
 def noisy_linear(d: int, rho: float, noise: float, seed: int) -> Pair:
-    """Latents seen linearly with noise on every column.
+    """Return linear functions of latents with correlation ``rho``, with noise on each of the ``d`` features.
 
-    What ``x = z A + σ e`` tells of ``z`` is ``z`` with Gaussian noise of covariance ``σ² (A Aᵀ)⁻¹``, so the information
-    is that of twenty Gaussian columns.
-
-    Args:
-        d: Columns on each side.
-        rho: Correlation of the latents, one to one.
-        noise: Standard deviation ``σ``.
-        seed: Of the weights; the second side takes the next.
+    ``x = z A + σ e`` has the same information as ``z`` with Gaussian noise of covariance ``σ² (A Aᵀ)⁻¹``, so the mutual
+    information is that of twenty Gaussian features.
     """
     weights = [np.random.default_rng(seed + side).standard_normal((_LATENTS, d)) / np.sqrt(_LATENTS) for side in (0, 1)]
     own = [np.eye(_LATENTS) + noise**2 * np.linalg.inv(weight @ weight.T) for weight in weights]

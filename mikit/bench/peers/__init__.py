@@ -1,1 +1,1 @@
-"""peers."""
+"""Other libraries in the benchmarks, in this interpreter and in others."""

@@ -1,4 +1,8 @@
-"""Peers whose requirements exclude ours, each in a process of its own that stays alive between calls."""
+"""Peers in other Python interpreters, each in its own process that stays alive between calls.
+
+Some peers cannot be installed together with mikit. The script that runs in their interpreter, ``worker.py``, is in the
+folder ``benchmarks/peers`` of the source distribution and not in the installed package.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,26 @@ import numpy as np
 from torch import Tensor
 
 from mikit.bench.peers.peers import MissingError
-from mikit.bench.peers.worker import PEERS
 from mikit.core.errors import InputError
 
-__all__ = ["Interpreters", "read_interpreters"]
+__all__ = ["PEERS", "Interpreters", "read_interpreters", "require_worker"]
+
+PEERS = {
+    "benchmark-mi": "benchmark-mi",
+    "NPEET": "npeet",
+    "scikit-learn": "scikit-learn",
+    "infomeasure": "infomeasure",
+    "frites": "frites",
+    "torch-mist": "torch-mist",
+    "latentmi": "latentmi",
+}
+"""Distribution packages of the peers, by name."""
+
+_WORKER = Path(__file__).parents[3] / "benchmarks" / "peers" / "worker.py"
+_NO_WORKER = (
+    "The script that runs peers in other interpreters is in the folder benchmarks/peers of mikit's source distribution "
+    "and not in the installed package; run this command from an unpacked source distribution or a checkout."
+)
 
 _SECONDS_TO_START = 180.0
 _SECONDS_TO_ANSWER = 1800.0
@@ -39,14 +59,7 @@ _ONE_THREAD = {
 
 
 def read_interpreters(given: Sequence[str], names: Sequence[str] = tuple(PEERS)) -> dict[str, Path]:
-    """Read ``NAME=PYTHON`` pairs.
-
-    Args:
-        given: The pairs.
-        names: The peers there are.
-
-    Raises:
-        InputError: If one is no such pair, names an unknown peer or one twice, or no file that can be run.
+    """Parse ``NAME=PYTHON`` pairs; refuse unknown peers, repeated ones and files that cannot be run.
 
     Example:
         >>> list(read_interpreters([f"NPEET={sys.executable}"]))
@@ -58,20 +71,26 @@ def read_interpreters(given: Sequence[str], names: Sequence[str] = tuple(PEERS))
         if not equals or name not in names:
             raise InputError(f'--peer "{pair}" must be NAME=PYTHON with NAME one of {", ".join(names)}.')
         if name in found:
-            raise InputError(f"--peer {name} is given twice; one interpreter must be chosen.")
-        path = Path(python).absolute()  # A link stays a link: an environment's interpreter is one, and knows by it.
+            raise InputError(f"--peer {name} is given twice; choose one interpreter.")
+        # Links are not resolved: the interpreter of a virtual environment is a link and finds its packages by its path.
+        path = Path(python).absolute()
         if not (path.is_file() and os.access(path, os.X_OK)):
-            raise InputError(f"--peer {name}: {python} is no Python interpreter that can be run.")
+            raise InputError(f"--peer {name}: {python} is not a Python interpreter that can be run.")
         found[name] = path
     return found
 
 
+def require_worker() -> None:
+    """Raise :class:`~mikit.InputError` if the script that runs in other interpreters is not here."""
+    if not _WORKER.is_file():
+        raise InputError(_NO_WORKER)
+
+
 @final
 class Interpreters:
-    """The workers of one run, started when first asked for. Used as a context manager.
+    """The workers of one run, started on first use. Use it as a context manager.
 
-    Args:
-        pythons: The interpreter of a peer by its name; this one where there is none.
+    ``pythons`` are the interpreters of peers by name; other peers use the current interpreter.
     """
 
     def __init__(self, pythons: Mapping[str, Path]) -> None:
@@ -87,7 +106,7 @@ class Interpreters:
         self.close()
 
     def close(self) -> None:
-        """End the workers, and remove the files; what a thread starts meanwhile ends when this is called again."""
+        """Stop the workers and remove the files; a worker that another thread starts meanwhile needs a second call."""
         for worker in list(self._workers.values()):
             if isinstance(worker, _Worker):
                 worker.close()
@@ -95,11 +114,11 @@ class Interpreters:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The version of every peer that runs."""
+        """Versions of the running peers."""
         return {name: found.version for name, found in self._workers.items() if isinstance(found, _Worker)}
 
     def files(self, x: Tensor, y: Tensor) -> tuple[str, str]:
-        """Write two samples where the workers read them, and return the paths."""
+        """Write two samples to files for the workers, and return the paths."""
         self._problems += 1
         paths = [Path(self._folder.name) / f"{self._problems}-{name}.npy" for name in ("x", "y")]
         for path, rows in zip(paths, (x, y), strict=True):
@@ -109,9 +128,7 @@ class Interpreters:
     def ask(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request to a peer and return its answer.
 
-        Raises:
-            MissingError: If the interpreter has no such peer.
-            RuntimeError: If the peer raised, ended, or did not answer in time.
+        Raises MissingError if the peer is not installed, RuntimeError if it raised, ended, or did not answer in time.
         """
         worker = self.worker(name)
         answer = worker.ask(request)
@@ -120,18 +137,14 @@ class Interpreters:
         return answer
 
     def forget_ended(self, name: str) -> None:
-        """Let a peer whose process broke off be started anew when it is next asked for."""
+        """Remove a peer whose process ended, so that the next request starts it again."""
         found = self._workers.get(name)
         if isinstance(found, _Worker) and found.is_over:
             found.close()
             del self._workers[name]
 
     def worker(self, name: str) -> _Worker:
-        """Return the worker of a peer, started if it is not running yet.
-
-        Raises:
-            MissingError: If the interpreter has no such peer.
-        """
+        """Return the worker of a peer, started if necessary; raises MissingError if the peer is not installed."""
         if name not in self._workers:
             python = self._pythons.get(name)
             try:
@@ -146,23 +159,21 @@ class Interpreters:
 
 @final
 class _Worker:
-    """A process that answers lines of JSON. One that breaks off the conversation is ended, with all it started.
+    """A process that answers lines of JSON. After an error it is stopped, with all processes that it started.
 
-    Args:
-        name: The peer.
-        python: Its interpreter.
-
-    Raises:
-        MissingError: If the interpreter cannot be run, has no such peer, or says something else.
+    Raises MissingError if the interpreter cannot be run, lacks the peer, or does not answer as expected.
     """
 
     def __init__(self, name: str, python: Path) -> None:
         self._name, self._over, self._ended = name, "", False
+        if not _WORKER.is_file():
+            install = "run mikit from a checkout or an unpacked source distribution, where it is in benchmarks/peers"
+            raise MissingError("the script that runs it is not part of the installed package", install)
         where = "this interpreter" if str(python) == sys.executable else f"the interpreter given by --peer {name}"
-        install = f"install {PEERS[name][0]} in an environment of its own and pass --peer {name}=ENV/bin/python"
+        install = f"install {PEERS[name]} in its own environment and pass --peer {name}=ENV/bin/python"
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                [str(python), "-I", str(Path(__file__).with_name("worker.py")), name],
+                [str(python), "-I", str(_WORKER), name, str(Path(__file__).with_name("memory.py"))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -170,50 +181,47 @@ class _Worker:
                 text=True,
                 encoding="utf-8",
                 errors="replace",
-                start_new_session=True,  # What it starts in turn can then be ended with it.
+                start_new_session=True,  # a process group, so that its own child processes can be stopped with it
             )
         except OSError as cause:
             raise MissingError(f"{where} does not run ({cause})", install) from cause
+        # A read from a pipe has no time limit. A thread reads, and the queue between can be waited for with one.
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         try:
-            said = self._read(_SECONDS_TO_START)
-            if "missing" in said:
-                raise MissingError(f"{where} has no {name} ({said['missing']})", install)
-            if "version" not in said:
-                raise RuntimeError(f"the process of {name} did not say its version")
+            answer = self._read(_SECONDS_TO_START)
+            if "missing" in answer:
+                raise MissingError(f"{where} has no {name} ({answer['missing']})", install)
+            if "version" not in answer:
+                raise RuntimeError(f"the process of {name} did not report its version")
         except BaseException as cause:
             self.close()
             if isinstance(cause, RuntimeError):
                 raise MissingError(f"{where} does not run the peer ({cause})", install) from cause
             raise
-        self.version = str(said["version"])
+        self.version = str(answer["version"])
 
     @property
     def is_over(self) -> bool:
-        """Whether it answers no more."""
+        """Whether the process has ended or is no longer usable."""
         return bool(self._over)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return the answer.
-
-        Raises:
-            RuntimeError: If the process has ended, says something that is no answer, or takes too long.
-        """
+        """Send a request and return the answer; RuntimeError if it ended, is too slow, or answers otherwise."""
         if self._over:
             raise RuntimeError(self._over)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except OSError:  # It has ended; reading tells how.
+        except OSError:  # it has ended, and reading gives its exit code
             pass
         return self._read(_SECONDS_TO_ANSWER)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        with suppress(OSError, ValueError):  # The pipe may be closed while it is read.
+        with suppress(OSError, ValueError):  # the pipe may be closed while it is read
             for line in self._process.stdout:
                 self._lines.put(line)
         self._lines.put("")
@@ -225,7 +233,8 @@ class _Worker:
             self._over = str(cause)
             self._end()
             raise
-        except BaseException:  # Such as an interrupt: the answer to come would be taken for that of the next request.
+        except BaseException:
+            # After an interrupt, the pending answer would be taken for that of the next request.
             self._over = f"the process of {self._name} was interrupted"
             self._end()
             raise
@@ -233,7 +242,8 @@ class _Worker:
     def _line(self, seconds: float) -> str:
         end = time.monotonic() + seconds
         while True:
-            ended = self._process.poll() is not None  # What it started may hold the pipe open after its end.
+            # Its child processes can keep the pipe open after its end, so the pipe alone does not show that it ended.
+            ended = self._process.poll() is not None
             left = 0.2 if ended else min(0.2, end - time.monotonic())
             try:
                 line = self._lines.get(timeout=max(left, 0))
@@ -253,10 +263,10 @@ class _Worker:
         raise RuntimeError(f"the process of {self._name} ended with code {code}")
 
     def _end(self) -> None:
-        """End the process and those it started, at once."""
-        if self._ended:  # Its number may be that of another process by now.
+        """Kill the process and its child processes."""
+        if self._ended:  # another process may have its id by now
             return
-        with suppress(OSError):  # None is left.
+        with suppress(OSError):  # no process is left
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
@@ -265,7 +275,7 @@ class _Worker:
         self._ended = True
 
     def close(self) -> None:
-        """Let the process end by itself, as it does when its input ends, or else end it."""
+        """Close the input of the process, at which it ends by itself, or kill it."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
@@ -275,7 +285,7 @@ class _Worker:
         self._end()
         self._over = self._over or f"the process of {self._name} was closed"
         self._listener.join(_SECONDS_TO_END)
-        if not self._listener.is_alive():  # Closing would wait for it.
+        if not self._listener.is_alive():  # closing would wait for a thread that reads
             assert self._process.stdout is not None
             self._process.stdout.close()
 
@@ -286,5 +296,5 @@ def _answer(name: str, line: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise RuntimeError(f"the process of {name} said {line.strip()[:40]!r}, which is no answer")
+        raise RuntimeError(f"the process of {name} wrote {line.strip()[:40]!r}, which is not an answer")
     return answer

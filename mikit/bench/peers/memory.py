@@ -1,4 +1,7 @@
-"""Peak memory of one call, as the kernel counts it. Standard library only: the worker of a peer loads this file too."""
+"""Peak memory of one call, as counted by the kernel.
+
+It uses only the standard library, because benchmarks/peers/worker.py loads this file in other interpreters.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,19 @@ _PROCESS = Path("/proc/self")
 
 
 def peak_extra_bytes(call: Callable[[], object]) -> int | None:
-    """Run ``call`` once and return how far the resident memory of the process rose above where it began.
+    """Run ``call`` once and return the rise of the process's resident memory in bytes; below about 5 MiB it is noise.
 
-    Memory that was freed before, but that the allocator kept, would be used again without being counted; it is given
-    back first. Workspaces that libraries keep from one call to the next are not counted if ``call`` has run before.
-
-    Args:
-        call: What to run; what it returns is dropped at once.
-
-    Returns:
-        Bytes, 0 or more; None where the kernel does not tell (anything but Linux), in which case nothing is run.
-
-    Cost:
-        One call.
-
-    Pitfalls:
-        Below about 5 MiB it is noise.
+    Workspaces that libraries keep between calls are not counted if ``call`` has run before. Returns None without
+    running anything on systems other than Linux.
 
     Example:
         >>> measured = peak_extra_bytes(lambda: b"1" * 2**26)
         >>> measured is None or measured > 0.9 * 2**26
         True
     """
-    gc.collect(1)  # What calls before left lies in the young generations; all of them would take 0.2 s.
-    with suppress(OSError, AttributeError):  # Only the C library of GNU has it.
+    gc.collect(1)  # garbage of recent calls is in the young generations; a full collection takes 0.2 s
+    # Memory that was freed but kept by the allocator would be reused without being counted, so it is returned first.
+    with suppress(OSError, AttributeError):  # only the GNU C library has it
         ctypes.CDLL(None).malloc_trim(0)
     try:
         (_PROCESS / "clear_refs").write_text("5")

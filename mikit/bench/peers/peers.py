@@ -1,4 +1,4 @@
-"""Other people's code: how it is called here, and what to do where it is missing."""
+"""Other libraries as candidates: how they are called, and how to install them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 Scalar = Callable[..., Tensor]
-"""What a candidate is in the end: a function of the problem's tensors that gives a 0-dim tensor."""
+"""A candidate: a function of the problem's tensors that returns a 0-dim tensor."""
 
 _INSTALL = {
     "ot": ("POT", "pip install 'mikit[bench]'"),
@@ -33,12 +33,7 @@ _INSTALL = {
 
 @final
 class MissingError(Exception):
-    """A candidate is not there.
-
-    Args:
-        reason: What is missing.
-        install: How to get it.
-    """
+    """A candidate is missing: the reason, and how to install it."""
 
     def __init__(self, reason: str, install: str) -> None:
         super().__init__(reason)
@@ -46,11 +41,7 @@ class MissingError(Exception):
 
 
 def formula(name: str) -> Scalar:
-    """Return the formula of mikit of that name.
-
-    Raises:
-        MissingError: If this version of mikit has none.
-    """
+    """Return the formula of mikit with that name; MissingError if this version has none."""
     found: Scalar | None = getattr(importlib.import_module("mikit.functional"), name, None)
     if found is None:
         raise MissingError(f"this version of mikit has no formula {name}", "pip install --upgrade mikit")
@@ -58,20 +49,20 @@ def formula(name: str) -> Scalar:
 
 
 def geomloss_gaussian(bandwidth: float) -> Scalar:
-    """The squared MMD with self-pairs by geomloss, which gives half of it."""
+    """Return the squared MMD with self-pairs by geomloss, which computes half of it."""
     loss = _imported("geomloss").SamplesLoss("gaussian", blur=bandwidth, backend="tensorized")
     return lambda x, y: 2 * loss(x, y)
 
 
 def geomloss_sinkhorn(epsilon: float, scaling: float) -> Scalar:
-    """The Sinkhorn divergence of |x - y|²/2 by geomloss."""
+    """Return the Sinkhorn divergence of |x - y|²/2 by geomloss."""
     samples_loss = _imported("geomloss").SamplesLoss
     loss: Scalar = samples_loss("sinkhorn", p=2, blur=epsilon**0.5, scaling=scaling, backend="tensorized")
     return loss
 
 
 def pot_sinkhorn(epsilon: float) -> Scalar:
-    """The Sinkhorn divergence of |x - y|²/2 by three calls of ``ot.solve``, gradient at the optimal plan."""
+    """Return the Sinkhorn divergence of |x - y|²/2 by three calls of ``ot.solve``, gradient at the optimal plan."""
     ot = _imported("ot")
 
     def cost(a: Tensor, b: Tensor) -> Any:
@@ -85,7 +76,7 @@ def pot_sinkhorn(epsilon: float) -> Scalar:
 
 
 def pot_sliced() -> Scalar:
-    """The squared sliced Wasserstein distance by POT, along the directions given."""
+    """Return the squared sliced Wasserstein distance by POT, along the given directions."""
     ot = _imported("ot")
 
     def distance(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
@@ -96,7 +87,7 @@ def pot_sliced() -> Scalar:
 
 
 def pot_bures() -> Scalar:
-    """The squared Bures distance by POT, from covariances."""
+    """Return the squared Bures distance by POT, from covariances."""
     ot = _imported("ot")
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
@@ -108,7 +99,7 @@ def pot_bures() -> Scalar:
 
 
 def sklearn_ksg(k: int) -> Scalar:
-    """Algorithm 1 for one column each by scikit-learn; it adds a little noise and cuts negative estimates to 0."""
+    """Return KSG by scikit-learn for one feature per side; it adds small noise and clips negative estimates to 0."""
     estimate = _imported("sklearn.feature_selection").mutual_info_regression
 
     def information(x: Tensor, y: Tensor) -> Tensor:

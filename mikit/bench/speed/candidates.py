@@ -1,4 +1,4 @@
-"""A candidate at work on its samples: in this process, or in an interpreter of its own."""
+"""Candidates with their samples: in this process, or in another interpreter."""
 
 from __future__ import annotations
 
@@ -18,31 +18,25 @@ from mikit.bench.speed.timing import cpu_clock, cuda_clock
 __all__ = ["Elsewhere", "Here", "Runner", "matrix_product"]
 
 LARGEST_PRODUCT = 4096
-"""Rows of the matrix product that tells how fast this machine multiplies."""
+"""Rows of the matrix product that measures how fast this machine multiplies."""
 
 
 class Runner(Protocol):
-    """A candidate with the samples it works on."""
+    """A candidate with its samples."""
 
     def evaluate(self) -> tuple[float, Tensor | None]:
-        """The value and the gradients, in a row."""
+        """Return the value and the concatenated gradients."""
 
     def seconds(self) -> float:
-        """Time of one call."""
+        """Return the seconds of one call."""
 
     def peak(self) -> int | None:
-        """Extra memory of one call, in bytes."""
+        """Return the extra memory of one call in bytes."""
 
 
 @final
 class Here:
-    """A candidate in this process.
-
-    Args:
-        function: What to call.
-        problem: The samples; gradients are formed for the tensors it says.
-        device: Where they are.
-    """
+    """A candidate in this process."""
 
     def __init__(self, function: Scalar, problem: Problem, device: str) -> None:
         self._function, self._problem, self._device = function, problem, device
@@ -57,7 +51,7 @@ class Here:
         return value
 
     def evaluate(self) -> tuple[float, Tensor | None]:
-        """The value and the gradients, in a row."""
+        """Return the value and the concatenated gradients."""
         value = float(self._call().detach())
         gradients = [rows.grad for rows in self._problem.inputs[: self._problem.gradients]]
         flat = [rows.double().cpu().flatten() for rows in gradients if rows is not None]
@@ -65,7 +59,7 @@ class Here:
         return value, torch.cat(flat) if flat else None
 
     def peak(self) -> int | None:
-        """Extra memory of one call, in bytes."""
+        """Return the extra memory of one call in bytes."""
         self._forget()
         if self._device == "cpu":
             return peak_extra_bytes(self._call)
@@ -83,14 +77,7 @@ class Here:
 
 @final
 class Elsewhere:
-    """A candidate in an interpreter of its own; these give estimates without gradient.
-
-    Args:
-        name: The peer.
-        problem: The samples.
-        peers: The workers.
-        neighbors: The ``k`` that it is asked for.
-    """
+    """A candidate in another interpreter, without gradients; ``neighbors`` is the ``k`` of its estimator."""
 
     def __init__(self, name: str, problem: Problem, peers: Interpreters, neighbors: int) -> None:
         self._name, self._peers = name, peers
@@ -102,29 +89,29 @@ class Elsewhere:
         answer = self._peers.ask(self._name, {**self._request, "measure": measure})
         found = answer.get(key, "nothing")
         if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
-            raise RuntimeError(f"the process of {self._name} answered {found!r:.40} where a number was asked for")
+            raise RuntimeError(f"the process of {self._name} answered {found!r:.40} instead of a number")
         return found
 
     def evaluate(self) -> tuple[float, Tensor | None]:
-        """The value and the gradients, in a row."""
+        """Return the value and the concatenated gradients."""
         value = self._ask("time", "value")
         return math.nan if value is None else float(value), None
 
     def seconds(self) -> float:
-        """Time of one call."""
+        """Return the seconds of one call."""
         taken = self._ask("time", "seconds")
         if taken is None or not math.isfinite(taken) or taken < 0:
-            raise RuntimeError(f"the process of {self._name} answered {taken} where seconds were asked for")
+            raise RuntimeError(f"the process of {self._name} answered {taken} instead of seconds")
         return taken
 
     def peak(self) -> int | None:
-        """Extra memory of one call, in bytes."""
+        """Return the extra memory of one call in bytes."""
         found = self._ask("memory", "bytes")
         return None if found is None else int(found)
 
 
 def matrix_product(problem: Problem, device: str) -> tuple[Callable[[], float], int]:
-    """Return a timer of one product of the problem's two samples, of 4096 rows each at most, and its operations."""
+    """Return a timer of the product of the problem's two samples, at most 4096 rows each, and its operations."""
     x, y = (rows.detach()[:LARGEST_PRODUCT] for rows in problem.inputs[:2])
     out = x.new_empty(x.shape[0], y.shape[0])
     clock = cuda_clock if device == "cuda" else cpu_clock

@@ -1,4 +1,4 @@
-"""The cases, as data: what is measured, on which samples, by whom, and against which reference."""
+"""The cases of the speed benchmark: samples, candidates and references."""
 
 from __future__ import annotations
 
@@ -27,15 +27,11 @@ class Candidate:
     """One way to compute the quantity of a case.
 
     Args:
-        name: What tables and bars call it.
-        build: Given the samples, the function to call; raises ``MissingError`` where the library is not there. None:
-            the peer runs in an interpreter of its own, under this name.
-        quantity: Which reference of the case it is compared with.
-        matrices: Matrices of size by size in the precision of the inputs that it holds at once, for a guess whether
-            it fits.
-        sizes: The only sizes it is run at; None for all.
-        quick: Whether a quick run includes it.
-        cpu_only: Whether it computes on the processor wherever the samples are.
+        build: Returns the function for given samples, or raises ``MissingError``. None: the peer of this name runs in
+            another interpreter.
+        quantity: The reference of the case with which it is compared.
+        matrices: Number of matrices of size by size in memory at once, to estimate whether it fits.
+        sizes: The only sizes at which it is run; None for all.
     """
 
     name: str
@@ -50,21 +46,16 @@ class Candidate:
 @final
 @dataclass(frozen=True)
 class Case:
-    """One quantity, one kind of samples, a sweep of sizes.
+    """One quantity on one kind of samples, over several sizes.
 
     Args:
-        name: What ``--case`` selects.
-        variant: What tells it from other cases of that name.
-        sizes: Sizes of a full run.
-        quick: Sizes of a quick run.
-        draw: Makes the samples of a size from a seed.
-        candidates: Who is measured; the first is mikit.
-        references: By quantity, the formula that float64 is run through; None where there is none.
-        largest_reference: Up to this size the errors are measured at the size itself, above it at this size.
+        candidates: The first is mikit.
+        references: The formula in float64, by quantity.
+        largest_reference: The largest size at which errors are measured; above it they are those of this size.
         sweeps: The letter of the size.
-        width: Columns of each input, where the matrix products decide the time: 6 · size² · width operations.
-        measured: What a sample of the time covers.
-        on_request: Whether it is left out unless asked for by name.
+        width: Number of features if matrix products dominate the time: 6 · size² · width operations.
+        measured: What is timed.
+        on_request: Whether it is run only if requested by name.
     """
 
     name: str
@@ -160,7 +151,7 @@ def _sinkhorn(epsilon: float, shown: str, sizes: tuple[int, ...], quick: tuple[i
                 "geomloss .9",
                 lambda _: peers.geomloss_sinkhorn(epsilon, 0.9),
                 matrices=8,
-                sizes=(512, 1024, 2048),  # Beyond, a call takes 20 s.
+                sizes=(512, 1024, 2048),  # a call at larger sizes takes 20 s
                 quick=False,
             ),
             Candidate("POT", lambda _: peers.pot_sinkhorn(epsilon), matrices=12),

@@ -1,13 +1,10 @@
-"""The picture of a run: time against size, one panel for each case, candidates as lines."""
+"""The plot of a speed report: time against size, one panel for each case, candidates as lines."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -15,14 +12,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from mikit.bench.speed.results import Result, SpeedReport
 from mikit.bench.speed.timing import fit_exponent
 from mikit.core.errors import InputError
-from mikit.core.files import sync_folder, write_atomically
-from mikit.plot.drawing.saving import svg_of
 from mikit.plot.drawing.style import BLUE, GREY, RED, figure_style, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_speed", "require_picture", "save_picture"]
+__all__ = ["draw_speed"]
 
 _COLUMNS, _WIDE, _HIGH = 3, 2.3, 2.15
 _FEW_DECADES = 1.6
@@ -47,14 +42,7 @@ _OTHER = ("#ca9161", "X")
 def draw_speed(report: SpeedReport) -> Figure:
     """Draw the median time of every candidate against the size, both axes logarithmic, with the fitted exponents.
 
-    Args:
-        report: What was measured.
-
-    Returns:
-        A figure that no pyplot state knows of; a band reaches from the fastest to the slowest sample.
-
-    Raises:
-        InputError: If nothing was measured.
+    The figure is not registered with pyplot.
     """
     panels = [own for own in report.series().values() if any(r.timing for r in own)]
     if not panels:
@@ -72,40 +60,6 @@ def draw_speed(report: SpeedReport) -> Figure:
                 ax.set_ylabel("seconds")
         finish(figure, "Time against size", [], _facts(report))
     return figure
-
-
-def require_picture(path: Path) -> None:
-    """Raise unless the name ends as a picture that can be written.
-
-    Raises:
-        InputError: If it does not.
-    """
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"{path} must end in .png or .svg; these are the pictures that can be written.")
-
-
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure, whole or not at all.
-
-    Args:
-        figure: The figure.
-        path: A name that ends in ``.png`` or ``.svg``; what stands there is replaced.
-    """
-    require_picture(path)
-    if path.suffix == ".svg":
-        content = svg_of(figure)
-    else:
-        buffer = io.BytesIO()
-        with figure_style():
-            figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-        content = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, partial(_put, content))
-    sync_folder(path.parent)
-
-
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
 
 
 def _draw_panel(ax: Axes, own: Sequence[Result]) -> None:
@@ -134,18 +88,18 @@ def _draw_panel(ax: Axes, own: Sequence[Result]) -> None:
     ax.set_xlabel(own[0].sweeps)
     ax.set_title(f"{own[0].case.replace('_', ' ')}\n{own[0].variant}")
     entries = len(ax.get_legend_handles_labels()[1])
-    room = 1 / (1 - min(0.09 * entries + 0.05, 0.6))  # The legend lies above the lines, which rise to the right.
+    room = 1 / (1 - min(0.09 * entries + 0.05, 0.6))  # the legend is above the lines, which rise to the right
     ax.set_ylim(10**low_end, 10 ** (low_end + room * (high_end - low_end)))
     ax.legend(loc="upper left", fontsize=6.5, borderaxespad=0.1, handlelength=1.6, labelspacing=0.25)
 
 
 def _facts(report: SpeedReport) -> list[str]:
     facts = [
-        f"Median {report.clock}, of up to {report.repeats} rounds in which the candidates take turns; bands reach from "
-        "the smallest to the largest sample",
-        "A power behind a name is the slope of its line, fitted by least squares over the sizes drawn",
+        f"Median {report.clock}, of up to {report.repeats} rounds in which the candidates take turns; bands extend "
+        "from the smallest to the largest time",
+        "The exponent after a name is the slope of its line, fitted by least squares",
         f"{report.machine.get('gpu', report.machine['processor'])}, {report.date[:10]}",
     ]
     if report.quick:
-        facts.append("A quick run at small sizes: it shows that everything works")
+        facts.append("A quick run at small sizes, which only shows that everything works")
     return facts

@@ -1,4 +1,4 @@
-"""The samples: drawn from a seed, correlated as activations of two networks on the same inputs are."""
+"""The samples of the speed benchmark, correlated like the activations of two networks on the same inputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ __all__ = ["Problem", "clouds", "correlated", "gaussian_pair", "paired_kernels",
 @final
 @dataclass(frozen=True)
 class Problem:
-    """What every candidate of a case is given.
+    """The inputs of every candidate of a case.
 
-    Args:
-        inputs: The tensors it is called with.
-        gradients: How many of them, from the first on, the gradient is formed for.
-        numbers: Settings that belong to these samples, such as a bandwidth.
+    Gradients are computed for the first ``gradients`` tensors; ``numbers`` are settings such as a bandwidth.
     """
 
     inputs: tuple[Tensor, ...]
@@ -34,7 +31,7 @@ class Problem:
         return sum(rows.numel() * rows.element_size() for rows in self.inputs)
 
     def to(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> Problem:
-        """The same samples on another device or in another precision, as leaves of a graph of their own."""
+        """Return the samples on another device or in another precision, as new leaf tensors."""
         moved = [rows.detach().to(device=device, dtype=dtype, copy=True) for rows in self.inputs]
         for rows in moved[: self.gradients]:
             rows.requires_grad_()
@@ -42,7 +39,7 @@ class Problem:
 
 
 def correlated(n: int, wide: int, narrow: int, seed: int, shared: float = 0.8) -> tuple[Tensor, Tensor]:
-    """Two standard normal samples, the columns of the second correlated with the first columns of the first."""
+    """Return two standard normal samples, with features correlated one to one."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, wide, generator=generator)
     y = torch.randn(n, narrow, generator=generator) * (1 - shared**2) ** 0.5
@@ -52,24 +49,24 @@ def correlated(n: int, wide: int, narrow: int, seed: int, shared: float = 0.8) -
 
 
 def unit_rows(n: int, width: int, seed: int) -> Problem:
-    """Embeddings of pairs on the unit sphere."""
+    """Return embeddings of pairs on the unit sphere."""
     x, y = correlated(n, width, width, seed, shared=0.5)
     return Problem((normalize(x), normalize(y)), 2, {})
 
 
 def gaussian_pair(n: int, wide: int, narrow: int, seed: int, *, gradients: int = 0) -> Problem:
-    """A correlated Gaussian pair."""
+    """Return a correlated Gaussian pair."""
     return Problem(correlated(n, wide, narrow, seed), gradients, {})
 
 
 def paired_kernels(n: int, width: int, seed: int) -> Problem:
-    """A correlated Gaussian pair, one sample slightly wider, and bandwidths near the median distance."""
+    """Return a correlated Gaussian pair, one slightly wider, and a bandwidth near the median distance."""
     x, y = correlated(n, width, width, seed)
     return Problem((x, 1.1 * y + 0.1), 1, {"bandwidth": (2.0 * width) ** 0.5})
 
 
 def clouds(n: int, width: int, seed: int, epsilon: float) -> Problem:
-    """Two clouds of different shape and place, scaled to a mean cost |x - y|²/2 of 1."""
+    """Return two clouds of different shape and mean, scaled to a mean cost |x - y|²/2 of 1."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(width, width, generator=generator) / width**0.5
     x = torch.randn(n, width, generator=generator)
@@ -80,7 +77,7 @@ def clouds(n: int, width: int, seed: int, epsilon: float) -> Problem:
 
 
 def with_directions(n: int, width: int, seed: int, projections: int) -> Problem:
-    """Two clouds and directions to project them on, the rows of a third tensor."""
+    """Return two clouds, and directions for their projections as rows of a third tensor."""
     x, y = clouds(n, width, seed, 1.0).inputs
     generator = torch.Generator().manual_seed(seed + 1)
     directions = normalize(torch.randn(projections, width, generator=generator))

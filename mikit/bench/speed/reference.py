@@ -1,8 +1,8 @@
-"""The formulas with every matrix held whole: the usual way, and in float64 the reference.
+"""The formulas with the whole matrix of pairs in memory: the usual implementation, and the reference in float64.
 
-Each function takes tensors and gives a 0-dim tensor; autograd forms the gradient. They are written plainly, as one
-reads the formula. Where a plain form passes over the matrix of all pairs more often than it must, a lean one stands
-beside it: the first says what the usual code costs, the second what holding the matrix costs.
+Each function takes tensors and returns a 0-dim tensor; autograd computes the gradient. They follow the formulas
+literally. If that reads the matrix more often than necessary, there is a lean version as well: the first shows the cost
+of usual code, the second the cost of the matrix itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MARGINAL_ERROR = 1e-8
 
 
 def infonce(x: Tensor, y: Tensor, temperature: float, both_directions: bool = False) -> Tensor:
-    """The bound with the dot-product critic: log n minus the cross entropy of finding the partner."""
+    """Return InfoNCE with the dot-product critic: log n minus the cross entropy of classifying the partner."""
     scores = (x / temperature) @ y.T
     partners = torch.arange(x.shape[0], device=x.device)
     loss = cross_entropy(scores, partners)
@@ -45,7 +45,7 @@ def infonce(x: Tensor, y: Tensor, temperature: float, both_directions: bool = Fa
 
 
 def jsd(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """The Jensen-Shannon bound: pairs on the diagonal against all others."""
+    """Return the Jensen-Shannon bound: pairs on the diagonal against all others."""
     scores = (x / temperature) @ y.T
     n = x.shape[0]
     positives = scores.diagonal()
@@ -54,7 +54,7 @@ def jsd(x: Tensor, y: Tensor, temperature: float) -> Tensor:
 
 
 def jsd_lean(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """The same with the positives from the rows, so that the matrix is read once."""
+    """Return :func:`jsd` with the positives computed from the samples, so that the matrix is read once."""
     scaled = x / temperature
     n = x.shape[0]
     positives = (scaled * y).sum(1)
@@ -71,7 +71,7 @@ def _gaussian_gram(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
 
 
 def _lean_gram(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
-    """One product with the distances' scale in its thin operand, one subtraction and one exponential in place."""
+    """Return the Gram matrix by one product with the scale in its thin operand; the rest is in place."""
     scale = 1 / (2 * bandwidth**2)
     exponent = torch.addmm(b.square().sum(1) * -scale, a * (2 * scale), b.T)
     return exponent.sub_(a.square().sum(1, keepdim=True) * scale).exp_()
@@ -87,50 +87,47 @@ def _discrepancy(kxx: Tensor, kyy: Tensor, kxy: Tensor, unbiased: bool) -> Tenso
 
 
 def mmd2(x: Tensor, y: Tensor, bandwidth: float, unbiased: bool = True) -> Tensor:
-    """The squared maximum mean discrepancy, its three Gram matrices held whole."""
+    """Return the squared maximum mean discrepancy from three whole Gram matrices."""
     kxx, kyy, kxy = (_gaussian_gram(a, b, bandwidth) for a, b in ((x, x), (y, y), (x, y)))
     return _discrepancy(kxx, kyy, kxy, unbiased)
 
 
 def mmd2_lean(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
-    """The biased form, which counts self-pairs, with as few passes over the Gram matrices as there can be."""
+    """Return the biased form, which counts self-pairs, with the fewest passes over the Gram matrices."""
     kxx, kyy, kxy = (_lean_gram(a, b, bandwidth) for a, b in ((x, x), (y, y), (x, y)))
     return _discrepancy(kxx, kyy, kxy, False)
 
 
 def mmd2_by_cdist(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
-    """The same with distances from ``torch.cdist``."""
+    """Return :func:`mmd2` with distances from ``torch.cdist``."""
     scale = -1 / (2 * bandwidth**2)
     kxx, kyy, kxy = (torch.exp(torch.cdist(a, b).square() * scale) for a, b in ((x, x), (y, y), (x, y)))
     return _discrepancy(kxx, kyy, kxy, True)
 
 
 def hsic(x: Tensor, y: Tensor, bandwidth_x: float, bandwidth_y: float) -> Tensor:
-    """The biased statistic tr(K H L H) / n²."""
+    """Return the biased statistic tr(K H L H) / n²."""
     k, other = _gaussian_gram(x, x, bandwidth_x), _gaussian_gram(y, y, bandwidth_y)
-    centred = k - k.mean(0) - k.mean(1)[:, None] + k.mean()
-    return (centred * other).sum() / x.shape[0] ** 2
+    centered = k - k.mean(0) - k.mean(1)[:, None] + k.mean()
+    return (centered * other).sum() / x.shape[0] ** 2
 
 
 def pkt(student: Tensor, teacher: Tensor, diagonal: bool = False) -> Tensor:
-    """KL of the student's neighbour distribution from the teacher's, from cosine similarities.
+    """Return the KL divergence of the student's neighbor distribution from the teacher's, by cosine similarity.
 
-    Args:
-        student: Rows.
-        teacher: Rows.
-        diagonal: Whether a row counts among its own neighbours; otherwise masks take it out.
+    With ``diagonal``, a sample counts among its own neighbors.
     """
     if diagonal:
         own, given = (_shares(rows) for rows in (student, teacher))
         return (given * (given.log() - own.log())).sum(1).mean()
-    own, given = (_neighbour_shares(rows) for rows in (student, teacher))
+    own, given = (_neighbor_shares(rows) for rows in (student, teacher))
     alone = torch.eye(student.shape[0], dtype=torch.bool, device=student.device)
     terms = (given * (given.log() - own.log())).masked_fill(alone, 0)
     return terms.sum(1).mean()
 
 
 def pkt_lean(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same with the diagonal, as the teacher's entropy and a cross entropy: the student's shares are not formed."""
+    """Return :func:`pkt` with the diagonal, as the teacher's entropy and a cross entropy."""
     given = _shares(teacher)
     unit = normalize(student)
     similarity = unit @ unit.T + 1
@@ -145,7 +142,7 @@ def _shares(rows: Tensor) -> Tensor:
     return similarity / similarity.sum(1, keepdim=True)
 
 
-def _neighbour_shares(rows: Tensor) -> Tensor:
+def _neighbor_shares(rows: Tensor) -> Tensor:
     unit = normalize(rows)
     similarity = (unit @ unit.T + 1) / 2
     diagonal = torch.eye(rows.shape[0], dtype=torch.bool, device=rows.device)
@@ -154,13 +151,15 @@ def _neighbour_shares(rows: Tensor) -> Tensor:
 
 
 def sinkhorn_divergence(x: Tensor, y: Tensor, epsilon: float) -> Tensor:
-    """The debiased entropic cost of |x - y|²/2, iterated until the plan's marginals hold to 1e-8. For float64."""
+    """Return the debiased entropic cost of |x - y|²/2, with marginals accurate to 1e-8. For float64."""
     across = _entropic_cost(x, y, epsilon, same=False)
     return across - (_entropic_cost(x, x, epsilon, same=True) + _entropic_cost(y, y, epsilon, same=True)) / 2
 
 
 def _entropic_cost(a: Tensor, b: Tensor, epsilon: float, *, same: bool) -> Tensor:
-    """One step in the log domain, then scalings of the kernel that it leaves, whose largest entries are of order 1."""
+    """Return the entropic cost by Sinkhorn iterations."""
+    # One step in the log domain first: the largest entries of the remaining kernel are then of order 1, and plain
+    # scalings, which are much faster, neither overflow nor underflow.
     cost = _squared_distances(a, b) / 2
     fixed = cost.detach()
     f = -epsilon * (torch.logsumexp(fixed / -epsilon, 1) - math.log(fixed.shape[1]))
@@ -177,19 +176,19 @@ def _entropic_cost(a: Tensor, b: Tensor, epsilon: float, *, same: bool) -> Tenso
     else:
         raise RuntimeError(f"The reference did not converge in {_MOST_ITERATIONS} iterations; the error is {error}.")
     value = (f + epsilon * u.log()).mean() + (g + epsilon * v.log()).mean()
-    # At the optimum the potentials contribute nothing to the gradient: it is that of the plan's cost.
+    # At the optimum the derivative with respect to the potentials is 0: the gradient is that of the plan's cost.
     plan = kernel.mul_(u[:, None]).mul_(v).div_(kernel.numel())
     moved = (plan * cost).sum()
     return moved + (value - moved).detach()
 
 
 def sliced_wasserstein2(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """The mean over directions (rows) of the squared 2-Wasserstein distance of the projections."""
+    """Return the mean over directions (rows) of the squared 2-Wasserstein distance of the projections."""
     return ((x @ directions.T).sort(0).values - (y @ directions.T).sort(0).values).square().mean()
 
 
 def bures2(x: Tensor, y: Tensor) -> Tensor:
-    """The squared Bures distance of the samples' covariances, by ``eigh``."""
+    """Return the squared Bures distance of the samples' covariances, by ``eigh``."""
     first, second = (torch.cov(rows.T, correction=0) for rows in (x, y))
     values, vectors = torch.linalg.eigh(second)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -199,7 +198,7 @@ def bures2(x: Tensor, y: Tensor) -> Tensor:
 
 
 def bures2_by_gram(x: Tensor, y: Tensor) -> Tensor:
-    """The same from the singular values of the rows' cross Gram matrix, which no small eigenvalue disturbs."""
+    """Return :func:`bures2` from the singular values of the cross Gram matrix, robust to small eigenvalues."""
     a, b = x - x.mean(0), y - y.mean(0)
     cross = torch.linalg.svdvals(a @ b.T).sum() / x.shape[0]
     spread = (a.square().sum() + b.square().sum()) / x.shape[0]
@@ -208,14 +207,10 @@ def bures2_by_gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 def ksg(x: Tensor, y: Tensor, k: int, *, chebyshev: bool, equal_spaces: bool) -> Tensor:
-    """Algorithm 1 with both distance matrices held whole, on columns of unit variance.
+    """Return KSG by algorithm 1 with whole distance matrices, on features of unit variance.
 
-    Args:
-        x: First variable.
-        y: Second variable.
-        k: Neighbours.
-        chebyshev: Whether the distance inside a space is the largest difference; otherwise the Euclidean one.
-        equal_spaces: Whether each space is divided by the root mean square norm of its rows.
+    Distances within a variable are Chebyshev or Euclidean. With ``equal_spaces``, each variable is divided by the root
+    mean square norm of its samples.
     """
     n = x.shape[0]
     spaces = []

@@ -1,13 +1,13 @@
-"""What a run found, and what it says about the bars."""
+"""The result of a speed benchmark, with the targets that it meets."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, final
 
+from mikit.bench.reports import content_of, json_text
 from mikit.bench.speed.targets import BARS, Bar
 from mikit.bench.speed.timing import Timing, fit_exponent
 from mikit.core.errors import InputError
@@ -25,25 +25,14 @@ class Result:
     """One candidate of one case at one size.
 
     Args:
-        case: Name of the case.
-        variant: Its variant.
         sweeps: The letter of the size.
-        size: The size.
-        candidate: Who.
-        compared_on: The quantity, where it is not the one of the case.
-        covers: What a sample of the time covers.
-        state: ``measured``, or why there are no numbers.
-        reason: What is missing, why it was left out, or what it raised.
-        install: How to get what is missing.
-        input_bytes: Size of the inputs.
-        samples: Seconds, every one.
-        peak_bytes: Extra memory of one call; None where it cannot be told.
-        value: The value, at ``error_size``.
-        reference: What float64 gives there.
-        value_error: Relative error of the value; None where the reference is 0.
-        gradient_error: Relative error of the gradient in the 2-norm.
-        error_size: The size at which the errors were measured.
-        roofline_seconds: What the matrix products of the formula alone would take on this machine.
+        compared_on: The quantity, if it is not the one of the case.
+        covers: What is timed: value, or value and gradient.
+        state: ``measured``, or why there are no values; ``reason`` explains it and ``install`` how to change it.
+        samples: Every measured time in seconds.
+        peak_bytes: Extra memory of one call; None if unknown.
+        reference: The value in float64 at ``error_size``, where all errors are measured.
+        roofline_seconds: The time of the formula's matrix products alone on this machine.
     """
 
     case: str
@@ -68,21 +57,14 @@ class Result:
 
     @property
     def timing(self) -> Timing | None:
-        """The samples with their median and spread; None without samples."""
+        """The times with their median and spread; None without times."""
         return Timing(self.samples) if self.samples else None
 
 
 @final
 @dataclass(frozen=True)
 class Verdict:
-    """A bar and what the run says of it.
-
-    Args:
-        bar: The bar.
-        figure: The ratio, share or error measured; None where the run does not tell.
-        met: Whether the bar is met; None where the run does not tell.
-        why: Why it does not tell.
-    """
+    """A target with the measured figure, and whether it is met; both are None if unknown, and ``why`` says why."""
 
     bar: Bar
     figure: float | None
@@ -93,15 +75,7 @@ class Verdict:
 @final
 @dataclass(frozen=True)
 class Exponent:
-    """How the time of a candidate grows: as size to this power.
-
-    Args:
-        case: Name of the case.
-        variant: Its variant.
-        candidate: Who.
-        sizes: The sizes that the fit rests on.
-        exponent: The power.
-    """
+    """The growth of a candidate's time: size to the power ``exponent``, fitted on ``sizes``."""
 
     case: str
     variant: str
@@ -113,18 +87,9 @@ class Exponent:
 @final
 @dataclass(frozen=True)
 class SpeedReport:
-    """All that a run found.
+    """The results for every case, size and candidate, and where they were measured.
 
-    Args:
-        results: One for each case, size and candidate.
-        date: When, in UTC.
-        machine: Where.
-        versions: Of what.
-        device: ``"cpu"`` or ``"cuda"``.
-        quick: Whether it was a quick run, whose figures only show that everything works.
-        repeats: Rounds asked for.
-        seed: Seed of the samples.
-        notes: What else the reader must know.
+    A ``quick`` run only shows that everything works. ``repeats`` is the requested number of rounds.
     """
 
     results: tuple[Result, ...]
@@ -139,20 +104,20 @@ class SpeedReport:
 
     @property
     def clock(self) -> str:
-        """What the seconds are."""
+        """What the seconds measure."""
         if self.device == "cuda":
             return "seconds between CUDA events"
         return "processor seconds (time.process_time), one thread"
 
     def series(self) -> dict[tuple[str, str], list[Result]]:
-        """The results by case and variant."""
+        """Return the results by case and variant."""
         found: dict[tuple[str, str], list[Result]] = {}
         for result in self.results:
             found.setdefault((result.case, result.variant), []).append(result)
         return found
 
     def exponents(self) -> list[Exponent]:
-        """The fitted exponents, of candidates measured at two sizes or more."""
+        """Return the fitted exponents of candidates measured at two or more sizes."""
         found = []
         for (case, variant), own in self.series().items():
             for name in dict.fromkeys(result.candidate for result in own):
@@ -164,7 +129,7 @@ class SpeedReport:
         return found
 
     def verdicts(self, bars: Sequence[Bar] = BARS) -> list[Verdict]:
-        """What the run says of every bar of the cases it measured; the bars are for one thread of a processor."""
+        """Compare the run with every target of its cases; targets are for one thread of a CPU."""
         if self.device != "cpu":
             return []
         ran = set(self.series())
@@ -174,74 +139,67 @@ class SpeedReport:
         at = {r.candidate: r for r in self.series()[bar.case, bar.variant] if r.size == bar.size}
         if not at:
             return Verdict(bar, None, None, "this size was not run")
-        own, peer = at["mikit"], at.get(bar.peer)
-        for one in (own, peer):
+        mikit, peer = at["mikit"], at.get(bar.peer)
+        for one in (mikit, peer):
             if one is not None and one.timing is None:
                 return Verdict(bar, None, None, f"{one.candidate}: {one.reason}")
-        figure, why = _figure(bar, own, peer)
+        figure, why = _figure(bar, mikit, peer)
         if figure is None:
             return Verdict(bar, None, None, why)
         return Verdict(bar, figure, figure >= bar.limit if bar.at_least else figure <= bar.limit)
 
     def to_json(self) -> str:
-        """Everything as JSON, with the medians, exponents and verdicts that follow; null where there is no number."""
+        """Return everything as JSON, with medians, exponents and verdicts; null where there is no number."""
         content = asdict(self)
         for entry, result in zip(content["results"], self.results, strict=True):
             timing = result.timing
             entry["seconds"] = None if timing is None else _spread(timing)
         content |= {
-            "schema": _SCHEMA,
             "clock": self.clock,
             "exponents": [asdict(exponent) for exponent in self.exponents()],
             "bars": [{**asdict(v.bar), "figure": v.figure, "met": v.met, "why": v.why} for v in self.verdicts()],
         }
-        return json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
+        return json_text(_SCHEMA, _without_nan(content))
 
     @classmethod
     def from_json(cls, text: str) -> SpeedReport:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            InputError: If it is something else.
-        """
+        """Return the report that :meth:`to_json` described."""
+        content = content_of(_SCHEMA, text)
         try:
-            content = json.loads(text)
-            if content["schema"] != _SCHEMA:
-                raise KeyError(content["schema"])
             results = tuple(_result(entry) for entry in content["results"])
             settings = {f.name: content[f.name] for f in fields(cls) if f.name not in ("results", "notes")}
             return cls(results=results, notes=tuple(content["notes"]), **settings)
         except (ValueError, KeyError, TypeError) as cause:
-            raise InputError(f"This is no result of mikit bench speed ({cause!r}).") from cause
+            raise InputError(f"This is not a result of mikit bench speed ({cause!r}).") from cause
 
 
-def _figure(bar: Bar, own: Result, peer: Result | None) -> tuple[float | None, str]:
-    assert own.timing is not None
+def _figure(bar: Bar, mikit: Result, peer: Result | None) -> tuple[float | None, str]:
+    assert mikit.timing is not None
     if bar.kind == "time":
-        assert peer is not None, "a bar on the time must name a candidate of its case"
+        assert peer is not None, "a target on the time must name a candidate of its case"
         assert peer.timing is not None
         if not peer.timing.median:
-            return None, f"{bar.peer} took less time than the clock tells"
-        return own.timing.median / peer.timing.median, ""
+            return None, f"{bar.peer} took less time than the clock resolves"
+        return mikit.timing.median / peer.timing.median, ""
     if bar.kind in ("memory", "whole memory"):
-        if own.peak_bytes is None:
-            return None, "this machine does not tell the memory"
+        if mikit.peak_bytes is None:
+            return None, "this machine does not report the memory"
         if bar.kind == "whole memory":
-            return (own.peak_bytes + own.input_bytes) / 2**30, ""
-        return own.peak_bytes / (2 * own.input_bytes + _ALLOWED_BYTES), ""
+            return (mikit.peak_bytes + mikit.input_bytes) / 2**30, ""
+        return mikit.peak_bytes / (2 * mikit.input_bytes + _ALLOWED_BYTES), ""
     if bar.kind == "roofline":
-        if own.roofline_seconds is None:
+        if mikit.roofline_seconds is None:
             return None, "the matrix product was not measured"
-        if not own.timing.median:
-            return None, "mikit took less time than the clock tells"
-        return own.roofline_seconds / own.timing.median, ""
-    if own.gradient_error is None or own.error_size != bar.size:
-        return None, f"there is no reference at this size, only at {own.error_size}"
-    return own.gradient_error, ""
+        if not mikit.timing.median:
+            return None, "mikit took less time than the clock resolves"
+        return mikit.roofline_seconds / mikit.timing.median, ""
+    if mikit.gradient_error is None or mikit.error_size != bar.size:
+        return None, f"there is no reference at this size, only at {mikit.error_size}"
+    return mikit.gradient_error, ""
 
 
 def _without_nan(content: Any) -> Any:
-    """The same with None for every number that JSON has no word for."""
+    """Return the content with None for every number that is not finite."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""The run: every case, every size, every candidate; times interleaved, memory and errors from untimed calls."""
+"""The speed benchmark: every case, size and candidate; interleaved times, memory and errors from untimed calls."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from mikit.bench.machine import describe_machine, free_bytes, peer_versions
-from mikit.bench.peers.interpreters import Interpreters
+from mikit.bench.peers.interpreters import Interpreters, require_worker
 from mikit.bench.peers.peers import MissingError
-from mikit.bench.progress import Progress
 from mikit.bench.speed.candidates import Elsewhere, Here, Runner, matrix_product
 from mikit.bench.speed.cases import CASES, NEIGHBORS, Candidate, Case
 from mikit.bench.speed.problems import Problem
 from mikit.bench.speed.results import Result, SpeedReport, State
 from mikit.bench.speed.timing import interleave
+from mikit.core import require
 from mikit.core.errors import InputError
+from mikit.core.progress import Stages
 from mikit.core.provenance import one_thread
 from mikit.plot.drawing.names import clip_text
 
@@ -39,16 +40,11 @@ class Settings:
     """How to run.
 
     Args:
-        sizes: Sizes instead of each case's own; None for those.
-        repeats: Rounds.
-        budget: Seconds of wall time for one case at one size after which no new round begins, once three are done.
-        quick: Small sizes, and no candidate that must be compiled first.
-        device: ``"cpu"`` or ``"cuda"``.
-        seed: Seed of the samples.
+        sizes: Sizes for all cases; None for the sizes of each case.
+        repeats: Number of rounds.
+        budget: Seconds of wall time per case and size after which no new round starts, once three are done.
+        quick: Small sizes, without candidates that are compiled first.
         pythons: Interpreters of peers by name.
-
-    Raises:
-        InputError: If a setting is impossible on this machine.
     """
 
     sizes: tuple[int, ...] | None = None
@@ -60,28 +56,21 @@ class Settings:
     pythons: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise InputError(f"repeats is {self.repeats}; at least one round is needed for a time.")
+        require.at_least(self.repeats, "repeats")
         for size in self.sizes or ():
             if not 16 <= size <= _LARGEST:
-                raise InputError(f"{size} is no size to measure; sizes reach from 16 to {_LARGEST:,}.")
-        if self.device not in ("cpu", "cuda"):
-            raise InputError(f'There is no device "{self.device}" to measure on; it must be cpu or cuda.')
+                raise InputError(f"{size} is not a valid size; sizes are from 16 to {_LARGEST:,}.")
+        require.one_of(self.device, "device", ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                "There is no CUDA device that torch can use here. Leave out --device, or use --device cpu."
-            )
+            raise InputError("torch finds no CUDA device here. Leave out --device, or use --device cpu.")
 
     def sizes_of(self, case: Case) -> tuple[int, ...]:
-        """The sizes of a case, rising."""
+        """Return the sizes of a case in increasing order."""
         return tuple(sorted(set(self.sizes or (case.quick if self.quick else case.sizes))))
 
 
 def choose_cases(names: Sequence[str], cases: Sequence[Case] = CASES) -> list[Case]:
-    """Return the cases of these names, in the order of the list; all but those run on request if there are none.
-
-    Raises:
-        InputError: If there is no case of some name.
+    """Return the cases of these names, in the order of the list; without names, all but those run on request.
 
     Example:
         >>> [case.variant for case in choose_cases(["ksg"])]
@@ -90,15 +79,12 @@ def choose_cases(names: Sequence[str], cases: Sequence[Case] = CASES) -> list[Ca
     known = dict.fromkeys(case.name for case in cases)
     for name in names:
         if name not in known:
-            raise InputError(f'There is no case "{name}"; there are {", ".join(known)}.')
+            raise InputError(f'There is no case "{name}"; the cases are {", ".join(known)}.')
     return [case for case in cases if (case.name in names if names else not case.on_request)]
 
 
 def read_sizes(text: str) -> tuple[int, ...]:
-    """Read sizes with commas between them.
-
-    Raises:
-        InputError: If one is no whole number.
+    """Parse sizes separated by commas.
 
     Example:
         >>> read_sizes("1024,2048")
@@ -106,28 +92,19 @@ def read_sizes(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise InputError(f'--sizes "{text}" must be whole numbers with commas between them, such as 1024,2048,4096.')
+        raise InputError(f'--sizes "{text}" must be whole numbers separated by commas, such as 1024,2048,4096.')
     return tuple(int(part) for part in parts)
 
 
-def measure_speed(cases: Sequence[Case], settings: Settings, progress: Progress | None = None) -> SpeedReport:
-    """Measure every candidate of every case.
+def measure_speed(cases: Sequence[Case], settings: Settings, progress: Stages | None = None) -> SpeedReport:
+    """Measure time, memory and errors of every candidate of every case.
 
-    Args:
-        cases: What to measure.
-        settings: How.
-        progress: Told of every stage.
-
-    Returns:
-        All times, memory and errors, with the machine and the versions.
-
-    Cost:
-        Three untimed calls of each candidate and size (one of them in float64 for the reference) and ``repeats`` timed
-        ones, unless the budget ends earlier.
-
-    Pitfalls:
-        Times of small sizes are mostly the cost of calling; read the exponents from the larger ones.
+    Each candidate and size needs three untimed calls (one of them in float64, for the reference) and ``repeats`` timed
+    ones, unless the budget ends earlier. Times at small sizes are mostly the overhead of a call: use the exponents of
+    the larger ones.
     """
+    if settings.pythons:
+        require_worker()
     results: list[Result] = []
     notes: list[str] = []
     with one_thread() if settings.device == "cpu" else nullcontext(), Interpreters(settings.pythons) as peers:
@@ -159,7 +136,7 @@ class _Status:
 
 @dataclass(frozen=True)
 class _Errors:
-    """Relative errors of one candidate, at the size they were measured at."""
+    """Relative errors of one candidate, at the size at which they were measured."""
 
     size: int
     value: float
@@ -168,17 +145,17 @@ class _Errors:
 
 
 class _LeftOutError(Exception):
-    """A candidate is not run, on purpose."""
+    """A candidate is left out on purpose."""
 
 
 class _NoNumberError(Exception):
-    """A candidate gave a NaN or an infinity."""
+    """A candidate returned NaN or infinity."""
 
 
 class _Sweep:
     """One case over its sizes."""
 
-    def __init__(self, case: Case, settings: Settings, peers: Interpreters, progress: Progress | None) -> None:
+    def __init__(self, case: Case, settings: Settings, peers: Interpreters, progress: Stages | None) -> None:
         self._case, self._settings, self._peers, self._progress = case, settings, peers, progress
         self._errors: dict[tuple[str, int], _Errors] = {}
         self._references: dict[tuple[str, int], tuple[float, Tensor | None] | None] = {}
@@ -187,29 +164,16 @@ class _Sweep:
     def measure(self, size: int) -> list[Result]:
         """Measure every candidate at one size."""
         case, settings = self._case, self._settings
-        said = f"{case.name}, {case.variant}, {case.sweeps} = {size:,}"
-        self._begin(said, len(case.candidates) * (1 + settings.repeats))
+        stage = f"{case.name}, {case.variant}, {case.sweeps} = {size:,}"
+        self._begin(stage, len(case.candidates) * (1 + settings.repeats))
         problem = case.draw(size, settings.seed).to(device=settings.device)
-        runners: dict[str, Runner] = {}
-        peaks: dict[str, int | None] = {}
-        statuses = {candidate.name: _Status() for candidate in case.candidates}
-        for candidate in case.candidates:
-            try:
-                self._require_possible(candidate, size)
-                runner = self._runner(candidate, problem)
-                found = _numbers(runner.evaluate())  # The untimed first call, which compiles and fills caches as well.
-                if size <= case.largest_reference:
-                    self._judge(candidate, size, found)
-                peaks[candidate.name] = runner.peak()
-                runners[candidate.name] = runner
-            except Exception as cause:
-                statuses[candidate.name] = _status(cause)
-                self._advance(settings.repeats)
-            self._advance()
+        runners, peaks, statuses = self._prepared(problem, size)
         if size > case.largest_reference:
             self._judge_smaller([candidate for candidate in case.candidates if candidate.name in runners])
         timers = {name: runner.seconds for name, runner in runners.items()}
         if case.width is not None:
+            # The matrix product takes its turns among the candidates, so that a slow phase of the machine affects both
+            # sides of the roofline.
             timers[_PRODUCT], operations = matrix_product(problem, settings.device)
         timings, failures = interleave(timers, settings.repeats, budget=settings.budget, tick=self._advance)
         statuses.update({name: _status(cause) for name, cause in failures.items()})
@@ -225,9 +189,7 @@ class _Sweep:
                 candidate=candidate.name,
                 compared_on=candidate.quantity,
                 covers=case.measured,
-                state=statuses[candidate.name].state,
-                reason=statuses[candidate.name].reason,
-                install=statuses[candidate.name].install,
+                **vars(statuses[candidate.name]),
                 input_bytes=problem.input_bytes,
                 samples=timings[candidate.name].samples if candidate.name in timings else (),
                 peak_bytes=peaks.get(candidate.name) if candidate.name in timings else None,
@@ -236,6 +198,28 @@ class _Sweep:
             )
             for candidate in case.candidates
         ]
+
+    def _prepared(
+        self, problem: Problem, size: int
+    ) -> tuple[dict[str, Runner], dict[str, int | None], dict[str, _Status]]:
+        """Return runner, peak memory and status of every candidate, after its untimed calls."""
+        runners: dict[str, Runner] = {}
+        peaks: dict[str, int | None] = {}
+        statuses = {candidate.name: _Status() for candidate in self._case.candidates}
+        for candidate in self._case.candidates:
+            try:
+                self._require_possible(candidate, size)
+                runner = self._runner(candidate, problem)
+                found = _numbers(runner.evaluate())  # untimed: the first call compiles and fills caches
+                if size <= self._case.largest_reference:
+                    self._judge(candidate, size, found)
+                peaks[candidate.name] = runner.peak()
+                runners[candidate.name] = runner
+            except Exception as cause:
+                statuses[candidate.name] = _status(cause)
+                self._advance(self._settings.repeats)
+            self._advance()
+        return runners, peaks, statuses
 
     def _errors_of(self, candidate: Candidate, size: int, status: _Status) -> _ErrorFields:
         found = self._errors.get((candidate.name, min(size, self._case.largest_reference)))
@@ -255,7 +239,7 @@ class _Sweep:
         if candidate.sizes is not None and size not in candidate.sizes:
             raise _LeftOutError(f"run at {', '.join(map(str, candidate.sizes))} only")
         if self._settings.device == "cuda" and candidate.cpu_only:
-            raise _LeftOutError("computes on the processor; measure it with --device cpu")
+            raise _LeftOutError("runs on the CPU only; measure it with --device cpu")
         needed, free = candidate.matrices * size**2 * 4, free_bytes(self._settings.device)
         if free is not None and needed > _SHARE_OF_MEMORY * free:
             raise _LeftOutError(f"needs about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free")
@@ -266,14 +250,14 @@ class _Sweep:
         return Here(candidate.build(problem), problem, self._settings.device)
 
     def _judge_smaller(self, candidates: Sequence[Candidate]) -> None:
-        """Measure the errors where the reference can be held whole, unless the sweep has been there."""
+        """Measure the errors at the largest size of the reference, unless they are already known."""
         size = self._case.largest_reference
         wanted = [candidate for candidate in candidates if (candidate.name, size) not in self._errors]
         problem = self._case.draw(size, self._settings.seed).to(device=self._settings.device)
         for candidate in wanted:
             try:
                 self._judge(candidate, size, _numbers(self._runner(candidate, problem).evaluate()))
-            except Exception as cause:  # At the size itself it ran; the row shows no errors, and the note says why.
+            except Exception as cause:  # its time is measured all the same; the row has no errors
                 self.notes.append(
                     f"{self._case.name}, {self._case.variant}: no errors of {candidate.name}, which failed at "
                     f"{self._case.sweeps} = {size:,} ({_sentence(cause)})."
@@ -323,11 +307,7 @@ class _ErrorFields(TypedDict):
 
 
 def _numbers(found: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
-    """The same value and gradient, if they are numbers.
-
-    Raises:
-        _NoNumberError: If the value or an entry of the gradient is NaN or infinite.
-    """
+    """Return the value and gradient if they are finite; raise otherwise."""
     value, gradient = found
     if not math.isfinite(value):
         raise _NoNumberError(f"returned {value}")
@@ -337,7 +317,7 @@ def _numbers(found: tuple[float, Tensor | None]) -> tuple[float, Tensor | None]:
 
 
 def _ratio(error: float, size: float) -> float | None:
-    """The relative error; None where there is nothing to relate it to."""
+    """Return the relative error; None if the size is 0."""
     relative = error / size if size else math.inf
     return relative if math.isfinite(relative) else None
 

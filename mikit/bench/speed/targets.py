@@ -1,4 +1,4 @@
-"""What mikit must reach, as data: one line per bar."""
+"""The speed and memory targets of mikit."""
 
 from __future__ import annotations
 
@@ -13,18 +13,12 @@ Kind = Literal["time", "memory", "whole memory", "gradient error", "roofline"]
 @final
 @dataclass(frozen=True)
 class Bar:
-    """One bar.
+    """One target: the largest allowed value of a figure, for ``roofline`` the smallest.
 
-    Args:
-        case: Name of the case.
-        variant: Its variant.
-        size: At this size.
-        kind: ``time``: median seconds of mikit divided by the peer's. ``memory``: extra bytes of mikit divided by what
-            is allowed, twice the inputs and 64 MiB. ``whole memory``: inputs and extra bytes of mikit, the gradients
-            among them, in GiB. ``gradient error``: relative, of mikit. ``roofline``: what the
-            matrix products of the formula alone would take, divided by the median seconds of mikit.
-        limit: The most allowed; for ``roofline`` the least.
-        peer: The candidate that ``time`` is compared with.
+    The kinds of figures: ``time`` is the median seconds of mikit divided by those of ``peer``. ``memory`` is the extra
+    bytes of mikit divided by twice the inputs plus 64 MiB. ``whole memory`` is inputs and extra bytes in GiB, including
+    gradients. ``gradient error`` is relative. ``roofline`` is the time of the formula's matrix products alone, divided
+    by the median seconds of mikit.
     """
 
     case: str
@@ -36,7 +30,7 @@ class Bar:
 
     @property
     def at_least(self) -> bool:
-        """Whether ``limit`` is to be reached rather than not passed."""
+        """Whether ``limit`` is a lower limit."""
         return self.kind == "roofline"
 
 

@@ -1,4 +1,4 @@
-"""The clock: candidates take turns in one process, on one thread, and what is kept is every sample."""
+"""Timing: candidates take turns in one process, and every measured time is kept."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ _FEWEST_ROUNDS = 3
 @final
 @dataclass(frozen=True)
 class Timing:
-    """The samples of one candidate.
-
-    Args:
-        samples: Seconds, in the order they were taken.
+    """The measured times of one candidate in seconds, in order.
 
     Examples:
         >>> timing = Timing((3.0, 1.0, 2.0))
@@ -35,22 +32,23 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The middle sample."""
+        """The median time."""
         return statistics.median(self.samples)
 
     @property
     def low(self) -> float:
-        """The smallest sample."""
+        """The shortest time."""
         return min(self.samples)
 
     @property
     def high(self) -> float:
-        """The largest sample."""
+        """The longest time."""
         return max(self.samples)
 
 
 def cpu_clock(call: Callable[[], object]) -> Callable[[], float]:
-    """Return a timer: it runs ``call`` and tells the processor seconds of all threads of this process."""
+    """Return a timer: it runs ``call`` and returns the CPU seconds of all threads of this process."""
+    # CPU time, not wall time: other processes on the machine take turns with this one and would count.
 
     def measure() -> float:
         start = time.process_time()
@@ -61,9 +59,10 @@ def cpu_clock(call: Callable[[], object]) -> Callable[[], float]:
 
 
 def cuda_clock(call: Callable[[], object]) -> Callable[[], float]:
-    """Return a timer: it runs ``call`` and tells the seconds between two events of the current CUDA stream."""
+    """Return a timer: it runs ``call`` and returns the seconds between two events of the current CUDA stream."""
 
     def measure() -> float:
+        # Kernels run asynchronously: work of the previous candidate must be finished before the first event.
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         start.record()
@@ -82,21 +81,10 @@ def interleave(
     budget: float = math.inf,
     tick: Callable[[], object] | None = None,
 ) -> tuple[dict[str, Timing], dict[str, Exception]]:
-    """Take turns: every round runs every timer once, and each round begins with the next one.
+    """Run the timers in turns and return the times and the failures by name.
 
-    A machine that becomes slower for a while is then slow for all of them.
-
-    Args:
-        timers: By name, what runs a candidate and tells the seconds.
-        repeats: Rounds.
-        budget: Seconds of wall time after which no new round begins, once three are done.
-        tick: Called after each run.
-
-    Returns:
-        The samples by name, and by name what was raised. A timer that raised is not run again and has no samples.
-
-    Cost:
-        The sum of the calls.
+    No new round starts after ``budget`` seconds of wall time, once three are done. A timer that raised is not run again
+    and has no times. ``tick`` is called after each run.
 
     Example:
         >>> timings, failures = interleave({"a": lambda: 0.25, "b": lambda: 1 / 0}, 3)
@@ -109,6 +97,8 @@ def interleave(
     for number in range(repeats):
         if number >= _FEWEST_ROUNDS and time.perf_counter() - start > budget:
             break
+        # A machine that is slow for a while is slow for all candidates of a round, so ratios stay meaningful. Each
+        # round starts with the next candidate, so that none always runs first, with the caches of the same other one.
         names = [name for name in timers if name not in failures]
         first = number % max(len(names), 1)
         for name in names[first:] + names[:first]:
@@ -122,14 +112,9 @@ def interleave(
 
 
 def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """Return the exponent ``e`` of ``cost = c · size^e``, by least squares of the logarithms.
+    """Return the exponent ``e`` of ``cost = c · size^e`` by least squares of the logarithms.
 
-    Args:
-        sizes: Sizes, positive.
-        costs: Costs; points that are not positive are left out, since they have no logarithm.
-
-    Returns:
-        The exponent, or None where fewer than two different sizes are left.
+    Costs of 0 are left out. The result is None with fewer than two different sizes.
 
     Example:
         >>> round(fit_exponent([1, 2, 4], [5, 20, 80]), 12)

@@ -1,1 +1,1 @@
-"""kd2m."""
+"""KD²M: distillation by matching the distributions of features."""

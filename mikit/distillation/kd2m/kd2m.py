@@ -1,36 +1,32 @@
-"""KD²M: the law of a student's features drawn onto that of its teacher's, as a loss and as a diagnostic."""
+"""KD²M: a loss and a diagnosis that match the distributions of a student's and a teacher's features."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Self, final
+from collections.abc import Sequence
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
 
 from mikit.core.errors import InputError
-from mikit.distillation.kd2m.classes import ClassLaw, fewest_rows, hard_laws, mean_over_classes, soft_laws
-from mikit.distillation.kd2m.diagnosis import GapDiagnosis, diagnosed
-from mikit.distillation.kd2m.labels import GivenLabels, Labels, label_coordinates, mean_cost
-from mikit.distillation.kd2m.queue import FeatureQueue
-from mikit.distillation.kd2m.scale import MatchedProjection, TeacherScale, unrelated_standard
-from mikit.distillation.kd2m.settings import discrepancy_named, require_settings, require_weighted
-from mikit.estimators import Estimator
+from mikit.distillation.kd2m.diagnosis import GapDiagnosis, Halving, diagnosed
+from mikit.distillation.kd2m.labels import GivenLabels, Labels, label_coordinates
+from mikit.distillation.kd2m.matching import DistributionMatching
+from mikit.distillation.kd2m.scale import MatchedProjection, unrelated_standard
+from mikit.distillation.kd2m.settings import KD2MOptions, discrepancy_named
 from mikit.estimators.base import require_pair
 from mikit.estimators.discrepancy import Discrepancy
 
 __all__ = ["KD2M"]
 
-DEFAULT_QUEUE = 32
 _ROWS_OF_STANDARD = 512
 
 
 @final
-class KD2M(Estimator):
-    r"""Discrepancy between the laws of a student's features and of its teacher's, rows ``(n, d)``.
+class KD2M(DistributionMatching):
+    r"""Discrepancy between the distributions of a student's and a teacher's features ``(n, d)``.
 
     Formula: with the teacher's scale :math:`u(z) = (z - \bar t) / s` and a map :math:`\pi` to the teacher's width,
 
@@ -39,62 +35,66 @@ class KD2M(Estimator):
               \frac1c D\bigl([u(\pi(S)), \sqrt\lambda\, l_S], [u(T), \sqrt\lambda\, l_T]\bigr)
 
     for ``conditional`` None, ``"class"`` and ``"joint"``. ``D`` is any discrepancy of mikit, :math:`S_y` are the
-    student's rows of class ``y``, ``l`` label coordinates. ``c`` is what ``D`` gives between the teacher and a standard
-    that has nothing to do with it: normal rows of the teacher's spread around a point one spread from its mean. So a
-    weight of 1 means the same for every metric, width and network: a student whose features are unrelated to the
-    teacher's costs about 1.
+    student's samples of class ``y``, ``l`` label coordinates. ``c`` is the value of ``D`` between the teacher and
+    unrelated samples: normal samples with the teacher's spread, around a point one spread from its mean. So a weight of
+    1 means the same for every metric, width and network: the loss of a student with unrelated features is about 1.
 
     Args:
         metric: A discrepancy, or its name in the registry. A fixed bandwidth or epsilon is in units of the teacher's
             spread.
-        conditional: None: the laws as they are. ``"class"``: class by class. ``"joint"``: features and labels together.
-        label_weight: ``λ`` of ``"joint"``. None: mean squared distance of two of the teacher's rows over that of their
-            labels, from the example labels or else the first batch, and a constant from then on; 0 until then.
-        projection: Maps the student to the teacher's width, and trains. None: nothing; :meth:`between` puts a linear
-            map where widths differ.
-        scale: ``"standard"``: as in the formula. ``"spread"``: with ``c = 1``. None: features and values as they come.
-        queue: Teacher rows of earlier batches kept for each class, beside which those of the batch are compared under
-            ``"class"``; 0 for none. None: 32, or 0 where the metric reads pairs; with soft labels it is left alone.
-        classes: Number of classes. None: as many as labels show.
-        prior: ``P(y)``. None: shares of the batch.
+        conditional: None: compare the distributions of all samples. ``"class"``: compare class by class. ``"joint"``:
+            compare the joint distributions of features and labels.
+        label_weight: ``λ`` of ``"joint"``. None: the mean squared distance between two samples of the teacher, divided
+            by that between their labels. It is taken from the example labels or else from the first batch, and is
+            constant afterwards; it is 0 until then.
+        projection: Maps the student to the teacher's width, and is trained. None: no map; :meth:`between` uses a linear
+            map if the widths differ.
+        scale: ``"standard"``: as in the formula. ``"spread"``: with ``c = 1``. None: features and values without
+            scaling.
+        queue: Number of teacher samples of earlier batches that are stored for each class and compared together with
+            those of the batch, for ``"class"``; 0 for none. None: 32, or 0 if the metric compares pairs. Soft labels
+            do not use it.
+        classes: Number of classes. None: as many as the labels show.
+        prior: ``P(y)``. None: the class frequencies of the batch.
 
     Shapes:
         Student ``(n, d_s)``, teacher ``(n, d_t)``. Class indices ``(n,)``, soft labels or logits ``(n, classes)``.
-        Without labels the numbers of rows may differ.
+        Without labels the numbers of samples may differ.
 
     Unit: dimensionless; that of the metric with ``scale=None``.
 
-    Kind: discrepancy, 0 or for biased metrics small for equal laws, and blind to which row belongs to which: within the
-    class under ``"class"``. Never clipped, so unbiased metrics give negative values about half of the time for equal
-    laws, as a loss too.
+    Kind: discrepancy. It is 0, or small for biased metrics, if the distributions are equal. It does not depend on which
+    samples are paired, within each class for ``"class"``. It is never clipped, so unbiased metrics give negative values
+    about half of the time if the distributions are equal, also as a loss.
 
     Raises:
-        InputError: If an argument does not fit the others, labels are missing or wrong, the teacher was never shown,
-            widths differ without a projection, or there are too few rows for the metric in the batch or in every class.
+        InputError: If an argument does not fit the others, labels are missing or wrong, the loss was not calibrated on
+            a teacher, widths differ without a projection, or the batch, or every class in it, has too few samples for
+            the metric.
 
     Warns:
-        UserWarning: The first time classes with fewer rows than the metric takes are left out; :meth:`terms` counts
-            them from then on.
+        UserWarning: The first time classes with fewer samples than the metric needs are left out; :meth:`terms` counts
+            them afterwards.
 
     Cost:
-        That of the metric; under ``"class"`` once for each class of the batch, on its rows. The rest is O(n d). Reads
-        the class sizes on the host. ``classes · queue · d`` numbers of memory.
+        That of the metric; with ``"class"`` once for each class of the batch, on its samples. The rest is O(n d). The
+        class sizes are read on the host. Memory for ``classes · queue · d`` numbers.
 
     Pitfalls:
-        - Exact transport on a batch with many columns matches each row with its own partner: it is regression then, and
-          :meth:`diagnose` says so. With a queue, partners are few among many.
-        - At 128 rows of 100 classes half of the classes present have one row. Without a queue, comparing one row with
-          one row is regression as well; :meth:`terms` gives the share of such classes.
-        - Biased metrics do not go to 0 for equal laws. Compare with the chance level of :meth:`terms`.
-        - Gaussian metrics by class need many rows of every class.
+        - In high dimension, exact transport on a batch matches each sample with its own partner. It is then regression,
+          and :meth:`diagnose` reports that. With a queue, partners are few among many.
+        - In a batch of 128 samples from 100 classes, half of the classes present have one sample. Without a queue,
+          comparing one sample with one sample is regression as well; :meth:`terms` gives the share of such classes.
+        - Biased metrics do not go to 0 for equal distributions. Compare with the chance level of :meth:`terms`.
+        - Gaussian metrics by class need many samples of every class.
         - Exact transport with a queue compares samples of different sizes, for which POT is needed.
-        - Scale and ``c`` come from the example features alone: about a batch of them, from the trained teacher, gives
-          the bias of ``D`` its usual size.
-        - With ``prior``, classes missing from the batch are left out and the others scaled up.
+        - The scale and ``c`` are computed from the example features alone. Pass about one batch of them, from the
+          trained teacher, so that the bias of ``D`` in ``c`` is that of a batch.
+        - With ``prior``, classes missing from the batch are left out and the others are scaled up.
 
     Source:
-        Fernandes Montesuma (2025), arXiv 2504.01757, for matching the laws of features; its code (eddardd/kddm
-        5489263) for the three forms. Weighting by ``P(y)``, the queue, the scale and the standard are mikit's.
+        Fernandes Montesuma (2025), arXiv 2504.01757, for matching the distributions of features; its code
+        (eddardd/kddm 5489263) for the three forms. Weighting by ``P(y)``, the queue, the scale and ``c`` are mikit's.
 
     Example:
         >>> import mikit
@@ -107,13 +107,7 @@ class KD2M(Estimator):
         torch.Size([])
     """
 
-    label_weight: Tensor
-
     name = "kd2m"
-    unit = "dimensionless"
-    kind = "discrepancy"
-    needs_pairs = False
-    zero_when_independent = False
 
     def __init__(
         self,
@@ -127,27 +121,16 @@ class KD2M(Estimator):
         classes: int | None = None,
         prior: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        self.metric = discrepancy_named(metric)
-        require_settings(self.metric, conditional, label_weight, scale, queue, classes, prior)
-        self.conditional = conditional
-        self.scale = scale
-        self.projection = projection
-        self.prior = None if prior is None else tuple(float(one) for one in prior)
-        self.classes = classes if self.prior is None else len(self.prior)
-        of_class = 0 if self.metric.needs_pairs else DEFAULT_QUEUE
-        self.queue_size = 0 if conditional != "class" else of_class if queue is None else queue
-        self.queue: FeatureQueue | None = None
-        self.teacher_scale = TeacherScale()
-        self.register_buffer("label_weight", torch.tensor(float(label_weight or 0)))
-        self.learned = projection is not None and any(p.requires_grad for p in projection.parameters())
-        self.needs_pairs = self.metric.needs_pairs or conditional is not None
-        self.orderless = self.metric.orderless
-        self.unit = self.metric.unit if scale is None else "dimensionless"
-        self._label_weight_told, self._queue_told = label_weight, queue
-        self._weighed = label_weight is not None
-        self._fewest: int | None = None
-        self._warned = False
+        options = KD2MOptions(
+            metric=discrepancy_named(metric),
+            conditional=conditional,
+            label_weight=label_weight,
+            scale=scale,
+            queue=queue,
+            classes=classes,
+            prior=prior,
+        )
+        super().__init__(options, projection)
 
     @classmethod
     def between(
@@ -166,24 +149,24 @@ class KD2M(Estimator):
         prior: Sequence[float] | None = None,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Build from example features, which set the scale, and the projection where widths differ.
+        """Build from example features, which set the scale, and the projection if the widths differ.
 
         Args:
             x: Student features ``(n, d_s)``.
-            y: Teacher features ``(m, d_t)``, about a batch of them.
+            y: Teacher features ``(m, d_t)``, about one batch.
             metric: As in the class.
             conditional: As in the class.
-            labels: Labels of ``y``, from which ``"joint"`` takes the label weight; the teacher's own, where it is to be
+            labels: Labels of ``y``, from which ``"joint"`` computes the label weight: the teacher's own, if it is
                 compared by those.
             label_weight: As in the class.
-            projection: As in the class. None: a linear map where widths differ, which starts with the teacher's mean
-                and spread.
+            projection: As in the class. None: a linear map if the widths differ. Its outputs start with the teacher's
+                mean and spread.
             scale: As in the class.
             queue: As in the class.
             classes: As in the class.
             prior: As in the class.
-            generator: Where the projection and the standard are drawn from; None: torch's global generator for the
-                first and seed 0 for the second.
+            generator: Source of randomness of the projection and of the unrelated samples in ``c``. None: torch's
+                global generator for the former and seed 0 for the latter.
         """
         require_pair(x[: min(len(x), len(y))], y[: min(len(x), len(y))])
         if projection is None and x.shape[1] != y.shape[1]:
@@ -202,32 +185,22 @@ class KD2M(Estimator):
         return loss
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
-        """Return an unfitted copy with the same hyper-parameters for ``x`` and ``y``; a projection is drawn anew."""
-        return type(self).between(
-            x,
-            y,
-            metric=copy.deepcopy(self.metric),
-            conditional=self.conditional,
-            label_weight=self._label_weight_told,
-            scale=self.scale,
-            queue=self._queue_told,
-            classes=None if self.prior is not None else self.classes,
-            prior=self.prior,
-            generator=generator,
-        )
+        """Return an unfitted copy with the same hyper-parameters for ``x`` and ``y``; a projection is drawn again."""
+        options = vars(self._options) | {"metric": copy.deepcopy(self.metric)}
+        return type(self).between(x, y, **options, generator=generator)
 
     @torch.no_grad()
     def calibrate(
         self, teacher: Tensor, *, labels: Tensor | None = None, generator: torch.Generator | None = None
     ) -> None:
-        """Take the scale from a teacher's features ``(n, d)``, and from their labels the label weight of ``"joint"``.
+        """Set the scale from a teacher's features ``(n, d)``, and the label weight of ``"joint"`` from their labels.
 
-        A label weight that is known stays; the queue is emptied. The standard is compared with at most 512 rows, evenly
+        A label weight that is known is kept; the queue is emptied. ``c`` is computed from at most 512 samples, evenly
         spaced among those given.
 
         Raises:
-            InputError: If the features are not rows, not finite or all equal, or the metric does not tell the teacher
-                from the standard, so that its values have no unit.
+            InputError: If the features are not ``(n, d)``, not finite or all equal, or if the metric does not
+                distinguish the teacher from unrelated samples, so that its values have no unit.
         """
         teacher = teacher.detach()
         if self.scale is not None:
@@ -239,8 +212,8 @@ class KD2M(Estimator):
             unit = float(self.metric.estimate(standard, rows[kept]))
             if not 1e-6 < unit < math.inf:
                 raise InputError(
-                    f"{type(self.metric).__name__} gives {unit:.3g} between the teacher's features and an unrelated "
-                    'standard, which is no unit for its values. Pass scale="spread" and choose the weight by hand.'
+                    f"{type(self.metric).__name__} is {unit:.3g} between the teacher's features and unrelated samples, "
+                    'which is no unit for its values. Pass scale="spread" and choose the weight by hand.'
                 )
             self.teacher_scale.standard.fill_(unit)
         self.queue = None
@@ -257,12 +230,12 @@ class KD2M(Estimator):
         student_labels: Tensor | None = None,
         teacher_labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch; the teacher gets no gradient. In training mode its rows then join the queue.
+        """Return the loss of a batch; the teacher gets no gradient. In training mode it then joins the queue.
 
         Args:
             x: Student features.
             y: Teacher features.
-            labels: Class indices, or under ``"class"`` soft labels for a metric that takes weights. Not read where
+            labels: Class indices, or for ``"class"`` soft labels if the metric takes weights. Not used if
                 ``conditional`` is None.
             student_labels: For ``"joint"``: the student's own soft labels or logits, which get a gradient.
             teacher_labels: For ``"joint"``: the teacher's.
@@ -280,7 +253,7 @@ class KD2M(Estimator):
         student_labels: Tensor | None = None,
         teacher_labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the same for a report, by the metric's estimate: of these rows alone, without the queue."""
+        """Return the same by the metric's estimate, for a report: of these samples alone, without the queue."""
         given = GivenLabels(labels, student_labels, teacher_labels)
         with torch.autocast(x.device.type, enabled=False):
             return self._value(self.metric.estimate, *self._mapped(x, y), given, training=False)
@@ -295,15 +268,15 @@ class KD2M(Estimator):
         student_labels: Tensor | None = None,
         teacher_labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return what to log of a batch now and then: the loss, and what it has to be read against.
+        """Return values to log for a batch now and then: the loss, and reference values to compare it with.
 
         Returns:
-            0-dim tensors without gradient. ``loss``: what :meth:`estimate` gives. ``apart`` and ``chance``: what half
-            of the student's rows and the other half of the teacher's give, and the two halves of the teacher; nan
-            where no class can be halved. ``identity_fraction``, of transport metrics: the share of the batch's rows
-            that exact transport within the batch matches with their own partner. Under ``"class"``:
-            ``single_row_classes``, the share of the classes present that have one row, and ``left_out_classes``, of
-            those with fewer than the metric takes.
+            0-dim tensors without gradient. ``loss``: the value of :meth:`estimate`. ``apart``: the gap between half of
+            the student's samples and the other half of the teacher's. ``chance``: the gap between the two halves of the
+            teacher. Both are nan if no class can be halved. ``identity_fraction``, for transport metrics: the share of
+            the batch that exact transport within the batch matches with its own partner. With ``"class"`` also the
+            shares of the classes present that have one sample, ``single_row_classes``, and that have fewer than the
+            metric needs, ``left_out_classes``.
         """
         given = GivenLabels(labels, student_labels, teacher_labels)
         found = self.diagnose(x, y, **given._asdict(), halvings=1)
@@ -327,9 +300,9 @@ class KD2M(Estimator):
         halvings: int = 5,
         generator: torch.Generator | None = None,
     ) -> GapDiagnosis:
-        """Return the gap with its bias taken off, beside what the teacher gives against itself, class by class.
+        """Return the bias-corrected gap with its null value, class by class.
 
-        The queue is not used: pass as many rows as there are.
+        The queue is not used: pass as many samples as there are.
 
         Args:
             x: Student features.
@@ -337,137 +310,25 @@ class KD2M(Estimator):
             labels: As for the loss.
             student_labels: As for the loss.
             teacher_labels: As for the loss.
-            halvings: Random halvings to average over.
-            generator: Where they are drawn from; None: seed 0.
+            halvings: Number of random halvings to average over.
+            generator: Source of the halvings; None: seed 0.
         """
         require_pair(x, y)
         given = GivenLabels(labels, student_labels, teacher_labels)
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
         with torch.autocast(x.device.type, enabled=False):
             both = self._mapped(x, y)
-            laws = (
-                self._class_laws(*both, given, None) if self.conditional == "class" else [self._one_law(*both, given)]
-            )
-            return diagnosed(
-                self.metric,
-                laws,
-                both,
-                form=self.conditional or "marginal",
-                standard=float(self.teacher_scale.standard),
-                fewest=self._fewest_for(both[1]),
-                halvings=halvings,
-                generator=generator,
-            )
+            by_class = self.conditional == "class"
+            groups = self._classes_of(*both, given, None) if by_class else [self._all_of(*both, given)]
+            unit, fewest = float(self.teacher_scale.standard), self._fewest_for(both[1])
+            halving = Halving(self.metric, unit, fewest, halvings, generator)
+            return diagnosed(halving, groups, both, form=self.conditional or "marginal")
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return the fewest rows that the metric takes."""
+        """Return the fewest samples that the metric takes."""
         return self.metric.minimum_rows(d_y, d_y)
 
     def extra_repr(self) -> str:
         """Return the hyper-parameters."""
-        said = f"metric={self.metric.describe()}, conditional={self.conditional!r}, scale={self.scale!r}"
-        return said + (f", queue={self.queue_size}" if self.conditional == "class" else "")
-
-    def _mapped(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both sides in one space, on the teacher's scale."""
-        fewest = min(x.shape[0], y.shape[0])
-        require_pair(x[:fewest], y[:fewest], minimum=1)
-        y = y.detach()
-        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        student, teacher = x.to(dtype), y.to(dtype)
-        if self.projection is not None:
-            weight = next(self.projection.parameters(), student)
-            student = self.projection(student.to(weight.dtype)).to(dtype)
-        if student.shape[1] != teacher.shape[1]:
-            raise InputError(
-                f"The student has {student.shape[1]} columns{' after the projection' if self.projection else ''} and "
-                f"the teacher {teacher.shape[1]}. Build the loss with KD2M.between, or pass a projection."
-            )
-        if self.scale is not None and not self.teacher_scale.known:
-            raise InputError(
-                "This KD2M has not seen the teacher's features, so it has no scale. Build it with KD2M.between from "
-                "example features, call calibrate(teacher), or pass scale=None."
-            )
-        return self.teacher_scale(student), self.teacher_scale(teacher)
-
-    def _value(
-        self, compare: Callable[..., Tensor], student: Tensor, teacher: Tensor, given: GivenLabels, *, training: bool
-    ) -> Tensor:
-        if self.conditional == "class":
-            value: Tensor = self._over_classes(compare, student, teacher, given, training)
-        else:
-            value = self._one_law(student, teacher, given, keep=training and self.training).compared(compare)
-        return value / self.teacher_scale.standard
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch gives it no types
-    def _over_classes(
-        self, compare: Callable[..., Tensor], student: Tensor, teacher: Tensor, given: GivenLabels, training: bool
-    ) -> Tensor:
-        """Return the mean over classes; sizes are read on the host, which no compiled graph does."""
-        queue = self._queue_for(teacher) if training else None
-        laws = self._class_laws(student, teacher, given, queue)
-        value, left_out = mean_over_classes(self.metric, compare, laws, self._fewest_for(teacher))
-        if training and left_out and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{left_out} of the {len(laws)} classes in this batch have fewer rows than the {self._fewest} that "
-                f"{type(self.metric).__name__} takes, or a prior of 0. They are left out, here and from now on; "
-                "terms() tells their share. Class-balanced batches avoid it.",
-                stacklevel=7,
-            )
-        if queue is not None and self.training and given.labels is not None and given.labels.ndim == 1:
-            queue.push(teacher, given.labels)
-        return value
-
-    def _class_laws(
-        self, student: Tensor, teacher: Tensor, given: GivenLabels, queue: FeatureQueue | None
-    ) -> list[ClassLaw]:
-        given.require_shared(self.conditional)
-        require_pair(student, teacher, minimum=1)
-        labels = Labels.read(given.labels, len(teacher), "labels")
-        if not labels.soft:
-            return hard_laws(student, teacher, labels.counted(self.classes), queue=queue, prior=self.prior)
-        require_weighted(self.metric, self._queue_told)
-        return soft_laws(student, teacher, labels.values, prior=self.prior)
-
-    def _one_law(self, student: Tensor, teacher: Tensor, given: GivenLabels, *, keep: bool = False) -> ClassLaw:
-        if self.conditional == "joint":
-            of_student, of_teacher = given.coordinates(len(student), len(teacher), self.classes)
-            root = self._weigh(teacher, of_teacher, keep=keep).sqrt()
-            student = torch.cat([student, root * of_student.to(student)], dim=1)
-            teacher = torch.cat([teacher, root * of_teacher.to(teacher)], dim=1)
-        else:
-            given.require_shared(self.conditional)
-        return ClassLaw(None, 1.0, student, teacher, None, len(student))
-
-    def _fewest_for(self, rows: Tensor) -> int:
-        if self._fewest is None:
-            self._fewest = fewest_rows(self.metric, rows)
-        return self._fewest
-
-    def _weigh(self, rows: Tensor, coordinates: Tensor, *, keep: bool = True) -> Tensor:
-        """Return the label weight, from these rows where it is not known yet."""
-        if self._weighed:
-            return self.label_weight
-        of_labels = mean_cost(coordinates)
-        if not float(of_labels) > 0:
-            raise InputError(
-                "All labels of these rows are alike, so no label weight follows from them. Pass label_weight=, or rows "
-                "of several classes first."
-            )
-        weight = (mean_cost(rows) / of_labels).to(rows)
-        if keep:
-            self.label_weight, self._weighed = weight, True
-        return weight
-
-    def _queue_for(self, rows: Tensor) -> FeatureQueue | None:
-        if self.queue_size and self.queue is None:
-            queue = FeatureQueue(self.queue_size, rows.shape[1], classes=self.classes or 0, dtype=rows.dtype)
-            self.queue = queue.to(rows.device)
-        return self.queue
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        stored = state_dict.get(f"{prefix}queue.rows")
-        if stored is not None and self.queue_size == stored.shape[1]:
-            self._queue_for(stored.new_empty(0, stored.shape[2], device=self.label_weight.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._weighed = float(self.label_weight) > 0
+        shown = f"metric={self.metric.describe()}, conditional={self.conditional!r}, scale={self.scale!r}"
+        return shown + (f", queue={self.queue_size}" if self.conditional == "class" else "")

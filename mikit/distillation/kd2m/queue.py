@@ -1,4 +1,4 @@
-"""A bounded memory of a teacher's features, class by class."""
+"""A bounded queue of a teacher's features for each class."""
 
 from __future__ import annotations
 
@@ -14,51 +14,42 @@ __all__ = ["FeatureQueue", "take_shapes"]
 
 
 def take_shapes(module: nn.Module, state: Mapping[str, Any], prefix: str, *names: str) -> None:
-    """Give buffers of ``module`` the shapes and dtypes they have in ``state``, so that the state can be loaded.
-
-    Example:
-        >>> import torch
-        >>> module = nn.Module()
-        >>> module.register_buffer("rows", torch.empty(0))
-        >>> take_shapes(module, {"rows": torch.zeros(3, 2)}, "", "rows")
-        >>> module.rows.shape
-        torch.Size([3, 2])
-    """
+    """Give buffers of ``module`` the shapes and dtypes that they have in ``state``, so that ``state`` can be loaded."""
     for name in names:
         stored = state.get(f"{prefix}{name}")
-        own = getattr(module, name)
-        if stored is not None and (stored.shape != own.shape or stored.dtype != own.dtype):
-            setattr(module, name, own.new_zeros(stored.shape, dtype=stored.dtype))
+        buffer = getattr(module, name)
+        if stored is not None and (stored.shape != buffer.shape or stored.dtype != buffer.dtype):
+            setattr(module, name, buffer.new_zeros(stored.shape, dtype=stored.dtype))
 
 
 @final
 class FeatureQueue(nn.Module):
-    """The last rows of every class, in a ring for each; the oldest row of a class makes room for a new one.
+    """The last features of every class, in a ring buffer for each class; a new sample replaces the oldest of its class.
 
-    Rows are kept detached. Everything is a buffer, so it travels with the state dict, of which it takes the number of
-    classes; it never trains.
+    Features are stored detached. All state is in buffers, so it is saved in the state dict and never trained. Loading a
+    state dict also sets the number of classes.
 
     Args:
-        size: Rows kept of every class.
-        width: Columns of a row.
-        classes: Number of classes; more are added when a larger label comes.
-        dtype: Of the rows.
+        size: Number of samples stored for every class.
+        width: Number of features of a sample.
+        classes: Number of classes; more are added when a larger label is pushed.
+        dtype: Data type of the features.
 
     Raises:
         InputError: If a size is below 1.
 
     Cost:
-        ``classes · size · width`` numbers of memory; ``push`` is O(n (width + log n)).
+        Memory for ``classes · size · width`` numbers; ``push`` is O(n (width + log n)).
 
     Pitfalls:
-        A row kept from an earlier batch was seen under another augmentation. A teacher that trains leaves stale rows
-        behind. Classes added later change the shape of a buffer, which data-parallel training with broadcast buffers
-        does not follow; name the number of classes there.
+        Features of an earlier batch come from another augmentation of the image. If the teacher trains, the stored
+        features become outdated. Adding classes changes the shape of a buffer, which data-parallel training with
+        broadcast buffers does not support; pass ``classes`` there.
 
     Example:
         >>> queue = FeatureQueue(size=2, width=1)
         >>> queue.push(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([0, 1, 0, 0]))
-        >>> rows, labels = queue.contents()  # the first row of class 0 had to go
+        >>> rows, labels = queue.contents()  # the first sample of class 0 was replaced
         >>> rows[:, 0].tolist(), labels.tolist()
         ([4.0, 3.0, 2.0], [0, 0, 1])
     """
@@ -70,8 +61,8 @@ class FeatureQueue(nn.Module):
         super().__init__()
         if size < 1 or width < 1 or classes < 0:
             raise InputError(
-                f"A queue was asked to keep {size} rows of {width} columns for {classes} classes. Rows and columns "
-                "must be at least 1, and classes cannot be negative."
+                f"The queue has size {size}, width {width} and {classes} classes. Size and width must be at least 1, "
+                "and classes cannot be negative."
             )
         self.size = size
         self.width = width
@@ -80,20 +71,20 @@ class FeatureQueue(nn.Module):
 
     @property
     def classes(self) -> int:
-        """Number of classes it has room for."""
+        """Number of classes that it has room for."""
         return self.rows.shape[0]
 
     @torch.no_grad()
     def push(self, rows: Tensor, labels: Tensor) -> None:
-        """Add ``rows`` ``(n, width)`` of the classes ``labels`` ``(n,)``; of more than fit, the last ones stay.
+        """Add features ``(n, width)`` with class indices ``(n,)``; if there are more than fit, the last ones are kept.
 
         Raises:
             InputError: If shapes do not fit or a label is negative.
         """
         if rows.ndim != 2 or rows.shape[1] != self.width or labels.shape != rows.shape[:1]:
             raise InputError(
-                f"The queue keeps rows of {self.width} columns with a label each; it was given shapes "
-                f"{tuple(rows.shape)} and {tuple(labels.shape)}."
+                f"The samples have shape {tuple(rows.shape)} and the labels {tuple(labels.shape)}; the queue stores "
+                f"samples of {self.width} features with one label each."
             )
         if not len(labels):
             return
@@ -102,6 +93,9 @@ class FeatureQueue(nn.Module):
         if lowest < 0:
             raise InputError(f"A label is {lowest}; classes are counted from 0.")
         self._make_room(int(highest) + 1)
+        # All classes are written in one indexed assignment. The rank of a sample within its class gives its slot in the
+        # ring; samples that a later one of the same batch would overwrite are dropped first, because the order in which
+        # repeated indices are written is undefined.
         order = labels.argsort(stable=True)
         sorted_labels = labels[order]
         counts = torch.bincount(labels, minlength=self.classes)
@@ -112,20 +106,20 @@ class FeatureQueue(nn.Module):
         self.pushed += counts
 
     def of(self, label: int, count: int) -> Tensor:
-        """Return the first ``count`` rows kept of a class; :meth:`counts` says how many there are."""
+        """Return the first ``count`` stored features of a class; :meth:`counts` gives how many there are."""
         return self.rows[label, :count]
 
     def counts(self) -> list[int]:
-        """Return how many rows are kept of every class."""
+        """Return the number of stored samples of every class."""
         kept: list[int] = self.pushed.clamp(max=self.size).tolist()
         return kept
 
     def contents(self) -> tuple[Tensor, Tensor]:
-        """Return all rows kept and their labels, class by class."""
+        """Return all stored features and their labels, class by class."""
         counts = self.pushed.clamp(max=self.size)
-        held = torch.arange(self.size, device=counts.device) < counts[:, None]
-        labels = torch.arange(self.classes, device=counts.device)[:, None].expand_as(held)
-        return self.rows[held], labels[held]
+        filled = torch.arange(self.size, device=counts.device) < counts[:, None]
+        labels = torch.arange(self.classes, device=counts.device)[:, None].expand_as(filled)
+        return self.rows[filled], labels[filled]
 
     def extra_repr(self) -> str:
         """Return the sizes."""

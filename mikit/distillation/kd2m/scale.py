@@ -1,4 +1,4 @@
-"""The scale on which a student's features are compared with a teacher's: the teacher's own."""
+"""The scale of a teacher's features, on which KD²M compares student and teacher."""
 
 from __future__ import annotations
 
@@ -17,20 +17,7 @@ __all__ = ["MatchedProjection", "TeacherScale", "moments", "unrelated_standard"]
 
 @final
 class TeacherScale(nn.Module):
-    r"""Brings rows to the scale of a teacher's features: less their mean, over their spread.
-
-    Formula: :math:`z \mapsto (z - \bar t) / s` with :math:`s^2 = E |t - \bar t|^2`, one number for all columns, so
-    that angles, correlations and dead units stay as they are. The teacher's rows then have mean 0 and a mean squared
-    length of 1, in any width.
-
-    Raises:
-        InputError: If the rows are not ``(n, d)`` with two rows at least, not finite, or all equal.
-
-    Cost:
-        O(n d).
-
-    Pitfalls:
-        Mean and spread are those of the rows that were shown; they do not follow later batches.
+    """Subtracts the mean of a teacher's features and divides by their spread, the root of ``E |t - mean|²``.
 
     Example:
         >>> scale = TeacherScale()
@@ -40,7 +27,9 @@ class TeacherScale(nn.Module):
                 [0.6000, 0.8000]])
     """
 
-    centre: Tensor
+    # The spread is one number for all features: angles, correlations and dead units stay as they are, and the teacher's
+    # mean squared length becomes 1 in any width, so a fixed bandwidth means the same for every layer.
+    centre: Tensor  # spelled as in state dicts of 0.1
     spread: Tensor
     standard: Tensor
 
@@ -52,24 +41,24 @@ class TeacherScale(nn.Module):
 
     @property
     def known(self) -> bool:
-        """Whether a teacher was seen."""
+        """Whether the scale was taken from a teacher."""
         return self.centre.numel() > 0
 
     @torch.no_grad()
     def take(self, teacher: Tensor) -> None:
-        """Take mean and spread from a teacher's rows ``(n, d)``; ``standard`` becomes 1."""
-        centre, spread = moments(teacher, "The teacher's features")
+        """Take mean and spread from a teacher's features ``(n, d)``; ``standard`` becomes 1."""
+        mean, spread = moments(teacher, "The teacher's features")
         dtype = torch.float64 if teacher.dtype == torch.float64 else torch.float32
-        self.centre, self.spread = centre.to(dtype), spread.to(dtype)
+        self.centre, self.spread = mean.to(dtype), spread.to(dtype)
         self.standard = torch.ones((), dtype=dtype, device=teacher.device)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the rows on the teacher's scale, in float32 at least; as they are if no teacher was seen."""
+        """Return the features on the teacher's scale, in float32 or wider; unchanged before :meth:`take`."""
         if not self.known:
             return rows
         if rows.shape[1] != self.centre.shape[0]:
             raise InputError(
-                f"The teacher's features have {rows.shape[1]} columns, but the scale is that of a teacher with "
+                f"The teacher has {rows.shape[1]} features, but the loss was built for a teacher with "
                 f"{self.centre.shape[0]}. The student comes first."
             )
         scaled: Tensor = (rows.to(torch.promote_types(rows.dtype, self.centre.dtype)) - self.centre) / self.spread
@@ -83,29 +72,25 @@ class TeacherScale(nn.Module):
 
 
 def moments(rows: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Return the mean ``(d,)`` and the spread, 0-dim, in float64; refuse rows that have none."""
+    """Return the mean ``(d,)`` and the spread, 0-dim, in float64; refuse features that have no spread."""
     if rows.ndim != 2 or rows.shape[0] < 2 or rows.shape[1] < 1:
-        raise InputError(f"{what} have shape {tuple(rows.shape)}; a scale is taken from rows (n, d), two at least.")
+        raise InputError(f"{what} have shape {tuple(rows.shape)}; pass (n, d), at least two samples.")
     refuse_non_finite(rows, what)
     rows = rows.detach().double()
-    centre = rows.mean(dim=0)
-    spread = (rows - centre).square().sum(dim=1).mean().sqrt()
-    if not bool(spread > torch.finfo(torch.float32).eps * centre.norm()):
-        raise InputError(f"{what} are the same in all {rows.shape[0]} rows, so they have no scale. Pass other rows.")
-    return centre, spread
+    mean = rows.mean(dim=0)
+    spread = (rows - mean).square().sum(dim=1).mean().sqrt()
+    if not bool(spread > torch.finfo(torch.float32).eps * mean.norm()):
+        raise InputError(
+            f"{what} are the same in all {rows.shape[0]} samples, so they have no scale. Pass other samples."
+        )
+    return mean, spread
 
 
 @torch.no_grad()
 def unrelated_standard(n: int, d: int, *, generator: torch.Generator | None) -> Tensor:
-    """Return rows that have nothing to do with a teacher on its scale, ``(n, d)``: the standard for "unrelated".
-
-    Normal, of the teacher's spread but alike in all directions, around a point one spread from the teacher's mean.
-
-    Args:
-        n: Number of rows.
-        d: Width.
-        generator: Where they are drawn from; None: one of seed 0.
-    """
+    """Return ``(n, d)`` samples unrelated to a teacher, on the teacher's scale; seed 0 if ``generator`` is None."""
+    # Isotropic normal with the teacher's spread, around a point one spread from its mean: wrong in its mean and in its
+    # shape, but not in its scale. This is about what an untrained student gives.
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     drawn = torch.randn(n + 1, d, generator=generator, device=generator.device, dtype=torch.float64)
     direction: Tensor = drawn[0] / drawn[0].norm()
@@ -114,24 +99,10 @@ def unrelated_standard(n: int, d: int, *, generator: torch.Generator | None) -> 
 
 @final
 class MatchedProjection(nn.Module):
-    r"""Linear map that starts with the mean and the spread of a teacher's features, whatever the student's are.
+    r"""Linear map whose outputs start with the mean and the spread of a teacher's features.
 
-    Formula: :math:`x \mapsto \bar t + \tfrac{s_t}{\sqrt{d_t}}\, [W (x - \bar x) \sqrt{d_s} / s_s + b]` with the means
-    and spreads of example features as constants. ``W`` and ``b`` train, at rates that suit networks, wherever student
-    and teacher lie.
-
-    Args:
-        d_student: The student's width.
-        d_teacher: The teacher's width.
-
-    Shapes:
-        ``(n, d_student)`` to ``(n, d_teacher)``.
-
-    Cost:
-        O(n d_student d_teacher).
-
-    Pitfalls:
-        The constants are those of the example features; a student that moves away is followed by training alone.
+    :math:`x \mapsto \bar t + \tfrac{s_t}{\sqrt{d_t}}\, [W (x - \bar x) \sqrt{d_s} / s_s + b]` with means and spreads
+    of example features as constants; ``W`` and ``b`` are trained.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -157,18 +128,14 @@ class MatchedProjection(nn.Module):
     @classmethod
     @torch.no_grad()
     def between(cls, student: Tensor, teacher: Tensor, *, generator: torch.Generator | None = None) -> Self:
-        """Build from example features ``(n, d_student)`` and ``(m, d_teacher)``.
-
-        Args:
-            student: The student's.
-            teacher: The teacher's.
-            generator: Where the weights are drawn from; torch's global generator if None.
-        """
+        """Build from example features ``(n, d_student)`` and ``(m, d_teacher)``; draw from torch if no generator."""
         mean, spread = moments(student, "The student's features")
         target, target_spread = moments(teacher, "The teacher's features")
         d_student, d_teacher = student.shape[1], teacher.shape[1]
         dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         projection = cls(d_student, d_teacher).to(device=student.device, dtype=dtype)
+        # Constants bring both sides to unit scale, so that W and b train at the learning rates of the networks for
+        # features of any scale.
         projection.shift.copy_(mean)
         projection.factor.copy_(math.sqrt(d_student) / spread)
         projection.target.copy_(target)
@@ -177,11 +144,13 @@ class MatchedProjection(nn.Module):
         device = "cpu" if generator is None else generator.device
         weight.copy_(torch.randn(weight.shape, generator=generator, device=device))
         projection.linear.bias.zero_()
+        # Rescaled by what the drawn map really gives on these features: correlated features do not have the spread that
+        # random weights promise.
         spread_now = moments(projection(student.to(dtype)), "The student's features")[1]
         weight.mul_((target_spread.to(spread_now.device) / spread_now).to(dtype))
         return projection
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the rows in the teacher's space."""
-        moved: Tensor = self.linear((rows - self.shift) * self.factor)
-        return self.target + self.target_factor * moved
+        """Return the features in the teacher's space."""
+        mapped: Tensor = self.linear((rows - self.shift) * self.factor)
+        return self.target + self.target_factor * mapped

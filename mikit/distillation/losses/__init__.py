@@ -1,1 +1,1 @@
-"""losses."""
+"""Distillation losses that compare student and teacher sample by sample or neighborhood by neighborhood."""

@@ -1,9 +1,8 @@
-"""What the classics share: a gap between a student's and a teacher's activations of the same inputs."""
+"""Base of the baseline distillation losses: a gap between activations of student and teacher on the same inputs."""
 
 from __future__ import annotations
 
 import abc
-import math
 from typing import Any
 
 import torch
@@ -14,17 +13,14 @@ from mikit.core.rows import require_paired
 from mikit.estimators.base import Estimator, require_pair
 from mikit.functional.engine.samples import working_dtype
 
-__all__ = ["PairedGap", "require_maps", "require_positive", "split_decay"]
+__all__ = ["PairedGap", "recommended_weight", "require_maps", "split_decay"]
 
 
 class PairedGap(Estimator):
     """Base of the losses that compare each of the student's activations with the teacher's of the same input.
 
-    A subclass writes :meth:`gap`. The loss is the gap times ``strength``, so that a weight of 1 is the strength with
-    which the method is recommended; the estimate is the gap itself.
-
-    Attributes:
-        strength: What ``forward`` multiplies the gap with.
+    A subclass implements :meth:`gap`. The loss is the gap times ``strength``, which brings it to the scale at which the
+    method is usually weighted; the estimate is the gap itself.
     """
 
     unit: str = "dimensionless"
@@ -34,7 +30,7 @@ class PairedGap(Estimator):
 
     @abc.abstractmethod
     def gap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the gap, 0-dim; both sides come in one dtype, float32 at least, outside autocast."""
+        """Return the gap, 0-dim; both sides have one dtype, float32 or wider, and autocast is off."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the gap times the strength, 0-dim; the teacher gets no gradient."""
@@ -45,7 +41,7 @@ class PairedGap(Estimator):
         return self._gap(x, y).detach()
 
     def require(self, x: Tensor, y: Tensor) -> None:
-        """Raise :class:`~mikit.InputError` unless these are two sets of paired rows."""
+        """Raise :class:`~mikit.InputError` unless these are paired samples."""
         require_pair(x, y)
 
     def _gap(self, x: Tensor, y: Tensor) -> Tensor:
@@ -60,17 +56,15 @@ def require_maps(x: Tensor, y: Tensor, loss: str) -> None:
     for name, value in (("x", x), ("y", y)):
         if value.ndim != 4 or value.is_complex() or 0 in value.shape[1:]:
             raise InputError(
-                f"{name} has shape {tuple(value.shape)}, but {loss} reads feature maps (n, c, h, w). Take them before "
+                f"{name} has shape {tuple(value.shape)}, but {loss} needs feature maps (n, c, h, w). Take them before "
                 'pooling: readout="whole" in mikit.capture and in DistillationTerm.'
             )
     require_paired(x, y, minimum=1)
 
 
-def require_positive(loss: str, **settings: float) -> None:
-    """Raise :class:`~mikit.InputError` unless every setting is positive and finite."""
-    for name, value in settings.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{loss}: {name} is {value}; it must be positive and finite.")
+def recommended_weight(loss: nn.Module) -> float:
+    """Return the weight of a loss beside a cross-entropy of weight 1: its ``recommended_weight``, or 1."""
+    return float(getattr(loss, "recommended_weight", 1.0))
 
 
 def split_decay(module: nn.Module) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from mikit.core import require
 from mikit.core.errors import InputError
-from mikit.distillation.losses.base import require_positive, split_decay
+from mikit.distillation.losses.base import split_decay
 from mikit.estimators.base import Estimator, require_pair, seeded
 from mikit.functional.bounds.infonce_scores import infonce_from_scores
 from mikit.functional.engine.operators import passed_if
@@ -19,11 +20,12 @@ __all__ = ["CRD"]
 
 @final
 class CRD(Estimator):
-    r"""Contrastive distillation of rows ``(n, d)`` in the batch: find the teacher's row of the same input among all.
+    r"""Contrastive distillation of features ``(n, d)`` in the batch: identify the teacher's sample of the same input.
 
-    Formula: with unit vectors :math:`u = W_s s / |W_s s|`, :math:`v = W_t t / |W_t t|` of standardised rows and scores
+    Formula: with unit vectors :math:`u = W_s s / |W_s s|`, :math:`v = W_t t / |W_t t|` of standardized features and
+    scores
     :math:`u_i^\top v_j / \tau`, ``estimate`` is the InfoNCE bound, averaged over both directions, and ``forward`` its
-    negative. With ``labels=``, rows of one class are left out of each other's negatives, in the loss alone.
+    negative. With ``labels=``, samples of one class are not negatives of each other; this concerns the loss alone.
 
     Args:
         d_student: The student's width.
@@ -36,23 +38,24 @@ class CRD(Estimator):
 
     Unit: nats.
 
-    Kind: lower bound in expectation, on rows that did not fit the projections; at most ``log n``.
+    Kind: lower bound in expectation, on samples that did not fit the projections; at most ``log n``.
 
     Raises:
-        InputError: If widths, labels or settings do not fit, or all labels of a batch are one class.
+        InputError: If widths, labels or settings do not fit, or all samples of a batch have one label.
 
     Cost:
         ``O(n (d_student + d_teacher) embedding + n² embedding)`` time and ``O(n²)`` memory.
 
     Pitfalls:
-        Not the released CRD, which keeps banks of all training rows and draws 16384 negatives by index: here the batch
-        is the negatives, and no index nor memory is needed. Weight 1 was not tuned; released scripts weigh theirs with
-        0.8. At temperature 0.07 the loss reads at most about ``2 / 0.07`` nats of score, and saturates at ``log n``.
-        The loss with labels is no bound. Without them 1 of 10 negatives has the label of a ten-class row itself.
+        It differs from the released CRD, which stores all training samples and draws 16384 negatives by index: here the
+        negatives are the batch, and neither an index nor a memory bank is needed. Weight 1 was not tuned; released
+        scripts use 0.8 for theirs. At temperature 0.07 scores lie within ``± 1 / 0.07`` nats, and the bound saturates
+        at ``log n``. The loss with labels is not a bound. Without labels, with ten classes, 1 of 10 negatives of a
+        sample has its label.
 
     Source:
         Tian, Krishnan and Isola (2020), arXiv 1910.10699, for the method; embedding 128 and ``τ = 0.07`` as in
-        mdistiller a08d46f. InfoNCE in the place of its estimator is mikit's choice.
+        mdistiller a08d46f. InfoNCE in place of its estimator is mikit's choice.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -74,7 +77,9 @@ class CRD(Estimator):
 
     def __init__(self, d_student: int, d_teacher: int, *, embedding: int = 128, temperature: float = 0.07) -> None:
         super().__init__()
-        require_positive("CRD", d_student=d_student, d_teacher=d_teacher, embedding=embedding, temperature=temperature)
+        for name, size in (("d_student", d_student), ("d_teacher", d_teacher), ("embedding", embedding)):
+            require.positive(size, name)
+        require.positive(temperature, "temperature")
         self.d_student, self.d_teacher = d_student, d_teacher
         self.embedding, self.temperature = embedding, temperature
         self.project_student = nn.Linear(d_student, embedding)
@@ -93,14 +98,14 @@ class CRD(Estimator):
         temperature: float = 0.07,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Build from example rows, which set widths and scales.
+        """Build from example features, which set widths and scales.
 
         Args:
             x: Student features ``(n, d_student)``.
             y: Teacher features ``(n, d_teacher)``.
             embedding: As in the class.
             temperature: As in the class.
-            generator: Where the projections are drawn from; torch's global generator if None.
+            generator: Source of the initial projections; torch's global generator if None.
         """
         require_pair(x, y)
         with seeded(generator):
@@ -115,7 +120,7 @@ class CRD(Estimator):
         return loss
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
-        """Return an untrained one with the same settings for these rows."""
+        """Return an untrained copy with the same settings for these features."""
         return type(self).between(x, y, embedding=self.embedding, temperature=self.temperature, generator=generator)
 
     def forward(self, x: Tensor, y: Tensor, *, labels: Tensor | None = None) -> Tensor:
@@ -124,7 +129,7 @@ class CRD(Estimator):
         Args:
             x: Student features.
             y: Teacher features.
-            labels: Class indices ``(n,)``: rows of one class are then no negatives of each other.
+            labels: Class indices ``(n,)``: samples of one class are then not negatives of each other.
         """
         scores = self.scores(x, y.detach())
         if labels is not None:
@@ -140,7 +145,7 @@ class CRD(Estimator):
         require_pair(x, y)
         if x.shape[1] != self.d_student or y.shape[1] != self.d_teacher:
             raise InputError(
-                f"x has {x.shape[1]} columns and y has {y.shape[1]}, but this CRD was built for a student of "
+                f"x has {x.shape[1]} features and y has {y.shape[1]}, but this CRD was built for a student of "
                 f"{self.d_student} and a teacher of {self.d_teacher}. The student comes first."
             )
         with torch.autocast(x.device.type, enabled=False):
@@ -168,15 +173,14 @@ def _without_own_class(scores: Tensor, labels: Tensor) -> Tensor:
     n = scores.shape[0]
     if labels.shape != (n,) or labels.is_floating_point():
         raise InputError(
-            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype} for {n} rows; pass one class "
-            "index a row."
+            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype} for {n} samples; pass one class "
+            "index for each sample."
         )
     same = labels[:, None] == labels
     same = passed_if(
         same,
         ~same.all(),
-        "All labels of this batch are one class, so that no negative is left. Shuffle the batches, or leave labels "
-        "out.",
+        "All labels of this batch are the same, so no negative is left. Shuffle the batches, or pass no labels.",
     )
     itself = torch.eye(n, dtype=torch.bool, device=scores.device)
     return scores.masked_fill(same & ~itself, -math.inf)

@@ -1,4 +1,4 @@
-"""Classics on features: a regressor to the teacher's, its attention maps, and the channels of one image."""
+"""Baseline distillation losses on features: regression, attention maps, and MMD across channels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from mikit.core import require
 from mikit.core.errors import InputError
-from mikit.distillation.losses.base import PairedGap, require_maps, require_positive, split_decay
+from mikit.distillation.losses.base import PairedGap, require_maps, split_decay
 from mikit.estimators.base import require_pair, seeded
 from mikit.functional.distillation.feature_maps import attention_gap, channel_mmd2, pooled_alike
 
@@ -18,12 +19,13 @@ __all__ = ["AttentionTransfer", "ChannelMMD", "FitNet"]
 
 @final
 class FitNet(PairedGap):
-    r"""A trained linear map from the student's features to the teacher's: rows ``(n, d)`` or maps ``(n, c, h, w)``.
+    r"""Regression of the teacher's features by a linear map of the student's, ``(n, d)`` or maps ``(n, c, h, w)``.
 
     Formula: ``estimate`` is the mean over all entries of :math:`(r(s) - t)^2 / V`, with ``V`` the mean variance of the
-    teacher's channels in the example features: about the share of the teacher that the map does not find. ``forward``
-    is 5 times that. The map :math:`r(s) = m + \sqrt V\, W (s - a) / b` is a 1×1 convolution for maps; ``m``, ``V``,
-    ``a`` and ``b`` are constants. Larger maps are average-pooled to the smaller height and the smaller width.
+    teacher's channels in the example features: about the fraction of the teacher's variance that is not explained.
+    ``forward`` is 5 times that. The map :math:`r(s) = m + \sqrt V\, W (s - a) / b` is a 1×1 convolution for maps;
+    ``m``, ``V``, ``a`` and ``b`` are constants. Larger maps are average-pooled to the smaller height and the smaller
+    width.
 
     Args:
         d_student: The student's width or channels.
@@ -31,7 +33,7 @@ class FitNet(PairedGap):
         spatial: Whether features are maps.
 
     Shapes:
-        Rows ``(n, d_student)`` and ``(n, d_teacher)``, or maps ``(n, c, h, w)`` of any two sizes.
+        ``(n, d_student)`` and ``(n, d_teacher)``, or maps ``(n, c, h, w)`` of any two sizes.
 
     Unit: dimensionless.
 
@@ -44,13 +46,12 @@ class FitNet(PairedGap):
         ``O(n h w d_student d_teacher)``.
 
     Pitfalls:
-        The factor 5 is that of a plain mean squared error of weight 10 on maps of variance 0.48, and was not swept on
-        another data set. Loud channels of the teacher count most;
-        :class:`mikit.VID` weighs each by its variance. Constants come from the example features: take the student's in
-        training mode.
+        The factor 5 corresponds to a plain mean squared error with weight 10 on maps of variance 0.48, and was not
+        tuned on another data set. Channels of the teacher with a large variance dominate; :class:`mikit.VID` divides
+        each by its variance. Constants come from the example features: compute the student's in training mode.
 
     Source:
-        Romero and others (2015), arXiv 1412.6550, for the method; in units of the teacher's variance it is mikit's.
+        Romero and others (2015), arXiv 1412.6550, for the method; the unit, the teacher's variance, is mikit's.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -72,8 +73,8 @@ class FitNet(PairedGap):
 
     def __init__(self, d_student: int, d_teacher: int, *, spatial: bool = False) -> None:
         super().__init__()
-        if d_student < 1 or d_teacher < 1:
-            raise InputError(f"FitNet was asked for widths {d_student} and {d_teacher}; both must be at least 1.")
+        require.at_least(d_student, "d_student")
+        require.at_least(d_teacher, "d_teacher")
         self.d_student, self.d_teacher, self.spatial = d_student, d_teacher, spatial
         self.regressor = nn.Conv2d(d_student, d_teacher, 1) if spatial else nn.Linear(d_student, d_teacher)
         self.register_buffer("student_mean", torch.zeros(d_student))
@@ -88,7 +89,7 @@ class FitNet(PairedGap):
         Args:
             x: Student features.
             y: Teacher features of the same layout.
-            generator: Where the map is drawn from; torch's global generator if None.
+            generator: Source of the initial map; torch's global generator if None.
         """
         _require_layout(x, y)
         with seeded(generator):
@@ -100,15 +101,15 @@ class FitNet(PairedGap):
             scale = (value - mean).square().mean().sqrt()
             if not float(scale) > 0 or not math.isfinite(float(scale)):
                 raise InputError(
-                    f"The {side}'s example features have a spread of {float(scale):.3g}: nothing can be regressed. "
-                    "Pass finite features of more than one input."
+                    f"The {side}'s example features have a standard deviation of {float(scale):.3g}, so regression is "
+                    "not possible. Pass finite features of more than one input."
                 )
             setattr(hint, f"{side}_mean", mean.flatten().to(dtype))
             setattr(hint, f"{side}_scale", scale.to(dtype))
         return hint
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
-        """Return an untrained one for these features."""
+        """Return an untrained copy for these features."""
         return type(self).between(x, y, generator=generator)
 
     def gap(self, x: Tensor, y: Tensor) -> Tensor:
@@ -122,13 +123,13 @@ class FitNet(PairedGap):
         return (found.to(aim.dtype) - aim).square().mean()
 
     def require(self, x: Tensor, y: Tensor) -> None:
-        """Raise :class:`~mikit.InputError` unless these are features of the layers that it was built for."""
+        """Raise :class:`~mikit.InputError` unless layout and widths are those of the example features."""
         _require_layout(x, y)
         if (x.ndim == 4) != self.spatial or x.shape[1] != self.d_student or y.shape[1] != self.d_teacher:
             layout = "maps (n, c, h, w)" if self.spatial else "rows (n, d)"
             raise InputError(
                 f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}, but this FitNet was built for {layout} of "
-                f"{self.d_student} student and {self.d_teacher} teacher columns. The student comes first."
+                f"{self.d_student} student and {self.d_teacher} teacher features. The student comes first."
             )
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -142,10 +143,11 @@ class FitNet(PairedGap):
 
 @final
 class AttentionTransfer(PairedGap):
-    r"""Attention transfer between feature maps ``(n, c, h, w)``: where a network looks, whatever it sees there.
+    r"""Attention transfer between feature maps ``(n, c, h, w)``: compares where activations are large.
 
-    Formula: ``estimate`` is the squared distance of both attention maps, each of length 1, summed over cells, mean over
-    images; see :func:`mikit.functional.distillation.feature_maps.attention_gap`. ``forward`` is 4 times that.
+    Formula: ``estimate`` is the squared distance between both attention maps, each of length 1, summed over cells and
+    averaged over images; see :func:`mikit.functional.distillation.feature_maps.attention_gap`. ``forward`` is 4 times
+    that.
 
     Args:
         power: ``p`` of the attention map :math:`\sum_c |A_c|^p`.
@@ -164,9 +166,9 @@ class AttentionTransfer(PairedGap):
         One pass over the maps.
 
     Pitfalls:
-        Released codes take the mean over cells and a weight of 1000, which is 1, 4 and 16 times this sum on maps of 32,
-        16 and 8 cells a side. The factor 4 is the middle one. The same 1000 on maps with 16 times
-        fewer cells is 16 times as strong. The factor here does not depend on the size; it was not tried on small maps.
+        Released codes use the mean over cells with a weight of 1000, which is 1, 4 and 16 times this sum for maps of
+        32, 16 and 8 cells a side. The factor 4 is the middle one. With the mean, the same weight is 16 times as strong
+        on maps with 16 times fewer cells. The factor here does not depend on the size; it was not tested on small maps.
 
     Source:
         Zagoruyko and Komodakis (2017), arXiv 1612.03928; weight 1000 and the mean over cells: RepDistiller and
@@ -203,13 +205,13 @@ class AttentionTransfer(PairedGap):
 
 @final
 class ChannelMMD(PairedGap):
-    """Squared MMD across the channels of one image, between feature maps ``(n, c, h, w)``: "NST" elsewhere.
+    """Squared MMD across the channels of one image, between feature maps ``(n, c, h, w)``; also known as NST.
 
     Formula: see :func:`mikit.functional.distillation.feature_maps.channel_mmd2`; ``forward`` multiplies by
     ``strength``.
 
     Args:
-        strength: What the loss multiplies with; the weight of the released recipes.
+        strength: Factor of the loss; by default the weight in the released scripts.
 
     Shapes:
         Maps of any two numbers of channels and sizes; the larger is average-pooled to the smaller.
@@ -225,9 +227,9 @@ class ChannelMMD(PairedGap):
         ``O(n h w (c_s + c_t)²)`` at most.
 
     Pitfalls:
-        Named for what it is: the sample is the channels of one image, not the rows of a batch, so it is not the MMD
-        between laws of features; that is :class:`mikit.MMD`. Which channel is which is lost. The strength was not tuned
-        for mikit.
+        The samples are the channels of one image, not the images of a batch, so it is not the MMD between
+        distributions of features; that is :class:`mikit.MMD`. The identity of the channels is lost. The strength was
+        not tuned for mikit.
 
     Source:
         Huang and Wang (2017), arXiv 1707.01219, as "neuron selectivity transfer"; the form of RepDistiller 1e2f816,
@@ -244,7 +246,7 @@ class ChannelMMD(PairedGap):
 
     def __init__(self, *, strength: float = 50.0) -> None:
         super().__init__()
-        require_positive("ChannelMMD", strength=strength)
+        require.positive(strength, "strength")
         self.strength = strength
 
     def gap(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Information-flow distillation: several layers at once, the intermediate ones early in training above all."""
+"""Information-flow distillation: several layers at once, with most weight on intermediate ones early in training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from mikit.core import require
 from mikit.core.errors import InputError
-from mikit.distillation.losses.base import require_positive
 from mikit.distillation.losses.pkt import PKT
 from mikit.functional.flow.flow_vectors import (
     FlowDivergence,
@@ -37,43 +37,42 @@ class InformationFlow(nn.Module):
     .. math:: \frac{1}{\sum_i a_i} \sum_i a_i\, \mathrm{PKT}(s_i, t_{\kappa(i)}), \qquad a_N = 1, \quad
               a_i = \alpha\, \gamma^{\text{epoch}} \quad (i < N)
 
-    With ``schedule="measured"`` the intermediate weights follow the measured flow divergence instead of the clock:
-    :math:`a_i = \alpha\, D / D_0` with ``D`` the latest and :math:`D_0` the first intermediate divergence given to
-    :meth:`observe`, and :math:`\alpha` before. Each PKT is in its own unit (see :class:`PKT`), and the weights are
-    divided by their sum, so that the whole adds about 1 to the loss while student and teacher are unrelated, in the
-    first epoch as in the last.
+    With ``schedule="measured"`` the intermediate weights follow the measured divergence of the information flow instead
+    of the epoch: :math:`a_i = \alpha\, D / D_0`, with ``D`` the latest and :math:`D_0` the first intermediate
+    divergence from :meth:`observe`, and :math:`\alpha` before. Each PKT is in its unit (see :class:`PKT`), and the
+    weights are divided by their sum, so that the loss is about 1 if student and teacher are unrelated, in every epoch.
 
     Args:
-        matching: ``κ``: the teacher's layer, counted from 0, for each of the student's.
+        matching: ``κ``: the teacher's layer, counted from 0, for each layer of the student.
         kernel: As in :class:`PKT`.
         divergence: As in :class:`PKT`.
-        alpha: Weight of an intermediate layer at the start, that of the last being 1.
-        gamma: What it is multiplied with every epoch.
+        alpha: Initial weight of an intermediate layer; that of the last layer is 1.
+        gamma: Factor of the intermediate weights per epoch.
         schedule: ``"epoch"`` or ``"measured"``.
 
     Shapes:
-        One entry per layer in each sequence: rows ``(n, d)``, or maps ``(n, c, h, w)``, which are flattened. A mapping
-        from names to activations, in network order, serves as well.
+        One entry per layer in each sequence: ``(n, d)``, or maps ``(n, c, h, w)``, which are flattened. A mapping from
+        names to activations, in network order, can be passed as well.
 
     Unit: dimensionless.
 
-    Kind: discrepancy, 0 if and only if all neighbourhoods agree.
+    Kind: discrepancy, 0 if and only if all neighborhoods agree.
 
     Raises:
-        InputError: If layers are missing, a setting does not fit, or rows do not pair up.
+        InputError: If layers are missing, an option does not fit, or samples are not paired.
 
     Cost:
-        One PKT a pair of layers: ``2 n² (d_s + d_t)`` operations and about three times that with the gradient.
+        One PKT per pair of layers: ``2 n² (d_s + d_t)`` operations and about three times that with the gradient.
 
     Pitfalls:
-        The epoch is a buffer that the training loop sets with :meth:`set_epoch`; nobody else does. PKT compares
-        neighbourhoods, not information: :meth:`observe` measures flows. A teacher much deeper than the student has no
-        layers that fit: an auxiliary teacher of the student's architecture does
-        (:func:`mikit.distillation.training.auxiliary_teacher`). Ratios ``alpha`` and ``gamma`` were not tuned here.
+        The epoch is a buffer that the training loop must set with :meth:`set_epoch`. PKT compares neighborhoods, not
+        information; :meth:`observe` measures the information flow. The layers of a much deeper teacher do not
+        correspond to those of the student; use an auxiliary teacher of the student's architecture
+        (:func:`mikit.distillation.auxiliary_teacher`). ``alpha`` and ``gamma`` were not tuned here.
 
     Source:
         Passalis, Tzelepi and Tefas (2020), arXiv 2005.00727; ``alpha = 100``, ``gamma = 0.7``, kernel and divergence
-        from the released code passalis/pkth 5766e63. Units, the division by the sum and ``"measured"`` are mikit's.
+        from the released code passalis/pkth 5766e63. The units, the division by the sum and ``"measured"`` are mikit's.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -106,13 +105,13 @@ class InformationFlow(nn.Module):
         super().__init__()
         if not matching or any(layer < 0 for layer in matching):
             raise InputError(
-                f"matching is {tuple(matching)}; it needs a teacher layer, counted from 0, for each of the student's."
+                f"matching is {tuple(matching)}; it must be one teacher layer, counted from 0, per student layer."
             )
-        if schedule not in SCHEDULES:
-            raise InputError(f'schedule is "{schedule}"; it must be one of {", ".join(SCHEDULES)}.')
-        require_positive("InformationFlow", alpha=alpha, gamma=gamma)
+        require.one_of(schedule, "schedule", SCHEDULES)
+        require.positive(alpha, "alpha")
+        require.positive(gamma, "gamma")
         if gamma > 1:
-            raise InputError(f"gamma is {gamma}: intermediate layers would count more every epoch. Pass 1 at most.")
+            raise InputError(f"gamma is {gamma}, so intermediate weights would grow every epoch; it must be at most 1.")
         self.matching = tuple(int(layer) for layer in matching)
         self.alpha, self.gamma, self.schedule = alpha, gamma, schedule
         self.losses = nn.ModuleList(PKT(kernel, divergence=divergence) for _ in self.matching)
@@ -141,7 +140,7 @@ class InformationFlow(nn.Module):
             students: The student's.
             teachers: The teacher's, which set the units.
             matching: ``"depth"``; ``"nearest"`` or ``"monotone"``, by flow vectors, for which labels are needed; or the
-                teacher's layer, counted from 0, for each of the student's.
+                teacher's layer, counted from 0, for each layer of the student.
             labels: Class indices ``(n,)`` of the examples.
             kernel: As in the class.
             divergence: As in the class.
@@ -152,7 +151,7 @@ class InformationFlow(nn.Module):
         """
         students, teachers = _in_order(students), _in_order(teachers)
         if not students or not teachers:
-            raise InputError("InformationFlow needs one layer of the student and of the teacher at least.")
+            raise InputError("InformationFlow needs at least one layer of the student and one of the teacher.")
         if isinstance(matching, str):
             if matching not in MATCHINGS:
                 raise InputError(f'matching is "{matching}"; it must be one of {", ".join(MATCHINGS)}, or a sequence.')
@@ -160,7 +159,7 @@ class InformationFlow(nn.Module):
                 matching = depth_matching(len(students), len(teachers))
             elif labels is None:
                 raise InputError(
-                    f'matching="{matching}" goes by flow vectors, for which labels= of the examples is needed.'
+                    f'matching="{matching}" compares flow vectors, which need the labels of the examples. Pass labels=.'
                 )
             else:
                 by = nearest_matching if matching == "nearest" else monotone_matching
@@ -179,30 +178,30 @@ class InformationFlow(nn.Module):
             students: Activations of the student's layers, in the order of the examples.
             teachers: Activations of the teacher's.
         """
-        values = torch.stack([loss(own, aim) for loss, own, aim in self._pairs(students, teachers)])
+        values = torch.stack([loss(x, y) for loss, x, y in self._pairs(students, teachers)])
         return (self._weights().to(values) * values).sum()
 
     @torch.no_grad()
     def terms(self, students: Layers, teachers: Layers) -> dict[str, Tensor]:
-        """Return what to log: ``layer_i``, each PKT in its unit, and ``weight_i``; without gradient."""
+        """Return values to log: ``layer_i``, each PKT in its unit, and ``weight_i``; without gradient."""
         values = {f"layer_{i}": loss(*pair) for i, (loss, *pair) in enumerate(self._pairs(students, teachers))}
         return values | {f"weight_{i}": weight for i, weight in enumerate(self._weights())}
 
     def weights(self) -> tuple[float, ...]:
-        """Return the weights of the layers now; they sum to 1."""
+        """Return the present weights of the layers; they sum to 1."""
         return tuple(self._weights().tolist())
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch it is, counted from 0."""
+        """Set the epoch, counted from 0."""
         if epoch < 0:
             raise InputError(f"The epoch is {epoch}; it is counted from 0.")
         self.epoch.fill_(epoch)
 
     @torch.no_grad()
     def observe(self, students: Layers, teachers: Layers, labels: Tensor) -> FlowDivergence:
-        """Measure both flows on these rows and keep the divergence, which ``schedule="measured"`` follows.
+        """Measure both information flows on these samples and store their divergence, for ``schedule="measured"``.
 
-        Call it at phases, on the same rows each time: a thousand held-out ones, say, not a batch.
+        Call it at checkpoints, on the same samples each time: about a thousand held-out ones, not a batch.
 
         Args:
             students: Activations of the student's layers.
@@ -213,7 +212,7 @@ class InformationFlow(nn.Module):
             The divergence under this object's matching.
         """
         students, teachers = _in_order(students), _in_order(teachers)
-        self._pairs(students, teachers)  # refuses other layers than those of the examples
+        self._pairs(students, teachers)  # raises if the layers are not those of the examples
         found = flow_divergence(flow_vector(students, labels), flow_vector(teachers, labels), self.matching)
         if bool(self.first_divergence.isnan()):
             self.first_divergence.fill_(found.intermediate)
@@ -221,7 +220,7 @@ class InformationFlow(nn.Module):
         return found
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return an empty list: nothing here is learned."""
+        """Return an empty list: the loss has no parameters."""
         return []
 
     def extra_repr(self) -> str:
@@ -233,8 +232,9 @@ class InformationFlow(nn.Module):
         if self.schedule == "epoch":
             intermediate = self.alpha * self.gamma ** self.epoch.double()
         else:
+            # Tensor arithmetic throughout: a look at the values would break the graph of a compiled training step.
             share = self.latest_divergence / self.first_divergence
-            # Before the first measurement both are nan; flows that were equal then have a share of 0 / 0.
+            # Before the first measurement both are nan. If the flows were equal at the first one, the share is 0 / 0.
             unknown = self.first_divergence.isnan()
             share = torch.where(unknown, 1.0, torch.where(self.first_divergence > 0, share, 0.0))
             intermediate = self.alpha * share
@@ -250,9 +250,9 @@ class InformationFlow(nn.Module):
             )
         chosen = [teachers[layer] for layer in self.matching]
         pairs = []
-        for loss, own, aim in zip(self.losses, students, chosen, strict=True):
+        for loss, student, teacher in zip(self.losses, students, chosen, strict=True):
             assert isinstance(loss, PKT)
-            pairs.append((loss, own.flatten(1), aim.flatten(1)))
+            pairs.append((loss, student.flatten(1), teacher.flatten(1)))
         return pairs
 
 

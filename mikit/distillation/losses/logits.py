@@ -1,4 +1,4 @@
-"""Classics on logits: Hinton's distillation, whole and decoupled."""
+"""Baseline distillation losses on logits: Hinton's distillation and its decoupled form."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import final
 
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
-from mikit.distillation.losses.base import PairedGap, require_positive
+from mikit.distillation.losses.base import PairedGap
 from mikit.functional.distillation.logits import decoupled_kl, softened_kl
 
 __all__ = ["DKD", "HintonKD"]
@@ -18,7 +19,7 @@ class HintonKD(PairedGap):
     r"""Hinton's distillation between logits ``(n, classes)``.
 
     Formula: ``estimate`` is :math:`\frac1n \sum_i \mathrm{KL}(\mathrm{softmax}(t_i / T) \| \mathrm{softmax}(s_i / T))`,
-    ``forward`` is :math:`T^2` times that, so that its gradient keeps its size when ``T`` grows.
+    ``forward`` is :math:`T^2` times that, so that the size of its gradient does not depend on ``T``.
 
     Args:
         temperature: ``T``.
@@ -37,8 +38,8 @@ class HintonKD(PairedGap):
         O(n classes).
 
     Pitfalls:
-        Logits, not probabilities. Weight 1 stands beside a cross-entropy of weight 1; mdistiller a08d46f has 0.9 beside
-        0.1.
+        Pass logits, not probabilities. Weight 1 is meant for a cross-entropy of weight 1; mdistiller a08d46f uses 0.9
+        and 0.1.
 
     Source:
         Hinton, Vinyals and Dean (2015), arXiv 1503.02531.
@@ -56,7 +57,7 @@ class HintonKD(PairedGap):
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
-        require_positive("HintonKD", temperature=temperature)
+        require.positive(temperature, "temperature")
         self.temperature = temperature
         self.strength = temperature**2
 
@@ -71,15 +72,15 @@ class HintonKD(PairedGap):
 
 @final
 class DKD(PairedGap):
-    r"""Decoupled distillation between logits ``(n, classes)``: the label against the rest, and among the rest, apart.
+    r"""Decoupled distillation between logits ``(n, classes)``: the label against the rest, and the rest separately.
 
     Formula: :math:`T^2\, [\alpha\, \mathrm{KL}((p_y, 1 - p_y) \| (q_y, 1 - q_y)) + \beta\, \mathrm{KL}(\hat p \| \hat
-    q)]`, means over rows; see :func:`mikit.functional.distillation.logits.decoupled_kl`. ``estimate`` is without
-    :math:`T^2`. Hinton's loss is the case :math:`\alpha = 1, \beta = 1 - p_y`, row by row.
+    q)]`, means over samples; see :func:`mikit.functional.distillation.logits.decoupled_kl`. ``estimate`` is without
+    :math:`T^2`. Hinton's loss is the case :math:`\alpha = 1, \beta = 1 - p_y` for each sample.
 
     Args:
         alpha: Weight of the label against the rest.
-        beta: Weight among the rest.
+        beta: Weight of the other classes among themselves.
         temperature: ``T``.
 
     Shapes:
@@ -96,8 +97,9 @@ class DKD(PairedGap):
         O(n classes).
 
     Pitfalls:
-        Larger than Hinton's loss by about ``beta / (1 - p_y)``: a start without warm-up can overshoot. mdistiller
-        raises the weight from 0 over 20 epochs; nothing is raised here. In the trainer it needs ``labels=True``.
+        It is larger than Hinton's loss by about ``beta / (1 - p_y)``, so training without warm-up can overshoot.
+        mdistiller increases the weight from 0 over 20 epochs; here it is constant. In the trainer it needs
+        ``labels=True``.
 
     Source:
         Released code and settings (``alpha = 1``, ``beta = 8``, ``T = 4``): megvii-research/mdistiller a08d46f and
@@ -116,7 +118,8 @@ class DKD(PairedGap):
 
     def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
-        require_positive("DKD", alpha=alpha, beta=beta, temperature=temperature)
+        for name, value in (("alpha", alpha), ("beta", beta), ("temperature", temperature)):
+            require.positive(value, name)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.strength = temperature**2
 
@@ -126,7 +129,7 @@ class DKD(PairedGap):
         Args:
             x: Student logits.
             y: Teacher logits.
-            labels: Class indices ``(n,)``; needed.
+            labels: Class indices ``(n,)``; required.
         """
         return self.strength * self._parts(x, y.detach(), labels)
 
@@ -135,7 +138,7 @@ class DKD(PairedGap):
         return self._parts(x, y, labels).detach()
 
     def gap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Refuse: without labels there are no parts."""
+        """Raise :class:`~mikit.InputError`: the loss needs labels."""
         return self._parts(x, y, None)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""PKT: the student's rows made neighbours of each other as the teacher's are."""
+"""PKT: matches the neighborhoods of a batch between student and teacher."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal, Self, cast, final
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.distillation.losses.base import PairedGap
 from mikit.estimators.base import require_pair
@@ -20,53 +21,55 @@ DIVERGENCES = ("kl", "jeffreys")
 
 @final
 class PKT(PairedGap):
-    r"""Probabilistic knowledge transfer between rows ``(n, d_s)`` and ``(n, d_t)``, whose widths may differ.
+    r"""Probabilistic knowledge transfer between features ``(n, d_s)`` and ``(n, d_t)``, whose widths may differ.
 
-    Formula: with :math:`p_{j|i}` and :math:`q_{j|i}` the probabilities that row j is the neighbour of row i, under a
-    kernel of the teacher's and of the student's rows, a row never its own neighbour,
+    Formula: with :math:`p_{j|i}` and :math:`q_{j|i}` the probabilities that sample j is the neighbor of sample i,
+    under a kernel of the teacher's and of the student's features; a sample is never its own neighbor,
 
     .. math:: \frac{1}{n} \sum_i \sum_{j \ne i} p_{j|i} \log \frac{p_{j|i}}{q_{j|i}}
               \quad \text{or, for Jeffreys,} \quad
               \frac{1}{n} \sum_i \sum_{j \ne i} (p_{j|i} - q_{j|i}) (\log p_{j|i} - \log q_{j|i}).
 
-    ``estimate`` is this number. ``forward`` divides it by ``standard``, what the teacher's rows give against the
-    teacher's rows of other inputs: 1 until :meth:`between` or :meth:`calibrate` has seen a teacher. So a weight of 1
-    adds about 1 to the loss while the student's neighbourhoods are those of other inputs, with any kernel, width and
-    network. The mean is over rows and not over pairs, so the value does not fall with the batch.
+    ``estimate`` is this number. ``forward`` divides it by ``standard``, its value between the teacher and the teacher
+    on other inputs, which is 1 until it is set by :meth:`between` or :meth:`calibrate`. So a weight of 1 adds about 1
+    to the loss if the student's neighborhoods are those of other inputs, for any kernel, width and network. The mean is
+    over samples and not over pairs, so the value does not decrease with the batch size.
 
     Args:
         kernel: ``"cosine"``; ``"student"``, Student's t of the distance; ``"combined"``, the sum of both values.
-        divergence: ``"kl"``, of the student's from the teacher's, or ``"jeffreys"``, which adds the other direction.
-        diagonal: Whether a row counts among its own neighbours.
-        compat: ``"pkth"`` for the number of the released code: the diagonal counted, the mean over all n² pairs, and
-            ``standard`` left at 1. See :func:`mikit.functional.pkt`.
+        divergence: ``"kl"``, of the student from the teacher, or ``"jeffreys"``, which adds the other direction.
+        diagonal: Whether a sample counts among its own neighbors.
+        compat: ``"pkth"`` for the value of the released code: with the diagonal, the mean over all n² pairs, and
+            ``standard`` 1. See :func:`mikit.functional.pkt`.
 
     Shapes:
-        Student ``(n, d_s)``, teacher ``(n, d_t)``, row i of both from one input.
+        Student ``(n, d_s)``, teacher ``(n, d_t)``; sample i of both is from one input.
 
     Unit: nats (``estimate``).
 
     Kind: discrepancy, 0 if and only if the probabilities agree. Never negative.
 
     Raises:
-        InputError: If a setting is not one of those named, rows do not pair up or are fewer than three, or the
-            teacher's rows are all neighbours alike, which gives no standard.
+        InputError: If an option does not exist, samples are not paired or fewer than three, or all neighborhoods of the
+            teacher are alike, which gives no ``standard``.
 
     Cost:
-        ``2 n² (d_s + d_t)`` operations, about three times that with the gradient; a few strips of memory. Whole maps
-        are read for their Gram matrix and not copied: see :func:`mikit.functional.pkt`.
+        ``2 n² (d_s + d_t)`` operations, about three times that with the gradient; memory for a few blocks of pairs.
+        Whole maps are read for their Gram matrix and not copied: see :func:`mikit.functional.pkt`.
 
     Pitfalls:
-        Not information: it compares who is near whom. A batch defines the neighbours, so drop a short last batch, and
-        do not take micro-batches with accumulated gradients for a large batch. Probabilities of non-negative features
-        are nearly flat, and values in nats far below 1: without ``between`` the weight has to be hundreds. The cosine
-        depends on the origin of the features, Student's t on their scale: with it, features of very different size
-        cannot agree. Where the student is wider than the batch it can match all neighbours and know nothing else.
+        It does not measure information: it compares neighborhoods. The batch defines the neighbors, so drop a short
+        last batch, and do not replace a large batch by accumulated gradients of small ones. For non-negative features
+        the probabilities are nearly uniform and values in nats far below 1, so without ``between`` the weight must be
+        in the hundreds. The cosine depends on the origin of the features and Student's t on their scale: with it,
+        features of very different size cannot agree. A student wider than the batch can match all neighborhoods without
+        any other information on the teacher.
 
     Source:
         Passalis and Tefas (2018), arXiv 1803.10837, for cosine and KL; Passalis, Tzelepi and Tefas (2020), arXiv
         2005.00727, and the released code passalis/pkth 5766e63, for Student's t, Jeffreys and their sum. The masked
-        diagonal, the mean over rows and ``standard`` are mikit's; RepDistiller multiplies its mean over pairs by 30000.
+        diagonal, the mean over samples and ``standard`` are mikit's; RepDistiller multiplies its mean over pairs by
+        30000.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -93,10 +96,8 @@ class PKT(PairedGap):
         compat: str | None = None,
     ) -> None:
         super().__init__()
-        if kernel not in KERNELS:
-            raise InputError(f'kernel is "{kernel}"; it must be one of {", ".join(KERNELS)}.')
-        if divergence not in DIVERGENCES:
-            raise InputError(f'divergence is "{divergence}"; it must be kl or jeffreys.')
+        require.one_of(kernel, "kernel", KERNELS)
+        require.one_of(divergence, "divergence", DIVERGENCES)
         if compat not in (None, "pkth"):
             raise InputError(f'compat is "{compat}"; it must be None or "pkth".')
         self.kernel = kernel
@@ -118,16 +119,16 @@ class PKT(PairedGap):
         compat: str | None = None,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Build from example features, of which the teacher's set the unit of the loss.
+        """Build from example features; those of the teacher set the unit of the loss.
 
         Args:
             x: Student features ``(n, d_s)``.
-            y: Teacher features ``(n, d_t)``, about a batch.
+            y: Teacher features ``(n, d_t)``, about one batch.
             kernel: As in the class.
             divergence: As in the class.
             diagonal: As in the class.
             compat: As in the class.
-            generator: Where the other inputs are drawn from; None: seed 0.
+            generator: Source of the assignment to other inputs; None: seed 0.
         """
         require_pair(x, y, minimum=3)
         loss = cls(kernel, divergence=divergence, diagonal=diagonal, compat=compat).to(y.device)
@@ -148,10 +149,10 @@ class PKT(PairedGap):
 
     @torch.no_grad()
     def calibrate(self, teacher: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Set ``standard`` from a teacher's features ``(n, d)``; under ``compat`` it stays 1.
+        """Set ``standard`` from a teacher's features ``(n, d)``; with ``compat`` it stays 1.
 
         Raises:
-            InputError: If there are fewer than three rows, or their neighbours are all alike.
+            InputError: If there are fewer than three samples, or all their neighborhoods are alike.
         """
         require_pair(teacher, teacher, minimum=3)
         if self.compat is not None:
@@ -163,9 +164,9 @@ class PKT(PairedGap):
         standard = float(self.gap(rows.roll(1, 0), rows))
         if not standard > 1e-9:
             raise InputError(
-                f"The teacher's rows against the teacher's rows of other inputs give {standard:.3g} nats under the "
-                f"{self.kernel} kernel: its neighbours are all alike, and there is nothing to transfer. Choose another "
-                "layer, or read it before the ReLU."
+                f"PKT of the teacher against itself on other inputs is {standard:.3g} nats (kernel {self.kernel}). "
+                "All neighborhoods are alike, so there is nothing to transfer. Choose another layer, or take "
+                "its features before the ReLU."
             )
         self.standard.fill_(standard)
 
@@ -181,20 +182,20 @@ class PKT(PairedGap):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the value over ``standard``; the teacher gets no gradient."""
+        """Return the value divided by ``standard``; the teacher gets no gradient."""
         value = super().forward(x, y)
         return value / self.standard.to(value.dtype)
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return 3: two rows have one neighbour each, whatever they are."""
+        """Return 3: any two samples have one neighbor each."""
         return 3
 
     def extra_repr(self) -> str:
         """Return the settings."""
-        said = f"kernel={self.kernel!r}, divergence={self.divergence!r}"
-        said += ", diagonal=True" if self.diagonal else ""
-        return said + (f", compat={self.compat!r}" if self.compat else "")
+        shown = f"kernel={self.kernel!r}, divergence={self.divergence!r}"
+        shown += ", diagonal=True" if self.diagonal else ""
+        return shown + (f", compat={self.compat!r}" if self.compat else "")
 
     def require(self, x: Tensor, y: Tensor) -> None:
-        """Raise :class:`~mikit.InputError` unless these are two sets of paired rows, three at least."""
+        """Raise :class:`~mikit.InputError` unless these are paired samples, three at least."""
         require_pair(x, y, minimum=3)

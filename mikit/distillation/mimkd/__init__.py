@@ -1,1 +1,1 @@
-"""mimkd."""
+"""MIMKD: distillation with contrastive critics."""

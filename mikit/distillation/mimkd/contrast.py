@@ -1,4 +1,4 @@
-"""One term of MIMKD: a critic that tells a student's cells from those of other images, and what it knows in nats."""
+"""One term of MIMKD: a critic that contrasts a student's cells with a teacher's, and its estimate in nats."""
 
 from __future__ import annotations
 
@@ -33,29 +33,17 @@ OBJECTIVES = ("jsd", "infonce", "anchored")
 CRITICS = ("dot", "concat")
 NEGATIVES = ("all", "shift")
 RELATIVE_ANCHOR = 4.0
-# Scores kept for backward at most; where there are more, they are streamed, which is slower for small batches.
+# Scores stored for the backward pass at most; more are computed in blocks, which is slower for small batches.
 _KEPT_SCORES = 2**22
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ContrastSettings:
-    """What a contrast is made of.
+    """Objective and critic of a contrast.
 
-    Attributes:
-        objective: ``"jsd"``, ``"infonce"`` or ``"anchored"``.
-        critic: ``"dot"`` or ``"concat"``.
-        negatives: ``"all"``, ``"shift"``, or None: all for ``"dot"`` and for the objectives that need them, one by a
-            cyclic shift otherwise.
-        width: Width of the critic's layers and embeddings.
-        bound: Limit of the scores.
-
-    Raises:
-        InputError: If a setting does not exist, or two do not fit.
-
-    Example:
-        >>> ContrastSettings(critic="concat").takes_all
-        False
+    ``negatives`` None means all for the critic ``"dot"`` and for the objectives that need them, else one per image, by
+    a cyclic shift. ``bound`` limits the scores.
     """
 
     objective: str = "jsd"
@@ -68,10 +56,10 @@ class ContrastSettings:
         for name, known in (("objective", OBJECTIVES), ("critic", CRITICS), ("negatives", (None, *NEGATIVES))):
             if getattr(self, name) not in known:
                 listed = ", ".join(f'"{one}"' for one in known if one is not None)
-                raise InputError(f"There is no {name} {getattr(self, name)!r}. Use one of {listed}.")
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {listed}.")
         if self.negatives == "shift" and self.objective != "jsd":
             raise InputError(
-                f'The objective "{self.objective}" seeks a pair among many candidates, so one negative is not enough. '
+                f'The objective "{self.objective}" needs many candidates per image, so one negative is not enough. '
                 'Use negatives="all", or the objective "jsd".'
             )
 
@@ -87,38 +75,13 @@ class ContrastSettings:
 class Contrast(Estimator):
     """A bounded critic between cells ``(n, p, d_x)`` of a student and cells ``(n, p, d_y)`` of a teacher.
 
-    Formula: the objective of the settings at each position ``k`` of the ``p``, between the student's cells ``k`` and
-    the teacher's cells ``k`` of the same images, averaged over positions. Negatives are cells ``k`` of other images:
-    those of the same image would be no independent draws. ``forward`` is minus that. Teacher cells ``(n, 1, d_y)``, one
-    vector an image, stand at every position.
-
-    Args:
-        d_x: Width of the student's cells.
-        d_y: Width of the teacher's cells.
-        settings: Objective, critic, negatives.
-
-    Unit: nats (``estimate``); nats of the objective's own (``forward``).
-
-    Kind: lower bound (``estimate``), in expectation, on the information at a position averaged over positions, on
-    images that did not fit the critic.
-
-    Raises:
-        InputError: If shapes do not fit or there are too few images.
-
-    Cost:
-        ``O(n p width (d_x + d_y + width))`` for the critic. All negatives: ``O(n² p width)``, with ``n² p`` scores
-        kept; streamed beyond four million of them, unless labels exclude some. ``width`` times that for ``"concat"``.
-
-    Pitfalls:
-        No information beyond the bound of the scores can be seen.
+    The loss is minus the objective of the settings at each of the ``p`` positions, averaged over positions. Negatives
+    are cells at the same position of other images. Teacher cells ``(n, 1, d_y)``, one vector per image, are used at
+    every position. The estimate is a lower bound in nats on the information at a position, in expectation and on images
+    that did not fit the critic.
 
     Source:
         Deep InfoMax (Hjelm and others, 2019) for contrasting a vector with the positions of a map.
-
-    Example:
-        >>> contrast = Contrast(3, 2)
-        >>> contrast(torch.randn(8, 4, 3), torch.randn(8, 1, 2)).shape
-        torch.Size([])
     """
 
     name = "contrast"
@@ -138,13 +101,13 @@ class Contrast(Estimator):
             self.critic = BoundedJoint(d_x, d_y, width=width, bound=bound)
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
-        """Return an unfitted copy with the same settings, standardised by ``x`` and ``y``."""
+        """Return an unfitted copy with the same settings, standardized by ``x`` and ``y``."""
         with seeded(generator):
             other = type(self)(x.shape[-1], y.shape[-1], self.settings)
-        return other.standardised_by(x, y)
+        return other.standardized_by(x, y)
 
-    def standardised_by(self, x: Tensor, y: Tensor) -> Self:
-        """Move to the cells' device, standardise by them, and return self."""
+    def standardized_by(self, x: Tensor, y: Tensor) -> Self:
+        """Move to the cells' device, take the standardization from them, and return self."""
         refuse_non_finite(x, "The student's features")
         refuse_non_finite(y, "The teacher's features")
         self.to(device=x.device)
@@ -161,15 +124,14 @@ class Contrast(Estimator):
     ) -> Tensor:
         """Return minus the objective; the teacher ``y`` gets no gradient.
 
-        Args:
-            x: Student cells.
-            y: Teacher cells.
-            labels: Class indices ``(n,)``; images of one label are no negatives of each other.
-            generator: Where the shift of a batch is drawn from; torch's global generator if None. In evaluation mode
-                the shift is half the batch.
+        Images of one label are not negatives of each other. ``generator`` draws the shift, or torch's global generator
+        if it is None; in evaluation mode the shift is half the batch.
         """
         n = self._require(x, y)
         y = y.detach()
+        # One negative per image costs O(n) scores, for critics that read both sides together. With all of them an
+        # embedding critic needs one product of matrices, whose n^2 p scores are stored for the backward pass only while
+        # they are few; labels exclude single scores, for which the matrix must be there.
         if not self.settings.takes_all:
             return -self._with_one_negative(x, y, labels, self._shift(n, generator))
         if labels is None and isinstance(self.critic, EmbeddingCritic) and n * n * x.shape[1] > _KEPT_SCORES:
@@ -184,8 +146,9 @@ class Contrast(Estimator):
 
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return each image's influence on the bound, its cells averaged; the mean is the estimate."""
+        """Return each image's influence on the bound, averaged over its cells; the mean is the estimate."""
         n = self._require(x, y)
+        # Cells of one image are dependent, so they are averaged first: the image is the unit of the standard error.
         found = torch.zeros(n, dtype=torch.float64, device=x.device)
         for k in range(x.shape[1]):
             found += nwj_influence(self._score_rows(x[:, k], _at(y, k)), n)
@@ -193,18 +156,18 @@ class Contrast(Estimator):
 
     @torch.no_grad()
     def mean_score(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean score of the pairs, in nats: the information, as far as the critic is the log-ratio."""
+        """Return the mean score of the pairs, in nats: the information if the critic is the log density ratio."""
         self._require(x, y)
         return self._pair_scores(x, y).double().mean()
 
     @property
     def largest_score(self) -> float:
-        """The largest score that the critic can give, in nats."""
+        """The largest possible score, in nats."""
         offset = float(self.critic.offset.detach()) if isinstance(self.critic, Cosine) else 0.0
         return self.settings.bound + offset
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the critic's matrices in one group and its vectors, undecayed, in another."""
+        """Return the critic's matrices in one group and its vectors in another, without weight decay."""
         return self.critic.param_groups()
 
     def extra_repr(self) -> str:
@@ -212,8 +175,10 @@ class Contrast(Estimator):
         return f"objective={self.settings.objective!r}, critic={self.settings.critic!r}"
 
     def _streamed(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the objective over all other images; no scores are kept."""
+        """Return the objective over all other images, computed in blocks without storing the scores."""
         u, v = self._embedded(x, y)
+        # Position by position: negatives come from other images alone, as cells of one image are no independent draws.
+        # The bounds compute scores in blocks of rows, forward and again backward, so memory is O(n) per position.
         per_position = []
         with torch.autocast(x.device.type, enabled=False):
             for k in range(u.shape[1]):
@@ -227,6 +192,7 @@ class Contrast(Estimator):
         return torch.stack(per_position).mean()
 
     def _with_kept(self, scores: Tensor, kept: Tensor) -> Tensor:
+        # Log-sum-exps over a batch lose too many digits in half precision, so autocast ends before the objective.
         with torch.autocast(scores.device.type, enabled=False):
             if self.settings.objective == "jsd":
                 return jsd_with_kept(scores, kept)
@@ -235,6 +201,9 @@ class Contrast(Estimator):
             return anchored_infonce_with_kept(scores, kept, relative_anchor=RELATIVE_ANCHOR)
 
     def _with_one_negative(self, x: Tensor, y: Tensor, labels: Tensor | None, shift: Tensor | int) -> Tensor:
+        # Where labels exclude the shifted partner, the next one that they allow takes its place; ``has`` says which
+        # images have any. In a cyclic shift every image is the negative of exactly one other, so the marginals of the
+        # negatives are those of the batch.
         partners, has = shifted_partners(kept_negatives(x.shape[0], labels, device=x.device), shift)
         if isinstance(self.critic, EmbeddingCritic):
             u, v = self._embedded(x, y)
@@ -263,7 +232,9 @@ class Contrast(Estimator):
         return torch.stack([self.critic.scores(x[:, k], _at(y, k)) for k in range(x.shape[1])])
 
     def _score_rows(self, x: Tensor, y: Tensor) -> Callable[[int, int], Tensor]:
-        """Return a function to the scores, plus 1, of a strip of rows against all of ``y``."""
+        """Return a function that computes the scores, plus 1, of a block of rows against all of ``y``."""
+        # The bound is E[f] - E[exp(f - 1)], largest for f = log-ratio + 1. The Jensen-Shannon objective trains the
+        # critic to the log-ratio, so adding 1 here makes the bound tight without further training.
         if isinstance(self.critic, EmbeddingCritic):
             u, v = self.critic.embed(x, y)
             return lambda start, stop: u[start:stop] @ v.T + 1
@@ -276,11 +247,11 @@ class Contrast(Estimator):
         return torch.randint(1, n, (), generator=generator, device=device)
 
     def _require(self, x: Tensor, y: Tensor) -> int:
-        """Return the number of images, or say why they cannot be contrasted."""
+        """Return the number of images; refuse cells that cannot be contrasted."""
         if x.ndim != 3 or y.ndim != 3 or x.shape[0] != y.shape[0] or y.shape[1] not in (1, x.shape[1]):
             raise InputError(
-                f"The student's cells have shape {tuple(x.shape)} and the teacher's {tuple(y.shape)}; a contrast reads "
-                "(n, p, d_x) and (n, p, d_y) or (n, 1, d_y) of the same n images."
+                f"The student's cells have shape {tuple(x.shape)} and the teacher's {tuple(y.shape)}; they must "
+                "be (n, p, d_x), and (n, p, d_y) or (n, 1, d_y), of the same n images."
             )
         fewest = 3 if self.settings.objective == "anchored" else 2
         if x.shape[0] < fewest:
@@ -292,5 +263,5 @@ class Contrast(Estimator):
 
 
 def _at(cells: Tensor, k: int) -> Tensor:
-    """Return the cells at position ``k``; one cell an image stands at every position."""
+    """Return the cells at position ``k``; a single cell per image is used at every position."""
     return cells[:, min(k, cells.shape[1] - 1)]

@@ -1,4 +1,4 @@
-"""What a loss reads of a network at once: one vector an image, and maps, by name."""
+"""The features of a network that MIMKD uses: one vector per image, and maps by name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ __all__ = ["NetworkFeatures", "cells", "require_same_images"]
 @final
 @dataclass(frozen=True)
 class NetworkFeatures:
-    """One vector an image and any number of maps of one network, told apart by their layout.
-
-    Attributes:
-        vector: ``(n, d)``; None where there is none.
-        maps: ``(n, c, h, w)`` by name, in the order given.
-        side: What to call the network in an error.
+    """One vector per image, ``(n, d)`` or None, and any number of maps ``(n, c, h, w)`` of one network.
 
     Example:
         >>> import torch
@@ -38,12 +33,9 @@ class NetworkFeatures:
 
     @classmethod
     def read(cls, features: Any, side: str) -> Self:
-        """Sort what was given, or say what does not fit.
+        """Sort a mapping from names to tensors, a named tuple of tensors, or one tensor, by layout.
 
-        Args:
-            features: A mapping from names to tensors (a dictionary, what :func:`mikit.capture` gives), a named tuple of
-                tensors, or one tensor.
-            side: ``"student"`` or ``"teacher"``.
+        ``side`` is ``"student"`` or ``"teacher"``, for errors.
         """
         if isinstance(features, Tensor):
             named: Mapping[Any, Any] = {"features": features}
@@ -67,26 +59,19 @@ class NetworkFeatures:
             (vectors if value.ndim == 2 else maps)[str(name)] = value
         if len(vectors) > 1:
             raise InputError(
-                f"The {side} has {len(vectors)} vectors ({', '.join(vectors)}); pass the one that stands for the "
+                f"The {side} has {len(vectors)} vectors ({', '.join(vectors)}); pass the one that represents the "
                 "image, such as the pooled features before the last layer."
             )
         return cls(next(iter(vectors.values()), None), maps, side)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, by name."""
+        """All features, by name."""
         return self.maps if self.vector is None else {"vector": self.vector, **self.maps}
 
 
 def require_same_images(student: NetworkFeatures, teacher: NetworkFeatures) -> int:
-    """Return the number of images; refuse features of different ones, or on two devices.
-
-    Example:
-        >>> import torch
-        >>> one, other = (NetworkFeatures(torch.zeros(n, 2)) for n in (3, 3))
-        >>> require_same_images(one, other)
-        3
-    """
+    """Return the number of images; refuse different numbers of images, or features on two devices."""
     every = [
         (features.side, name, tensor) for features in (student, teacher) for name, tensor in features.tensors.items()
     ]
@@ -113,7 +98,7 @@ def cells(features: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         >>> cells(torch.ones(2, 3, 8, 8), (2, 2)).shape, cells(torch.ones(2, 5)).shape
         (torch.Size([2, 4, 3]), torch.Size([2, 1, 5]))
     """
-    # Half precision would lose digits in the mean.
+    # Half precision would lose digits in the mean over cells.
     features = features if features.element_size() > 2 else features.float()
     if features.ndim == 2:
         return features[:, None]

@@ -1,4 +1,4 @@
-"""How many nats a fresh critic finds: fitted on some images, stopped by others, reported on the rest."""
+"""Mutual information estimated by a fresh critic: fitted on some images, stopped by others, evaluated on the rest."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ FEWEST_IMAGES = 20
 @final
 @dataclass(frozen=True, kw_only=True)
 class CriticReading:
-    """The information of one term, in nats, from images that did not fit the critic.
+    """The estimated information of one term, in nats, from images that did not fit the critic.
 
     Attributes:
         nwj: The bound of Nguyen, Wainwright and Jordan: a lower bound in expectation.
-        standard_error: Its sampling error, each image counted once, its cells averaged.
-        mean_score: The mean score of the pairs: an estimate, as far as the critic is the log density ratio.
-        largest_score: What the critic can score at most, so that no more can be seen.
-        images: How many images it is reported on.
-        positions: Over how many positions of the map it is averaged.
+        standard_error: Its sampling error; the cells of an image are averaged, so each image counts once.
+        mean_score: The mean score of the pairs: an estimate of the information if the critic is the log density ratio.
+        largest_score: The largest possible score of the critic, an upper limit of both estimates.
+        images: Number of images that the estimates are from.
+        positions: Number of positions of the map that they are averaged over.
         steps: Training steps of the critic.
     """
 
@@ -47,10 +47,10 @@ class CriticReading:
 @final
 @dataclass(frozen=True)
 class MIMKDInformation:
-    """The information of every term, in nats; ``str`` gives a table.
+    """The estimated information of every term, in nats; ``str`` gives a table.
 
     Attributes:
-        terms: A reading by the name of its term.
+        terms: One estimate by the name of its term.
         unit: ``"nats"``.
     """
 
@@ -74,17 +74,7 @@ class MIMKDInformation:
 def read_information(
     settings: ContrastSettings, x: Tensor, y: Tensor, *, generator: torch.Generator, training: Training | None = None
 ) -> CriticReading:
-    """Fit a critic on three fifths of the images, stop by a fifth, and read it on the last fifth.
-
-    Args:
-        settings: What the critic is made of, and what trains it.
-        x: Student cells ``(n, p, d_x)``.
-        y: Teacher cells ``(n, p, d_y)`` or ``(n, 1, d_y)``.
-        generator: Which images go where, the start, and the order.
-        training: How to train; the class's recipe if None.
-
-    Raises:
-        InputError: If there are fewer than 20 images, or the critic diverges.
+    """Fit a critic on three fifths of the images, stop it by a fifth, and evaluate it on the last fifth.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -97,14 +87,14 @@ def read_information(
     n = x.shape[0]
     if n < FEWEST_IMAGES:
         raise InputError(
-            f"There are {n} images; an information is reported on a fifth of them and needs at least {FEWEST_IMAGES}. "
-            "Gather features of several batches first."
+            f"There are {n} images; the information is estimated on a fifth of them, so at least {FEWEST_IMAGES} are "
+            "needed. Collect features of several batches first."
         )
     x, y = x.detach(), y.detach()
     folds = split_folds(n, 5, generator=generator)
     fit, select, report = (rows.to(x.device) for rows in (torch.cat(folds[:3]), folds[3], folds[4]))
     with seeded(generator), torch.enable_grad():
-        contrast = Contrast(x.shape[-1], y.shape[-1], settings).standardised_by(x[fit], y[fit])
+        contrast = Contrast(x.shape[-1], y.shape[-1], settings).standardized_by(x[fit], y[fit])
         record = contrast.fit(x[fit], y[fit], select=(x[select], y[select]), generator=generator, training=training)
     contributions = contrast.pointwise(x[report], y[report])
     return CriticReading(

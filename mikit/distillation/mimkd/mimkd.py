@@ -1,4 +1,4 @@
-"""MIMKD: critics tell whose teacher features a student's belong to, for whole images and for places in them."""
+"""MIMKD: contrastive distillation, in which critics find the teacher features of an image among those of others."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from mikit.core.errors import InputError
-from mikit.distillation.mimkd.contrast import Contrast, ContrastSettings
+from mikit.distillation.mimkd.contrast import Contrast
 from mikit.distillation.mimkd.features import NetworkFeatures, cells, require_same_images
 from mikit.distillation.mimkd.information import MIMKDInformation, read_information
+from mikit.distillation.mimkd.terms import FeatureWidths, MIMKDOptions, terms_of
 from mikit.estimators.base import seeded
 from mikit.estimators.fitting import Training
 
 __all__ = ["MIMKD"]
 
-# Of the critics. Small beside the usual rates of networks: a critic that runs ahead of its student pushes it around.
+# Small compared with usual learning rates: the student cannot follow a critic that learns much faster than it does.
 CRITIC_RATE = 0.01
 
 
 @final
 class MIMKD(nn.Module):
-    r"""Mutual-information distillation with a global, a local and a feature term, of a vector and maps of each network.
+    r"""Contrastive distillation with a global, a local and a feature term, of a vector and maps of each network.
 
-    Formula: minus a weighted sum of contrastive objectives of learned critics,
+    Formula: minus a weighted sum of the contrastive objectives of learned critics,
 
     .. math:: L = -\lambda_g\, J(s, t) - \frac{\lambda_l}{|M_l|} \sum_{m \in M_l} \frac1P \sum_k J(S^m_k, t)
               - \frac{\lambda_f}{|M_f|} \sum_{m \in M_f} \frac1P \sum_k J(S^m_k, T^m_k)
@@ -36,61 +36,65 @@ class MIMKD(nn.Module):
     ``k``. For ``objective="jsd"``, :math:`J = E[-\log(1 + e^{-c(s,t)})] - E[\log(1 + e^{c(s,t')})] + 2 \log 2`, where
     ``t'`` belongs to another image, at the same position.
 
-    Features are mappings from names to tensors (a dictionary, or what :func:`mikit.capture` gives), named tuples, or
-    one tensor. The one tensor ``(n, d)`` is the vector, whatever its name; tensors ``(n, c, h, w)`` are maps, paired by
+    Features are mappings from names to tensors (a dictionary, or the result of :func:`mikit.capture`), named tuples, or
+    one tensor. The one tensor ``(n, d)`` is the vector, under any name; tensors ``(n, c, h, w)`` are maps, paired by
     name.
 
     Args:
         vectors: Widths of the student's and of the teacher's vector; None: no global and no local term.
-        maps: Channels of both maps by name; the teacher's is None for a map that only the student has.
-        local: Names of the student's maps that the local term reads. None: the last one.
+        maps: Channels of both maps by name; the teacher's number is None for a map that only the student has.
+        local: Names of the student's maps in the local term. None: the last one.
         global_weight: :math:`\lambda_g`.
         local_weight: :math:`\lambda_l`.
         feature_weight: :math:`\lambda_f`.
         objective: ``"jsd"``; ``"infonce"``, in both directions; or ``"anchored"``
             (:func:`mikit.functional.anchored_infonce`).
-        critic: ``"dot"``: the cosine of two embeddings times ``bound``; ``"concat"``: a perceptron that reads both
-            sides, its score bent into ``± bound``; or a name for each of ``"global"``, ``"local"`` and ``"feature"``.
-        negatives: ``"all"``: the other images of the batch; ``"shift"``: one of them, by a random cyclic shift, for
-            ``"jsd"`` alone; None: all where the critic is ``"dot"`` or the objective needs them, else one.
+        critic: ``"dot"``: the cosine of two embeddings times ``bound``; ``"concat"``: a perceptron on both sides
+            together, its score limited to ``± bound``; or a name for each of ``"global"``, ``"local"`` and
+            ``"feature"``.
+        negatives: ``"all"``: the other images of the batch; ``"shift"``: one of them, by a random cyclic shift, only
+            for ``"jsd"``; None: all if the critic is ``"dot"`` or the objective needs them, else one.
         grid: Maps are averaged to at most this many cells in height and in width; None: to the smaller of both maps.
         width: Width of the critics' layers and embeddings.
         bound: Limit of the scores, in nats.
-        critic_rate: The learning rate that :meth:`param_groups` gives the critics; None: the optimiser's own.
+        critic_rate: The learning rate of the critics in :meth:`param_groups`; None: that of the optimizer.
 
     Shapes:
         Vectors ``(n, d_s)`` and ``(n, d_t)``; maps ``(n, c_s, h_s, w_s)`` and ``(n, c_t, h_t, w_t)``, averaged to one
         grid. Labels ``(n,)``.
 
     Unit: nats of the objective: of a Jensen-Shannon divergence with ``"jsd"``. They are not nats of mutual information;
-    :meth:`information` gives those.
+    :meth:`information` estimates those.
 
-    Kind: training loss. With ``"jsd"`` it is 0 for critics that know nothing and ``-1.386`` times the sum of the
-    weights at least.
+    Kind: training loss. With ``"jsd"`` it is 0 for critics that distinguish nothing, and at least ``-1.386`` times the
+    sum of the weights.
 
     Raises:
-        InputError: If features do not fit each other or what the loss was built for, a term has nothing to read, labels
-            leave no negative, or the batch has one image (two for ``"anchored"``).
+        InputError: If features do not fit each other or the widths of the loss, a term has no features, labels leave
+            no negative, or the batch has one image (two for ``"anchored"``).
 
     Cost:
-        ``O(n P width (d_s + d_t + width))`` a term, and ``O(n² P width)`` for all negatives with ``"dot"``. Their
-        ``n² P`` scores are kept, and streamed beyond four million unless ``labels`` exclude some. ``"concat"`` costs
-        ``O(n P width²)`` with one negative and ``n`` times that with all.
+        ``O(n P width (d_s + d_t + width))`` per term, and ``O(n² P width)`` for all negatives with ``"dot"``. The
+        ``n² P`` scores are stored, and computed in blocks beyond four million unless ``labels`` exclude some.
+        ``"concat"`` costs ``O(n P width²)`` with one negative and ``n`` times that with all.
 
     Pitfalls:
-        - The value is not the information: at the best critic and for any information it stays above the floor.
-        - Critics and student that share a large rate can drive each other up. The bound of the scores and the critics'
-          own rate are there against it. ``critic_rate=0.01`` suits SGD with momentum; with Adam give about 1e-3.
-        - The student is standardised by its example features, with one scale for all columns, and is not followed.
-        - Images of one class are negatives of each other, so the critics learn which image it is. ``labels`` exclude
+        - The value is not the information: even with the best critic it stays above its minimum for any information.
+        - Critics and student with a large common learning rate can drive each other to large scores. The bound of the
+          scores and the separate rate of the critics prevent that. ``critic_rate=0.01`` suits SGD with momentum; with
+          Adam use about 1e-3.
+        - The student is standardized by its example features, with one scale for all features. The statistics are not
+          updated in training.
+        - Images of one class are negatives of each other, so the critics learn to identify images. ``labels`` exclude
           them. Two views of one image are positives: pass the index of the image as its label.
-        - With ``labels`` the critic no longer learns the ratio to the product law; :meth:`information` takes none.
-        - ``"infonce"`` and ``"anchored"`` depend on the batch size; ``"infonce"`` is worth ``log n`` at most.
+        - With ``labels`` the critic no longer learns the ratio to the product of the marginals; :meth:`information`
+          takes no labels.
+        - ``"infonce"`` and ``"anchored"`` depend on the batch size; ``"infonce"`` is at most ``log n``.
 
     Source:
-        Shrivastava, Qi and Ordonez (2021), arXiv 2110.15946: the idea of maximising a bound on the information of
-        global and of local features at once; no code was released. The Jensen-Shannon objective is that of the code of
-        Deep InfoMax (rdevon/DIM). How the terms are formed, the critics, their bound and all defaults are mikit's.
+        Shrivastava, Qi and Ordonez (2021), arXiv 2110.15946, for maximizing a bound on the information of global and
+        of local features at once; no code was released. The Jensen-Shannon objective is that of the code of Deep
+        InfoMax (rdevon/DIM). The form of the terms, the critics, their bound and all defaults are mikit's.
 
     Example:
         >>> import mikit
@@ -129,26 +133,29 @@ class MIMKD(nn.Module):
         critic_rate: float | None = CRITIC_RATE,
     ) -> None:
         super().__init__()
+        options = MIMKDOptions(
+            local=local,
+            global_weight=global_weight,
+            local_weight=local_weight,
+            feature_weight=feature_weight,
+            objective=objective,
+            critic=critic,
+            negatives=negatives,
+            grid=grid,
+            width=width,
+            bound=bound,
+            critic_rate=critic_rate,
+        )
         self.vectors = vectors
         self.maps = dict(maps or {})
-        self.weights = {"global": global_weight, "local": local_weight, "feature": feature_weight}
+        self.weights = options.weights
         self.critic_rate = critic_rate
         self.grid = grid
-        self._require_settings(critic)
-        names = {name: critic if isinstance(critic, str) else critic[name] for name in self.weights}
-        self._settings = {
-            term: ContrastSettings(
-                objective=objective,
-                critic=name,
-                negatives=negatives,
-                width=width,
-                bound=bound,
-            )
-            for term, name in names.items()
-        }
-        self.local = self._local_maps(local)
-        self.keys = self._terms()
-        self.contrasts = nn.ModuleList(self._contrast(*key) for key in self.keys)
+        self._widths = FeatureWidths(vectors, self.maps)
+        settings = options.contrasts()
+        self.keys = terms_of(self._widths, options)
+        self.local = tuple(name for term, name in self.keys if term == "local" and name is not None)
+        self.contrasts = nn.ModuleList(Contrast(*self._widths.of_term(key), settings[key[0]]) for key in self.keys)
 
     @classmethod
     def between(
@@ -169,7 +176,7 @@ class MIMKD(nn.Module):
         critic_rate: float | None = CRITIC_RATE,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Build from example features, which set names, widths and the standardisation.
+        """Build from example features, which set names, widths and the standardization.
 
         Args:
             student: The student's features: a mapping or named tuple of one vector and maps. A batch of them.
@@ -185,32 +192,13 @@ class MIMKD(nn.Module):
             width: As in the class.
             bound: As in the class.
             critic_rate: As in the class.
-            generator: Where the critics' start comes from; torch's global generator if None.
+            generator: Source of the initial critics; torch's global generator if None.
         """
-        own, told = NetworkFeatures.read(student, "student"), NetworkFeatures.read(teacher, "teacher")
-        require_same_images(own, told)
-        alone = [name for name in told.maps if name not in own.maps]
-        if alone:
-            raise InputError(
-                f"The teacher has the maps {_listed(alone)}, which the student lacks: it has {_listed(own.maps)}. Give "
-                "the maps that belong together the same name in both, and leave the others out."
-            )
-        channels = {
-            name: (one.shape[1], told.maps[name].shape[1] if name in told.maps else None)
-            for name, one in own.maps.items()
-        }
-        vectors = None
-        if own.vector is not None and told.vector is not None:
-            vectors = own.vector.shape[1], told.vector.shape[1]
-        elif (own.vector is None) != (told.vector is None):
-            raise InputError(
-                f"The {'teacher' if told.vector is None else 'student'} has no vector (n, d), and the other network "
-                "has one. Pass one for each, such as pooled features, or none."
-            )
+        widths = FeatureWidths.of(*_both(student, teacher))
         with seeded(generator):
             loss = cls(
-                vectors,
-                channels,
+                widths.vectors,
+                widths.maps,
                 local=local,
                 global_weight=global_weight,
                 local_weight=local_weight,
@@ -225,7 +213,7 @@ class MIMKD(nn.Module):
             )
         with torch.no_grad():
             for contrast, x, y in loss._read(student, teacher):
-                contrast.standardised_by(x, y)
+                contrast.standardized_by(x, y)
         return loss
 
     @property
@@ -244,40 +232,38 @@ class MIMKD(nn.Module):
         """Return the loss of a batch, 0-dim; the teacher gets no gradient.
 
         Args:
-            student: The student's features, as those it was built from.
+            student: The student's features, of the same layers as the example features.
             teacher: The teacher's.
-            labels: Class indices ``(n,)``: images of one label are no negatives of each other.
-            generator: Where shifts are drawn from; torch's global generator if None. In evaluation mode a shift is half
+            labels: Class indices ``(n,)``: images of one label are not negatives of each other.
+            generator: Source of the random shifts; torch's global generator if None. In evaluation mode a shift is half
                 the batch.
         """
-        values = [contrast(x, y, labels=labels, generator=generator) for contrast, x, y in self._read(student, teacher)]
-        return torch.stack([weight * value for weight, value in zip(self._shares(), values, strict=True)]).sum()
+        return self._weighted(
+            [contrast(x, y, labels=labels, generator=generator) for contrast, x, y in self._read(student, teacher)]
+        )
 
     @torch.no_grad()
     def terms(self, student: Any, teacher: Any, *, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Return what to log of a batch now and then, 0-dim and without gradient.
+        """Return values to log for a batch now and then, 0-dim and without gradient.
 
         Returns:
-            ``loss``; the objective of every term by its name, unweighted, larger is better; and ``chance``: the loss
-            of the same critics with the teacher's features of another image, which a critic that knows pairs keeps
-            above 0. Shifts are half the batch.
+            ``loss``; the objective of every term by its name, without its weight, larger is better; and ``chance``: the
+            loss of the same critics with the teacher's features of another image, which is above 0 for a critic that
+            recognizes pairs. Shifts are half the batch.
         """
         read = self._read(student, teacher)
         was_training = self.training
         self.eval()
         try:
             values = [contrast(x, y, labels=labels) for contrast, x, y in read]
-            # Not by half of the batch, a negative's shift, which would make negatives of the true pairs.
+            # A quarter of the batch, not half of it: half is the shift to the negatives in evaluation mode, so the true
+            # partner of an image would be its negative.
             moves = len(read[0][1]) // 4 or len(read[0][1]) - 1
             strangers = [contrast(x, y.roll(moves, dims=0), labels=labels) for contrast, x, y in read]
         finally:
             self.train(was_training)
-        loss, chance = (
-            torch.stack([weight * value for weight, value in zip(self._shares(), found, strict=True)]).sum()
-            for found in (values, strangers)
-        )
         named = {name: -value for name, value in zip(self.names, values, strict=True)}
-        return {"loss": loss, **named, "chance": chance}
+        return {"loss": self._weighted(values), **named, "chance": self._weighted(strangers)}
 
     def information(
         self,
@@ -287,22 +273,23 @@ class MIMKD(nn.Module):
         generator: torch.Generator | None = None,
         training: Training | None = None,
     ) -> MIMKDInformation:
-        """Return what the features know of each other, in nats, term by term: never the loss's own critics.
+        """Estimate the mutual information of the features, in nats, term by term, with fresh critics.
 
-        For each term a fresh critic of the same form is trained with the Jensen-Shannon objective on three fifths of
-        the images, stopped by a fifth, and reported on the last fifth, as the bound of Nguyen, Wainwright and Jordan
-        and as the mean score. A student that was trained against its critics would game those. Of local and feature
-        terms it bounds the information at a position, averaged over the positions of the grid; the critic is not told
-        the position, so it finds less where the positions differ in how they depend.
+        For each term a critic of the same form is trained from the start with the Jensen-Shannon objective on three
+        fifths of the images, stopped early by one fifth, and evaluated on the last fifth, by the bound of Nguyen,
+        Wainwright and Jordan and by the mean score. The critics of the loss are not used: a student trained against
+        them would look better than it is. For local and feature terms it bounds the information at one position,
+        averaged over the positions of the grid. The critic does not see the position, so the bound is looser if the
+        dependence differs between positions.
 
         Args:
             student: The student's features of many images, in evaluation mode.
             teacher: The teacher's of the same images.
-            generator: Which images go where, and all of the training; None: seed 0.
-            training: How to train; None: 600 steps of 256 images at most.
+            generator: Source of the split and of all randomness in training; None: seed 0.
+            training: Training settings; None: at most 600 steps of 256 images.
 
         Returns:
-            A reading a term; print it for a table.
+            One estimate per term; print it for a table.
 
         Raises:
             InputError: If there are fewer than 20 images, or as in the class.
@@ -315,47 +302,45 @@ class MIMKD(nn.Module):
         return MIMKDInformation(readings)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the critics' matrices in one group and their vectors, undecayed, in another, with their own ``lr``.
+        """Return the critics' matrices in one group and their vectors in another, without weight decay.
 
-        The rate is ``critic_rate``, a suggestion: change it in the groups, or build the loss with another or None.
+        The ``lr`` of both is ``critic_rate``, a recommendation: change it in the groups, or pass another rate or None.
         """
-        own = {} if self.critic_rate is None else {"lr": self.critic_rate}
+        rate = {} if self.critic_rate is None else {"lr": self.critic_rate}
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim <= 1]
-        return [{"params": matrices, **own}, {"params": vectors, "weight_decay": 0.0, **own}]
+        return [{"params": matrices, **rate}, {"params": vectors, "weight_decay": 0.0, **rate}]
 
     def extra_repr(self) -> str:
         """Return the terms and their weights."""
         weighted = ", ".join(f"{name}: {share:g}" for name, share in zip(self.names, self._shares(), strict=True))
         return f"{{{weighted}}}, grid={self.grid}, critic_rate={self.critic_rate}"
 
+    def _weighted(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([weight * value for weight, value in zip(self._shares(), values, strict=True)]).sum()
+
     def _shares(self) -> list[float]:
+        """Return the weight of every term; the maps of one kind of term share its weight."""
         counts = [sum(other == term for other, _ in self.keys) for term, _ in self.keys]
         return [self.weights[term] / count for (term, _), count in zip(self.keys, counts, strict=True)]
 
     def _read(self, student: Any, teacher: Any) -> list[tuple[Contrast, Tensor, Tensor]]:
-        """Return critic and cells of every term."""
-        own, told = NetworkFeatures.read(student, "student"), NetworkFeatures.read(teacher, "teacher")
-        require_same_images(own, told)
-        self._require_built_for(own, 0)
-        self._require_built_for(told, 1)
+        """Return the critic, the student's cells and the teacher's cells of every term."""
+        students, teachers = _both(student, teacher)
+        self._widths.require(students)
+        self._widths.require(teachers)
         found = []
         for (term, name), contrast in zip(self.keys, self.contrasts, strict=True):
             assert isinstance(contrast, Contrast)
-            if name is None:
-                assert own.vector is not None
-                x = cells(own.vector)
-            else:
-                maps = [own.maps[name], *([told.maps[name]] if term == "feature" else [])]
+            size = None
+            if name is not None:
+                maps = [students.maps[name], *([teachers.maps[name]] if term == "feature" else [])]
                 size = self._size(maps)
-                x = cells(own.maps[name], size)
-            if term == "feature":
-                assert name is not None
-                y = cells(told.maps[name], size)
-            else:
-                assert told.vector is not None
-                y = cells(told.vector)
-            found.append((contrast, x, y))
+            x = students.vector if name is None else students.maps[name]
+            y = teachers.maps[str(name)] if term == "feature" else teachers.vector
+            assert x is not None
+            assert y is not None
+            found.append((contrast, cells(x, size), cells(y, size)))
         return found
 
     def _size(self, maps: Sequence[Tensor]) -> tuple[int, int]:
@@ -363,71 +348,8 @@ class MIMKD(nn.Module):
         height, width = (int(min(most, *(one.shape[axis] for one in maps), math.inf)) for axis in (2, 3))
         return height, width
 
-    def _require_built_for(self, features: NetworkFeatures, side: int) -> None:
-        widths: dict[str, int | None] = {} if self.vectors is None else {"vector": self.vectors[side]}
-        widths |= {name: both[side] for name, both in self.maps.items() if both[side] is not None}
-        found = {name: tensor.shape[1] for name, tensor in features.tensors.items()}
-        if found != widths:
-            raise InputError(
-                f"The {features.side}'s features have the widths {found}, but this MIMKD was built for {widths}. The "
-                "student comes first; build the loss with MIMKD.between from features of the same layers."
-            )
 
-    def _local_maps(self, local: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the student's maps that the local term reads."""
-        if not self.weights["local"]:
-            return ()
-        chosen = tuple(self.maps)[-1:] if local is None else tuple(local)
-        unknown = [name for name in chosen if name not in self.maps]
-        if unknown:
-            raise InputError(f"local names {_listed(unknown)}, but the student's maps are {_listed(self.maps)}.")
-        return chosen
-
-    def _terms(self) -> tuple[tuple[str, str | None], ...]:
-        """Return the terms with the map each reads, or say which has nothing to read."""
-        shared = [name for name, (_, teacher) in self.maps.items() if teacher is not None]
-        missing = {
-            "global": self.vectors is None and "a vector (n, d) of each network",
-            "local": (self.vectors is None or not self.local) and "a vector of each network and a map of the student",
-            "feature": not shared and "a map (n, c, h, w) of each network under one name",
-        }
-        for term, needed in missing.items():
-            if self.weights[term] and needed:
-                raise InputError(f"The {term} term needs {needed}. Pass it, or {term}_weight=0 to leave the term out.")
-        unread = [name for name in self.maps if name not in self.local]
-        unread = [name for name in unread if not (name in shared and self.weights["feature"])]
-        if unread:
-            raise InputError(
-                f"No term reads the maps {_listed(unread)}. Give the teacher's map the same name, name them in local=, "
-                "or leave them out."
-            )
-        terms: list[tuple[str, str | None]] = [("global", None)] if self.weights["global"] else []
-        terms += [("local", name) for name in self.local]
-        return tuple(terms + [("feature", name) for name in shared if self.weights["feature"]])
-
-    def _contrast(self, term: str, name: str | None) -> Contrast:
-        student = self.vectors[0] if name is None and self.vectors else self.maps[str(name)][0]
-        teacher = self.maps[str(name)][1] if term == "feature" else self.vectors and self.vectors[1]
-        assert teacher is not None
-        return Contrast(student, teacher, self._settings[term])
-
-    def _require_settings(self, critic: str | Mapping[str, str]) -> None:
-        for term, weight in self.weights.items():
-            if not 0 <= weight < math.inf:
-                raise InputError(f"{term}_weight is {weight}; it must be finite and cannot be negative.")
-        if not any(self.weights.values()):
-            raise InputError("All weights are 0, so there is no loss. Leave at least one above 0.")
-        if self.grid is not None and self.grid < 1:
-            raise InputError(
-                f"grid is {self.grid}; maps are averaged to at least one cell. Pass None for no averaging."
-            )
-        if self.critic_rate is not None and not 0 < self.critic_rate < math.inf:
-            raise InputError(f"critic_rate is {self.critic_rate}; it must be positive and finite, or None.")
-        if not isinstance(critic, str) and set(critic) != set(self.weights):
-            raise InputError(
-                f"critic names {_listed(critic)}; name one for each of {_listed(self.weights)}, or pass one string."
-            )
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+def _both(student: Any, teacher: Any) -> tuple[NetworkFeatures, NetworkFeatures]:
+    features = NetworkFeatures.read(student, "student"), NetworkFeatures.read(teacher, "teacher")
+    require_same_images(*features)
+    return features

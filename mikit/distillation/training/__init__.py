@@ -1,1 +1,1 @@
-"""training."""
+"""A small trainer for students and teachers."""

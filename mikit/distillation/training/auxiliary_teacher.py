@@ -1,4 +1,4 @@
-"""An auxiliary teacher: of the student's architecture but wider, so that layer goes with layer."""
+"""An auxiliary teacher: of the student's architecture but wider, so that layers correspond."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mikit.distillation.examples import example_features
 from mikit.distillation.losses.pkt import PKT
 from mikit.distillation.training.curve import TrainingCurve
 from mikit.distillation.training.plan import DistillationTerm, TrainingPlan, random_stream
-from mikit.distillation.training.trainer import Views, train_student
+from mikit.distillation.training.run import Views
+from mikit.distillation.training.trainer import train_student
 
 __all__ = ["auxiliary_teacher", "train_auxiliary_teacher"]
 
@@ -24,15 +25,15 @@ def auxiliary_teacher(
     """Build a network of the student's architecture at another width.
 
     Args:
-        model_factory: Called with ``width=`` and ``generator=``; ``functools.partial(ResNet8, channels=1)``, say.
+        model_factory: Called with ``width=`` and ``generator=``, such as ``functools.partial(ResNet8, channels=1)``.
         width: Its width factor: about twice the student's.
         generator: Source of the initial weights.
 
     Raises:
-        InputError: If the factory returns no module.
+        InputError: If the factory does not return a module.
 
     Pitfalls:
-        Give the factory of the student; nothing checks that the layers correspond.
+        Pass the factory of the student; it is not checked that the layers correspond.
 
     Source:
         Passalis, Tzelepi and Tefas (2020), arXiv 2005.00727, for the idea; the released code (passalis/pkth 5766e63)
@@ -65,14 +66,14 @@ def train_auxiliary_teacher(
     folder: Path | None = None,
     progress: bool = False,
 ) -> tuple[nn.Module, TrainingCurve]:
-    """Build an auxiliary teacher and train it from the teacher's last layer alone, by PKT beside cross-entropy.
+    """Build an auxiliary teacher and train it by cross-entropy and by PKT from the teacher's last layer.
 
     Args:
         model_factory: As for :func:`auxiliary_teacher`.
         teacher: The trained network, in evaluation mode.
         images: As for :func:`~mikit.distillation.train_student`.
         labels: Class indices ``(n,)``.
-        plan: Everything else that decides the run; its seed draws the weights.
+        plan: All other settings of the run; its seed also draws the weights.
         width: As for :func:`auxiliary_teacher`.
         layer: The last layer before the logits, of the auxiliary teacher.
         teacher_layer: The same of the teacher; the same name if None.
@@ -80,7 +81,7 @@ def train_auxiliary_teacher(
         views: Augmentation; none if None.
         held_out: As for :func:`~mikit.distillation.train_student`.
         folder: As for :func:`~mikit.distillation.train_student`.
-        progress: Show a bar.
+        progress: Show a progress bar.
 
     Returns:
         The network in evaluation mode, ready to teach, and its curve.
@@ -92,8 +93,8 @@ def train_auxiliary_teacher(
         One training.
 
     Pitfalls:
-        The released procedure starts from a network trained on labels and distils without them; here both stand in one
-        loss.
+        The released procedure starts from a network trained on labels and distills without labels; here the loss is
+        the sum of both.
 
     Source:
         As :func:`auxiliary_teacher`.

@@ -1,4 +1,4 @@
-"""The state of a training run on disk: everything that decides the next step, and for which run it is."""
+"""The state of a training run on disk: everything that determines the next step, and which run it belongs to."""
 
 from __future__ import annotations
 
@@ -28,19 +28,10 @@ _VERSION = 1
 
 @final
 class Checkpoint:
-    """The one file that a run is continued from, written after every epoch in place of the last one.
+    """The file that a run is resumed from, replaced after every epoch.
 
-    It holds the states of network, losses (critics and buffers), optimiser, schedule and all generators, and the
-    records so far. Loading unpickles nothing but tensors and plain values.
-
-    Args:
-        path: The file.
-        run: What the run is, from :func:`described_run`; a file of another run is refused.
-        network: The network.
-        losses: The losses by name.
-        optimiser: The optimiser.
-        schedule: The schedule.
-        views: Generator of order and views.
+    It contains the states of network, losses, optimizer, schedule and all generators, and the records so far. ``run``
+    is the description by :func:`described_run`; a file of another run is refused.
     """
 
     def __init__(
@@ -50,13 +41,13 @@ class Checkpoint:
         *,
         network: nn.Module,
         losses: Mapping[str, nn.Module],
-        optimiser: Optimizer,
+        optimizer: Optimizer,
         schedule: LRScheduler,
         views: torch.Generator,
     ) -> None:
-        self._path, self._run = path, json.loads(json.dumps(run))
+        self._path, self._run = path, json.loads(json.dumps(run))  # as it will be read: tuples are lists
         self._network, self._losses = network, losses
-        self._optimiser, self._schedule, self._views = optimiser, schedule, views
+        self._optimizer, self._schedule, self._views = optimizer, schedule, views
 
     def save(self, records: list[EpochRecord]) -> None:
         """Write the state after the last of ``records``."""
@@ -66,7 +57,7 @@ class Checkpoint:
             "records": [record.to_dict() for record in records],
             "network": self._network.state_dict(),
             "losses": {name: loss.state_dict() for name, loss in self._losses.items()},
-            "optimiser": self._optimiser.state_dict(),
+            "optimiser": self._optimizer.state_dict(),  # spelled as in 0.1, whose files can be resumed
             "schedule": self._schedule.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self._generators()},
             "global": _global_state(),
@@ -75,10 +66,10 @@ class Checkpoint:
         sync_folder(self._path.parent)
 
     def load(self) -> list[EpochRecord]:
-        """Bring everything to the stored state, and return the records so far; none where there is no file.
+        """Restore the stored state, and return the records so far; none if there is no file.
 
         Raises:
-            InputError: If the file cannot be read, or is that of another run; the sentence names what differs.
+            InputError: If the file cannot be read, or belongs to another run; the message names what differs.
         """
         if not self._path.exists():
             return []
@@ -86,15 +77,17 @@ class Checkpoint:
             state = torch.load(self._path, map_location="cpu", weights_only=True)
         except Exception as cause:
             raise InputError(
-                f"The checkpoint {str(self._path)!r} cannot be read ({type(cause).__name__}). Delete it to start anew."
+                f"The checkpoint {str(self._path)!r} cannot be read ({type(cause).__name__}). Delete it to start again."
             ) from cause
         if not isinstance(state, dict) or state.get("version") != _VERSION:
-            raise InputError(f"{str(self._path)!r} is no checkpoint of this version of mikit. Delete it to start anew.")
+            raise InputError(
+                f"{str(self._path)!r} is not a checkpoint of this version of mikit. Delete it to start again."
+            )
         self._require_same(state["run"])
         self._network.load_state_dict(state["network"])
         for name, loss in self._losses.items():
             loss.load_state_dict(state["losses"][name])
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._optimizer.load_state_dict(state["optimiser"])
         self._schedule.load_state_dict(state["schedule"])
         for name, generator in self._generators():
             generator.set_state(state["generators"][name])
@@ -107,12 +100,12 @@ class Checkpoint:
             key = different[0]
             others = f" ({', '.join(different[1:])} differ too)" if different[1:] else ""
             raise InputError(
-                f"The checkpoint {str(self._path)!r} is that of another run: its {key} is {stored.get(key)!r}, not "
-                f"{self._run.get(key)!r}{others}. Give this run a folder of its own, or delete the file."
+                f"The checkpoint {str(self._path)!r} belongs to another run: its {key} is {stored.get(key)!r}, not "
+                f"{self._run.get(key)!r}{others}. Use another folder for this run, or delete the file."
             )
 
     def _generators(self) -> Iterator[tuple[str, torch.Generator]]:
-        """Yield the generators by name: order and views, and those that losses keep as attributes."""
+        """Yield the generators by name: that of order and views, and those that are attributes of losses."""
         yield "views", self._views
         for name, loss in self._losses.items():
             for path, module in loss.named_modules():
@@ -129,7 +122,7 @@ def described_run(
     images: Tensor,
     labels: Tensor,
 ) -> dict[str, Any]:
-    """Return what tells one run from another: plan, data, teacher, network and losses."""
+    """Return what distinguishes runs: plan, data, teacher, network and losses."""
     shapes = json.dumps({name: list(value.shape) for name, value in network.state_dict().items()}, sort_keys=True)
     return {
         **{f"plan.{name}": value for name, value in asdict(plan).items()},

@@ -1,4 +1,4 @@
-"""What a training run leaves: one record an epoch, on disk as one line of JSON."""
+"""Records of a training run: one per epoch, on disk one line of JSON each."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["EpochRecord", "TrainingCurve", "write_log"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch.
+    """Results of one epoch.
 
     Attributes:
         epoch: Its number, from 1.
-        loss: What was minimised, averaged over the steps.
+        loss: The whole loss, averaged over the steps.
         task: Cross-entropy with the labels, averaged over the steps.
         terms: Every distillation loss before its weight, averaged over the steps.
-        train_accuracy: Share of the training views that were classified right while training.
-        accuracy: Share of the held-out images classified right after the epoch; None where nobody looked.
+        train_accuracy: Fraction of the training views classified correctly during training.
+        accuracy: Fraction of the held-out images classified correctly after the epoch; None if not evaluated.
         rate: Learning rate of the network after the epoch.
-        seconds: Time the epoch took, the look at the held-out images included.
+        seconds: Wall time of the epoch, including the evaluation.
     """
 
     epoch: int
@@ -52,8 +52,8 @@ class TrainingCurve:
 
     Attributes:
         plan: The plan.
-        records: One record an epoch; the last one is that of the divergence, if there was one.
-        diverged: What stopped being finite and when, in a sentence; None for a run that ended well.
+        records: One record per epoch; if training diverged, the last one is of that epoch.
+        diverged: A sentence on what was no longer finite, and when; None if training did not diverge.
     """
 
     plan: TrainingPlan
@@ -73,12 +73,12 @@ class TrainingCurve:
 
     @property
     def seconds(self) -> float:
-        """Time of all epochs, before and after an interruption."""
+        """Wall time of all epochs, before and after an interruption."""
         return sum(record.seconds for record in self.records)
 
 
 def write_log(path: Path, records: Sequence[EpochRecord]) -> None:
-    """Write one line of JSON per record, whole or not at all. Numbers that are not finite stand as text."""
+    """Write one line of JSON per record, atomically; numbers that are not finite are written as text."""
     lines = [json.dumps(_plain(record.to_dict()), allow_nan=False) for record in records]
     content = "".join(f"{line}\n" for line in lines).encode()
     write_atomically(path, lambda file: file.write(content))

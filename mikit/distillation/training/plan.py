@@ -1,4 +1,4 @@
-"""What decides a training run besides network and data: the plan, the terms of the loss, the streams of randomness."""
+"""Settings of a training run: the plan, the terms of the loss, and the random streams."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mikit.activations import Readout
+from mikit.core import require
 from mikit.core.errors import InputError
 
 __all__ = ["DistillationTerm", "TrainingPlan", "random_stream"]
@@ -21,28 +22,28 @@ _PURPOSES = ("weights", "views", "losses", "network")
 @final
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Stochastic gradient descent with Nesterov momentum on a one-cycle schedule, and everything that decides it.
+    """Stochastic gradient descent with Nesterov momentum and a one-cycle schedule, with all its settings.
 
     Attributes:
         epochs: Passes over the images.
-        batch: Images a step; the last, smaller batch of an epoch is left out. All images where there are fewer.
-        rate: Peak learning rate, of the network and of the losses' parameters whose group names no ``lr`` of its own.
+        batch: Number of images in a step; a last, smaller batch of an epoch is left out. All images if there are fewer.
+        rate: Peak learning rate of the network, and of the losses' parameters whose group has no ``lr``.
         momentum: Nesterov momentum; 0 for none.
-        weight_decay: Weight decay, of every group that does not set its own.
-        warm_up: Share of the steps in which the rate rises; it falls in the others.
-        clip: Largest norm of the network's gradient, from all terms together; None for no limit. The gradients of the
-            losses' own parameters are not clipped.
-        autocast: Compute forward passes in bfloat16 where torch's autocast allows it.
-        channels_last: Keep images and convolutions in channels-last memory.
-        evaluate_every: Epochs between two looks at the held-out images; the last epoch is always looked at.
+        weight_decay: Weight decay of every group that has none.
+        warm_up: Fraction of the steps in which the rate increases; it decreases in the others.
+        clip: Largest norm of the network's gradient of the whole loss; None for no limit. The gradients of the losses'
+            own parameters are not clipped.
+        autocast: Run forward passes in bfloat16 by torch's autocast.
+        channels_last: Store images and convolutions in channels-last memory format.
+        evaluate_every: Number of epochs between evaluations on the held-out images; the last epoch is always evaluated.
         seed: Seed of order and views, and of the network's own randomness (dropout).
 
     Raises:
-        InputError: If a number lies outside its range.
+        InputError: If a number is outside its range.
 
     Pitfalls:
-        Runs that are to be compared share the seed and start from equal weights, drawn with
-        ``random_stream(seed, "weights")``; then they see the same images in the same order and the same views.
+        To compare runs, use the same seed and equal initial weights, drawn with ``random_stream(seed, "weights")``;
+        they then get the same images in the same order and the same views.
 
     Example:
         >>> TrainingPlan(epochs=40, batch=64, rate=0.1).clip
@@ -66,12 +67,10 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"TrainingPlan.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"TrainingPlan.{name} is {value}; it must be positive and finite.")
+            require.at_least(getattr(self, name), f"TrainingPlan.{name}")
+        require.positive(self.rate, "TrainingPlan.rate")
+        if self.clip is not None:
+            require.positive(self.clip, "TrainingPlan.clip")
         if not 0 <= self.momentum < 1:
             raise InputError(f"TrainingPlan.momentum is {self.momentum}; it must lie in [0, 1).")
         if not 0 <= self.weight_decay < math.inf:
@@ -88,19 +87,19 @@ class DistillationTerm:
     """One loss between a layer of the student and a layer of the teacher, or between several of each.
 
     Attributes:
-        loss: Called with the student's and the teacher's activations; an estimator of mikit, or any module that
-            returns a 0-dim tensor to minimise. Its ``param_groups()`` are trained with the student, where it has them,
-            and ``set_epoch`` is called with the number of epochs done, where it has that.
-        layer: Layer of the student, a dotted module name; or a tuple of them, for a loss that reads a mapping from
-            names to activations, such as :class:`~mikit.MIMKD`.
-        teacher_layer: Layer of the teacher, or as many of them; the same names if None. In the teacher's mapping they
-            stand under the student's names.
-        weight: What the loss is multiplied with; the task's loss has weight 1.
-        readout: What to keep of an activation, as for :func:`mikit.capture`: ``"pool"`` for rows, ``"whole"`` for maps.
+        loss: Called with the student's and the teacher's activations: an estimator of mikit, or any module that
+            returns a 0-dim tensor to minimize. If it has ``param_groups()``, these are trained with the student, and if
+            it has ``set_epoch``, that is called with the number of finished epochs.
+        layer: Layer of the student, a dotted module name; or a tuple of them, for a loss on a mapping from names to
+            activations, such as :class:`~mikit.MIMKD`.
+        teacher_layer: Layer of the teacher, or equally many of them; the same names if None. The teacher's mapping has
+            the names of the student's layers.
+        weight: Factor of the loss; the task's loss has weight 1.
+        readout: Pooling of the activations, as for :func:`mikit.capture`: ``"pool"`` for vectors, ``"whole"`` for maps.
         labels: Whether the loss takes ``labels=``, the class indices of the batch.
 
     Raises:
-        InputError: If the weight is negative or not finite, or there are not as many layers on both sides.
+        InputError: If the weight is negative or not finite, or the numbers of layers differ.
 
     Example:
         >>> import mikit
@@ -123,8 +122,8 @@ class DistillationTerm:
             )
         if not self.layers or len(self.layers) != len(self.sources) or self.several != isinstance(self.source, tuple):
             raise InputError(
-                f"A loss stands between the student's {self.layer!r} and the teacher's {self.source!r}; give one layer "
-                "of each, or tuples of equally many."
+                f"The layers of a loss are {self.layer!r} of the student and {self.source!r} of the teacher; pass one "
+                "layer of each, or tuples of equally many."
             )
 
     @property
@@ -134,7 +133,7 @@ class DistillationTerm:
 
     @property
     def several(self) -> bool:
-        """Whether the loss reads mappings."""
+        """Whether the loss takes mappings."""
         return isinstance(self.layer, tuple)
 
     @property
@@ -148,13 +147,13 @@ class DistillationTerm:
         return _tuple(self.source)
 
     def value(self, own: Mapping[str, Tensor], source: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        """Return the loss of a batch, from the activations of both networks by layer; without the weight."""
+        """Return the loss of a batch, from the activations of both networks by layer, without the weight."""
         students = {name: own[name] for name in self.layers}
-        teachers = {name: source[told] for name, told in zip(self.layers, self.sources, strict=True)}
-        read: tuple[Any, Any] = (students, teachers)
+        teachers = {name: source[other] for name, other in zip(self.layers, self.sources, strict=True)}
+        features: tuple[Any, Any] = (students, teachers)
         if not self.several:
-            read = (students[self.layers[0]], teachers[self.layers[0]])
-        value: Tensor = self.loss(*read, labels=labels) if self.labels else self.loss(*read)
+            features = (students[self.layers[0]], teachers[self.layers[0]])
+        value: Tensor = self.loss(*features, labels=labels) if self.labels else self.loss(*features)
         return value
 
 
@@ -163,7 +162,7 @@ def _tuple(layers: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def random_stream(seed: int, purpose: Literal["weights", "views", "losses", "network"]) -> torch.Generator:
-    """Return the generator of one purpose, so that what one part draws never shifts what another one sees.
+    """Return the generator for one purpose, so that the draws of one part do not change those of another.
 
     Args:
         seed: Seed of the run.
@@ -179,7 +178,7 @@ def random_stream(seed: int, purpose: Literal["weights", "views", "losses", "net
         True
     """
     if seed < 0:
-        raise InputError(f"The seed is {seed}; it cannot be negative.")
+        raise InputError(f"seed is {seed}; it cannot be negative.")
     if purpose not in _PURPOSES:
-        raise InputError(f"There is no stream for {purpose!r}. The purposes are {', '.join(_PURPOSES)}.")
+        raise InputError(f"purpose is {purpose!r}; it must be one of {', '.join(_PURPOSES)}.")
     return torch.Generator().manual_seed(seed * 101 + _PURPOSES.index(purpose))

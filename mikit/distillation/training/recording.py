@@ -1,4 +1,4 @@
-"""Activations recorded at chosen epochs of a training."""
+"""Activations recorded at chosen epochs of training."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["PhaseRecorder"]
 
 @final
 class PhaseRecorder:
-    """A :class:`~mikit.Recorder` that learns its network at the call; hand it to a trainer as ``on_epoch``.
+    """A :class:`~mikit.Recorder` that gets its network in the call; pass it to a trainer as ``on_epoch``.
 
     Args:
         store: The store.
-        images: The images to record on, ``(n, c, h, w)``; the same for all networks that are to be compared.
+        images: The images to record on, ``(n, c, h, w)``; the same for all networks that are compared.
         ids: Their sample ids.
         layers: Layers to record.
         phases: Epochs after which to record; 0 is the untrained network.
-        labels: Class indices; with them the accuracy on the images is noted with every phase.
-        batch: Images a forward pass.
+        labels: Class indices; with them the accuracy on the images is stored with every phase.
+        batch: Number of images in a forward pass.
 
     Raises:
         InputError: As :class:`~mikit.Recorder`, at the first phase.
 
     Pitfalls:
-        A phase that stands in the store already is recorded anew: a run that was killed comes by it twice.
+        A phase that is already in the store is recorded again: a run that was interrupted reaches it twice.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     store = ActivationStore(folder + "/student", network="student", seed=0)

@@ -1,1 +1,1 @@
-"""bounds."""
+"""Bounds and estimates of mutual information with a learned critic."""

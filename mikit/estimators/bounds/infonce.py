@@ -1,18 +1,18 @@
-"""Contrastive measures: tell a student row's own teacher row from those of all other samples."""
+"""Contrastive estimators: InfoNCE and anchored InfoNCE."""
 
 from __future__ import annotations
 
 import math
-from typing import Self, final
+from dataclasses import replace
+from typing import Unpack, final
 
 import torch
 from torch import Tensor
 
-from mikit.core.errors import InputError
+from mikit.core import require
 from mikit.critics import EmbeddingCritic
-from mikit.estimators.base import require_pair, seeded
-from mikit.estimators.bounds.base import CriticEstimator, require_examples
-from mikit.estimators.fitting import Training
+from mikit.estimators.base import require_pair
+from mikit.estimators.bounds.base import CriticEstimator, CriticOptions
 from mikit.functional.bounds.infonce import anchored_infonce, infonce
 from mikit.functional.bounds.infonce_scores import anchored_infonce_from_scores, infonce_from_scores, infonce_influence
 
@@ -21,17 +21,17 @@ __all__ = ["AnchoredInfoNCE", "InfoNCE"]
 
 @final
 class InfoNCE(CriticEstimator):
-    """InfoNCE bound on the mutual information of rows ``(n, d_x)`` and ``(n, d_y)``, with a learned critic.
+    """InfoNCE bound on the mutual information of samples ``(n, d_x)`` and ``(n, d_y)``, with a learned critic.
 
     Formula: ``mean_i [ s(x_i, y_i) - log (1/n) Σ_j exp s(x_i, y_j) ] <= log n``, by default averaged with the same
-    expression for choosing ``x`` given ``y``. ``forward`` is its negative over the batch, ``estimate`` the bound over
-    all rows given.
+    expression for identifying ``x`` given ``y``. ``forward`` is its negative over the batch, ``estimate`` the bound
+    over all given samples.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student's features.
+        d_y: Width of the teacher's features.
         critic: ``"separable"`` (two encoders and a dot product, streamed), ``"bilinear"`` (``x^T W y``, streamed) or
-            ``"joint"`` (one perceptron over both rows; about ``width`` times the cost).
+            ``"joint"`` (one perceptron over both samples; about ``width`` times the cost).
         width: Hidden units per layer of the critic.
         depth: Hidden layers of the critic.
         embedding: Width of the separable critic's embeddings.
@@ -39,26 +39,27 @@ class InfoNCE(CriticEstimator):
 
     Unit: nats.
 
-    Kind: lower bound, in expectation, on rows that did not fit the critic. On the rows that did it bounds nothing:
-    a critic can learn 640 independent pairs by heart and report nearly ``log n``.
+    Kind: lower bound, in expectation, on samples that the critic was not fitted to. On the fitted samples it is not a
+    bound: a critic can memorize 640 independent pairs and report nearly ``log n``.
 
     Raises:
-        InputError: If sizes do not fit, rows do not match, or there is no such critic.
+        InputError: If the sizes do not fit, the samples do not match, or the critic is unknown.
 
     Cost:
         ``O(n² embedding + n width²)`` time and ``O(n (d_x + d_y + width))`` memory for the streamed critics; the joint
         one costs ``O(n² width² depth)`` time and keeps ``n²`` scores in training.
 
     Pitfalls:
-        Saturates: the value cannot pass ``log n`` and is biased low from about 0.6 of it. Values from different ``n``
-        do not compare. Copies of one item (augmentations, patches) are false negatives. In a training loop the critic
-        fits the batches it is shown, so minus the loss is not a measurement: measure with a fresh critic. Columns are
-        standardised by the example features, which a student in training leaves behind.
+        Saturates: the value cannot exceed ``log n`` and is biased low from about 0.6 of it. Values for different ``n``
+        are not comparable. Copies of one item (augmentations, patches) are false negatives. In a training loop the
+        critic fits the batches it sees, so minus the loss is not an estimate: measure with a fresh critic. Features are
+        standardized by the example features, and the features of a student in training drift away from these.
 
     Source:
         van den Oord, Li, Vinyals, 2018.
 
     Example:
+        >>> from mikit import Training
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(600, 1, generator=g)
         >>> y = 0.9 * x + 0.19**0.5 * torch.randn(600, 1, generator=g)  # the truth is 0.83 nats
@@ -70,59 +71,11 @@ class InfoNCE(CriticEstimator):
 
     name = "infonce"
     kind = "lower bound"
-    recipe = Training(steps=500, batch=512, learning_rate=3e-3, weight_decay=0.3, every=25, patience=8)
+    recipe = replace(CriticEstimator.recipe, weight_decay=0.3)
 
-    def __init__(
-        self,
-        d_x: int,
-        d_y: int,
-        *,
-        critic: str = "separable",
-        width: int = 128,
-        depth: int = 2,
-        embedding: int = 32,
-        both_directions: bool = True,
-    ) -> None:
-        super().__init__(d_x, d_y, critic=critic, width=width, depth=depth, embedding=embedding)
+    def __init__(self, d_x: int, d_y: int, *, both_directions: bool = True, **options: Unpack[CriticOptions]) -> None:
+        super().__init__(d_x, d_y, **options)
         self.both_directions = both_directions
-
-    @classmethod
-    def between(
-        cls,
-        x: Tensor,
-        y: Tensor,
-        *,
-        critic: str = "separable",
-        width: int = 128,
-        depth: int = 2,
-        embedding: int = 32,
-        both_directions: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> Self:
-        """Build from example features, which set the sizes and the standardisation.
-
-        Args:
-            x: Student rows ``(n, d_x)``.
-            y: Teacher rows ``(n, d_y)``.
-            critic: As in the class.
-            width: As in the class.
-            depth: As in the class.
-            embedding: As in the class.
-            both_directions: As in the class.
-            generator: Where the critic's start comes from; torch's global generator if None.
-        """
-        require_examples(x, y)
-        with seeded(generator):
-            estimator = cls(
-                x.shape[1],
-                y.shape[1],
-                critic=critic,
-                width=width,
-                depth=depth,
-                embedding=embedding,
-                both_directions=both_directions,
-            )
-        return estimator.standardised_by(x, y)
 
     def streamed_objective(self, u: Tensor, v: Tensor) -> Tensor:
         """Return the bound, in nats."""
@@ -134,7 +87,7 @@ class InfoNCE(CriticEstimator):
 
     @torch.no_grad()
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the bound over all rows, in nats; below 0 where the critic misleads."""
+        """Return the bound over all samples, in nats; below 0 if the critic is worse than a constant."""
         require_pair(x, y)
         if isinstance(self.critic, EmbeddingCritic):
             return self.streamed_objective(*self.critic.embed(x, y))
@@ -142,7 +95,7 @@ class InfoNCE(CriticEstimator):
 
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return each sample's influence, as positive and as negative; the mean is the estimate."""
+        """Return each sample's influence, as part of pairs and of negatives; the mean is the estimate."""
         require_pair(x, y)
         return infonce_influence(self.score_rows(x, y), x.shape[0], both_directions=self.both_directions)
 
@@ -151,25 +104,25 @@ class InfoNCE(CriticEstimator):
         return math.log(n)
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         return f"{super().extra_repr()}, both_directions={self.both_directions}"
 
 
 @final
 class AnchoredInfoNCE(CriticEstimator):
-    r"""Anchored InfoNCE: a critic that learns the log density ratio itself, and its mean score over held-out pairs.
+    r"""Anchored InfoNCE: a critic that learns the log density ratio, and its mean score over held-out pairs.
 
-    Formula: trained by maximising :func:`~mikit.functional.anchored_infonce`; reported is ``(1/n) Σ_i s(x_i, y_i)``.
+    Formula: trained by maximizing :func:`~mikit.functional.anchored_infonce`; reported is ``(1/n) Σ_i s(x_i, y_i)``.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student's features.
+        d_y: Width of the teacher's features.
         critic: ``"separable"`` (streamed), ``"bilinear"`` (streamed) or ``"joint"``; see :class:`InfoNCE`.
         width: Hidden units per layer of the critic.
         depth: Hidden layers of the critic.
         embedding: Width of the separable critic's embeddings.
-        relative_anchor: The constant ``ν`` of the objective over its ``K = n - 1`` candidates, above 0. It fixes the
-            level of the scores; as a ratio it means the same in batches of any size.
+        relative_anchor: The constant ``ν`` of the objective divided by its ``K = n - 1`` candidates, above 0. It sets
+            the level of the scores; as a ratio it has the same meaning in batches of any size.
 
     Unit: nats.
 
@@ -177,22 +130,23 @@ class AnchoredInfoNCE(CriticEstimator):
     the log density ratio.
 
     Raises:
-        InputError: If sizes do not fit, rows do not match, there is no such critic, or the relative anchor is not
-        positive.
+        InputError: If the sizes do not fit, the samples do not match, the critic is unknown, or the relative anchor is
+            not positive.
 
     Cost:
-        Training as :class:`InfoNCE` in one direction; the estimate scores the ``n`` pairs alone, in ``O(n width²)``
+        Training as :class:`InfoNCE` in one direction; the estimate scores only the ``n`` pairs, in ``O(n width²)``
         time and ``O(n)`` memory.
 
     Pitfalls:
-        On rows that fitted the critic the mean score is inflated without limit. It has no ceiling at ``log n``, and
-        nothing keeps it below the truth: set it beside :class:`NWJ`. The interval holds the spread of the rows, not the
-        error of the critic, which is usually the larger one.
+        On the samples that the critic was fitted to, the mean score is inflated without limit. It has no upper limit
+        at ``log n`` and can exceed the truth: compare it with :class:`NWJ`. The interval contains the variation between
+        samples, not the error of the critic, which is usually larger.
 
     Source:
         InfoNCE with an anchor class; the objective in the form of :func:`~mikit.functional.anchored_infonce`.
 
     Example:
+        >>> from mikit import Training
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(600, 1, generator=g)
         >>> y = 0.9 * x + 0.19**0.5 * torch.randn(600, 1, generator=g)  # the truth is 0.83 nats
@@ -204,61 +158,11 @@ class AnchoredInfoNCE(CriticEstimator):
 
     name = "anchored_infonce"
     kind = "estimate"
-    recipe = Training(steps=500, batch=512, learning_rate=3e-3, weight_decay=1.0, every=25, patience=8)
 
-    def __init__(
-        self,
-        d_x: int,
-        d_y: int,
-        *,
-        critic: str = "separable",
-        width: int = 128,
-        depth: int = 2,
-        embedding: int = 32,
-        relative_anchor: float = 4.0,
-    ) -> None:
-        super().__init__(d_x, d_y, critic=critic, width=width, depth=depth, embedding=embedding)
-        if not 0 < relative_anchor < math.inf:
-            raise InputError(f"relative_anchor is {relative_anchor}; it must be positive and finite.")
+    def __init__(self, d_x: int, d_y: int, *, relative_anchor: float = 4.0, **options: Unpack[CriticOptions]) -> None:
+        super().__init__(d_x, d_y, **options)
+        require.positive(relative_anchor, "relative_anchor")
         self.relative_anchor = relative_anchor
-
-    @classmethod
-    def between(
-        cls,
-        x: Tensor,
-        y: Tensor,
-        *,
-        critic: str = "separable",
-        width: int = 128,
-        depth: int = 2,
-        embedding: int = 32,
-        relative_anchor: float = 4.0,
-        generator: torch.Generator | None = None,
-    ) -> Self:
-        """Build from example features, which set the sizes and the standardisation.
-
-        Args:
-            x: Student rows ``(n, d_x)``.
-            y: Teacher rows ``(n, d_y)``.
-            critic: As in the class.
-            width: As in the class.
-            depth: As in the class.
-            embedding: As in the class.
-            relative_anchor: As in the class.
-            generator: Where the critic's start comes from; torch's global generator if None.
-        """
-        require_examples(x, y)
-        with seeded(generator):
-            estimator = cls(
-                x.shape[1],
-                y.shape[1],
-                critic=critic,
-                width=width,
-                depth=depth,
-                embedding=embedding,
-                relative_anchor=relative_anchor,
-            )
-        return estimator.standardised_by(x, y)
 
     def streamed_objective(self, u: Tensor, v: Tensor) -> Tensor:
         """Return the anchored objective, below 0."""
@@ -280,9 +184,9 @@ class AnchoredInfoNCE(CriticEstimator):
         return self.critic.pair_scores(x, y).double()
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return 3: a pair needs two others."""
+        """Return 3: each pair needs two other samples."""
         return 3
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         return f"{super().extra_repr()}, relative_anchor={self.relative_anchor:g}"

@@ -1,139 +1,43 @@
-"""Measures whose critic compares pairs with all other combinations: JSD, NWJ and SMILE."""
+"""Estimators whose critic compares pairs with all other combinations: JSD, NWJ, SMILE and DV."""
 
 from __future__ import annotations
 
-import abc
-import math
-from collections.abc import Callable
-from typing import Self, final
+from typing import Unpack, final
 
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.core.measurement import Check
-from mikit.estimators.base import require_pair, seeded
-from mikit.estimators.bounds.base import CriticEstimator, require_examples
-from mikit.estimators.fitting import FitRecord, Training
+from mikit.critics import EmbeddingCritic
+from mikit.estimators.base import require_pair
+from mikit.estimators.bounds.base import CappedEstimator, CriticOptions, RatioEstimator
 from mikit.functional.bounds.ratio_scores import (
+    dv_from_scores,
+    dv_influence,
     jsd_from_scores,
-    log_mean_ratios,
     nwj_from_scores,
     nwj_influence,
     smile_influence,
 )
-from mikit.functional.bounds.ratios import jsd, nwj
+from mikit.functional.bounds.ratios import dv, jsd, nwj
 
-__all__ = ["JSD", "NWJ", "SMILE", "CappedEstimator", "RatioEstimator"]
-
-_FEWEST_CARRIERS = 30
-_CAPPED_SHARES = (0.003, 0.01, 0.03, 0.1)
-
-
-class RatioEstimator(CriticEstimator, abc.ABC):
-    """A measure that sets the mean over pairs beside a mean of exponentials over all other combinations."""
-
-    clip: float | None = None
-
-    def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
-        """Return whether enough rows carry the mean of exponentials, on which value and interval rest."""
-        _, of_rows, of_columns = log_mean_ratios(self.score_rows(x, y), x.shape[0], clip=self.clip)
-        weights = torch.logaddexp(of_rows, of_columns).softmax(dim=0)
-        carriers = float(1 / weights.square().sum())
-        said = f"The mean of exponentials is carried by the weight of {carriers:.0f} of {x.shape[0]} rows"
-        if carriers >= _FEWEST_CARRIERS:
-            return (Check("negatives", "pass", carriers, _FEWEST_CARRIERS, f"{said}."),)
-        return (
-            Check(
-                "negatives",
-                "warn",
-                carriers,
-                _FEWEST_CARRIERS,
-                f"{said}: rarer and heavier combinations were not met, so the value errs upwards and the interval is "
-                "too short. Use more rows, or an instrument without exponentials of scores.",
-            ),
-        )
-
-    @torch.no_grad()
-    def estimate(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the read-out over all rows, in nats."""
-        return self.pointwise(x, y).mean()
-
-    @abc.abstractmethod
-    def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return each sample's influence, in both of its roles; the mean is the estimate."""
-
-
-class CappedEstimator(RatioEstimator, abc.ABC):
-    """A measure whose critic's scores are read up to a cap, chosen after training on rows that were not trained on.
-
-    A few scores that are far too high rule a mean of exponentials. A critic with a cap is a critic like any other, so
-    whatever holds of the read-out holds of it still; the cap bounds the scores of pairs and of negatives alike.
-    """
-
-    cap: Tensor
-
-    def __init__(
-        self,
-        d_x: int,
-        d_y: int,
-        *,
-        critic: str = "separable",
-        width: int = 128,
-        depth: int = 2,
-        embedding: int = 32,
-    ) -> None:
-        super().__init__(d_x, d_y, critic=critic, width=width, depth=depth, embedding=embedding)
-        self.register_buffer("cap", torch.full((), math.inf))
-
-    @torch.no_grad()
-    def forget(self) -> None:
-        """Take the cap off."""
-        self.cap.fill_(math.inf)
-
-    def fit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        select: tuple[Tensor, Tensor] | None = None,
-        generator: torch.Generator,
-        training: Training | None = None,
-    ) -> FitRecord:
-        """Fit the critic, then choose the cap that gives the largest read-out on ``select``; none is a choice too."""
-        self.forget()
-        record = super().fit(x, y, select=select, generator=generator, training=training)
-        with torch.no_grad():
-            self._choose_cap(*(select or (x, y)))
-        return record
-
-    def score_rows(self, x: Tensor, y: Tensor) -> Callable[[int, int], Tensor]:
-        """Return a function from ``start, stop`` to the capped scores of these rows of ``x`` against all of ``y``."""
-        uncapped, cap = super().score_rows(x, y), float(self.cap)
-        return uncapped if cap == math.inf else lambda start, stop: uncapped(start, stop).clamp_(max=cap)
-
-    def _choose_cap(self, x: Tensor, y: Tensor) -> None:
-        scores = self.critic.pair_scores(x, y).double()
-        caps = [math.inf, *(float(scores.quantile(1 - share)) for share in _CAPPED_SHARES)]
-        values = []
-        for cap in caps:
-            self.cap.fill_(cap)
-            values.append(float(self.estimate(x, y)))
-        self.cap.fill_(caps[values.index(max(values))])
+__all__ = ["DV", "JSD", "NWJ", "SMILE"]
 
 
 @final
 class JSD(CappedEstimator):
-    r"""Jensen-Shannon training, read out as the NWJ lower bound.
+    r"""Jensen-Shannon training, reported as the NWJ lower bound.
 
-    Formula: trained by maximising :func:`~mikit.functional.jsd`, whose best critic is the log density ratio; reported
+    Formula: trained by maximizing :func:`~mikit.functional.jsd`, whose best critic is the log density ratio; reported
     is ``1 + (1/n) Σ_i s_ii - 1/(n(n-1)) Σ_{i≠j} exp s_ij``, which is :func:`~mikit.functional.nwj` of the same critic
-    plus 1, with ``s`` the critic's scores up to a cap. The cap is the one that gives the largest bound on the select
-    part; none is among the choices. The objective itself is bounded by 1.386 and is never reported.
+    plus 1, with ``s`` the critic's scores limited by a cap. The cap is the candidate with the largest bound on the
+    select part; no cap is one of the candidates. The objective itself is at most 1.386 and is never reported.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student's features.
+        d_y: Width of the teacher's features.
         critic: ``"separable"`` (streamed), ``"bilinear"`` (streamed) or ``"joint"``; see :class:`InfoNCE`.
         width: Hidden units per layer of the critic.
         depth: Hidden layers of the critic.
@@ -141,26 +45,28 @@ class JSD(CappedEstimator):
 
     Unit: nats.
 
-    Kind: lower bound, in expectation, on rows that did not fit the critic. A second read-out, the mean score of the
-    pairs, is in :meth:`mean_score`: closer to the truth when the information is high, and no bound.
+    Kind: lower bound, in expectation, on samples that the critic was not fitted to. :meth:`mean_score` returns a second
+    estimate, the mean score of the pairs: closer to the truth when the information is high, but not a bound.
 
     Raises:
-        InputError: If sizes do not fit, rows do not match, or there is no such critic.
+        InputError: If the sizes do not fit, the samples do not match, or the critic is unknown.
 
     Cost:
         ``O(n² embedding + n width²)`` time and ``O(n (d_x + d_y + width))`` memory for the streamed critics; the joint
         one costs ``O(n² width² depth)`` time and keeps ``n²`` scores in training.
 
     Pitfalls:
-        Training is calm, because no exponential enters it, and hardly sees how far a score is too high; the read-out
-        does, because its second mean is one of exponentials. The cap takes off the worst, in both means, so that the
-        number stays a bound. The critic is fitted for the Jensen-Shannon divergence, not for the tightest bound.
+        Training is stable, because it has no exponentials, and therefore hardly penalizes scores that are far too high.
+        The reported bound does, because its second mean is one of exponentials. The cap limits the largest scores in
+        both means, so the number remains a bound. The critic is fitted to the Jensen-Shannon divergence, not to the
+        tightest bound.
 
     Source:
         Nowozin, Cseke and Tomioka (2016), "f-GAN", and Hjelm and others (2019) for the objective; Poole and others
-        (2019) for reading another bound from its critic.
+        (2019) for evaluating another bound with its critic.
 
     Example:
+        >>> from mikit import Training
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(600, 1, generator=g)
         >>> y = 0.9 * x + 0.19**0.5 * torch.randn(600, 1, generator=g)  # the truth is 0.83 nats
@@ -172,7 +78,6 @@ class JSD(CappedEstimator):
 
     name = "jsd"
     kind = "lower bound"
-    recipe = Training(steps=500, batch=512, learning_rate=3e-3, weight_decay=1.0, every=25, patience=8)
 
     def streamed_objective(self, u: Tensor, v: Tensor) -> Tensor:
         """Return the Jensen-Shannon objective, at most 1.386."""
@@ -190,29 +95,30 @@ class JSD(CappedEstimator):
 
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return each sample's influence, as a pair and as a negative on both sides; the mean is the estimate."""
+        """Return each sample's influence, as part of pairs and of negatives; the mean is the estimate."""
         require_pair(x, y)
         score_rows = self.score_rows(x, y)
         return nwj_influence(lambda start, stop: score_rows(start, stop) + 1, x.shape[0])
 
     def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
-        """Return the check on the negatives, and the second read-out."""
+        """Return the check on the negatives, and the second estimate."""
         score = float(self.mean_score(x, y))
-        sentence = f"The mean score of the pairs, an estimate without a bound, is {score:.3f} nats."
-        return (*super().checks(x, y), Check("second read-out", "not applicable", score, None, sentence))
+        sentence = f"The mean score of the pairs, an estimate that is not a bound, is {score:.3f} nats."
+        second = Check.not_applicable("second read-out", sentence, score)
+        return (*super().checks(x, y), second)
 
 
 @final
 class NWJ(CappedEstimator):
     r"""The bound of Nguyen, Wainwright and Jordan with a learned critic.
 
-    Formula: ``1 + (1/n) Σ_i s_ii - 1/(n(n-1)) Σ_{i≠j} exp s_ij``, maximised in training and reported on other rows. It
-    is :func:`~mikit.functional.nwj` of the critic plus 1, so that a critic without a clue scores 0 and reports 0.
-    Reported with the scores up to a cap, the one that gives the largest bound on the select part, if any does.
+    Formula: ``1 + (1/n) Σ_i s_ii - 1/(n(n-1)) Σ_{i≠j} exp s_ij``, maximized in training and reported on other samples.
+    It is :func:`~mikit.functional.nwj` of the critic plus 1, so that a critic that scores 0 everywhere reports 0. The
+    reported scores are limited by the cap that gives the largest bound on the select part, if a cap raises it.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student's features.
+        d_y: Width of the teacher's features.
         critic: ``"separable"`` (streamed), ``"bilinear"`` (streamed) or ``"joint"``; see :class:`InfoNCE`.
         width: Hidden units per layer of the critic.
         depth: Hidden layers of the critic.
@@ -220,23 +126,24 @@ class NWJ(CappedEstimator):
 
     Unit: nats.
 
-    Kind: lower bound, in expectation, on rows that did not fit the critic.
+    Kind: lower bound, in expectation, on samples that the critic was not fitted to.
 
     Raises:
-        InputError: If sizes do not fit, rows do not match, or there is no such critic.
+        InputError: If the sizes do not fit, the samples do not match, or the critic is unknown.
 
     Cost:
         ``O(n² embedding + n width²)`` time and ``O(n (d_x + d_y + width))`` memory for the streamed critics; the joint
         one costs ``O(n² width² depth)`` time and keeps ``n²`` scores in training.
 
     Pitfalls:
-        Exponentials of scores rule both training and value: the variance grows like the exponential of the information.
-        From about 3 nats on, train with :class:`JSD`, which reports the same bound.
+        Exponentials of scores dominate training and value: the variance grows like the exponential of the information.
+        Above about 3 nats, train with :class:`JSD`, which reports the same bound.
 
     Source:
         Nguyen, Wainwright and Jordan (2010); the form of Poole and others (2019).
 
     Example:
+        >>> from mikit import Training
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(600, 1, generator=g)
         >>> y = 0.9 * x + 0.19**0.5 * torch.randn(600, 1, generator=g)  # the truth is 0.83 nats
@@ -248,10 +155,10 @@ class NWJ(CappedEstimator):
 
     name = "nwj"
     kind = "lower bound"
-    recipe = Training(steps=500, batch=512, learning_rate=3e-3, weight_decay=1.0, every=25, patience=8)
 
     def streamed_objective(self, u: Tensor, v: Tensor) -> Tensor:
         """Return the bound, in nats."""
+        # One more column of ones adds 1 to every product, so that the bound is that of the critic plus 1.
         return nwj(torch.cat([u, torch.ones_like(u[:, :1])], dim=1), torch.cat([v, torch.ones_like(v[:, :1])], dim=1))
 
     def objective(self, scores: Tensor) -> Tensor:
@@ -260,7 +167,7 @@ class NWJ(CappedEstimator):
 
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return each sample's influence, as a pair and as a negative on both sides; the mean is the estimate."""
+        """Return each sample's influence, as part of pairs and of negatives; the mean is the estimate."""
         require_pair(x, y)
         score_rows = self.score_rows(x, y)
         return nwj_influence(lambda start, stop: score_rows(start, stop) + 1, x.shape[0])
@@ -268,14 +175,14 @@ class NWJ(CappedEstimator):
 
 @final
 class SMILE(RatioEstimator):
-    r"""Jensen-Shannon training, read out as Donsker-Varadhan with the negatives' exponents clipped.
+    r"""Jensen-Shannon training, reported as the Donsker-Varadhan expression with clipped exponents of the negatives.
 
-    Formula: trained by maximising :func:`~mikit.functional.jsd`; reported is
+    Formula: trained by maximizing :func:`~mikit.functional.jsd`; reported is
     ``(1/n) Σ_i s_ii - log 1/(n(n-1)) Σ_{i≠j} exp min(max(s_ij, -clip), clip)``.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
+        d_x: Width of the student's features.
+        d_y: Width of the teacher's features.
         critic: ``"separable"`` (streamed), ``"bilinear"`` (streamed) or ``"joint"``; see :class:`InfoNCE`.
         width: Hidden units per layer of the critic.
         depth: Hidden layers of the critic.
@@ -287,21 +194,23 @@ class SMILE(RatioEstimator):
     Kind: estimate, neither a lower nor an upper bound.
 
     Raises:
-        InputError: If sizes do not fit, rows do not match, there is no such critic, or ``clip`` is not positive.
+        InputError: If the sizes do not fit, the samples do not match, the critic is unknown, or ``clip`` is not
+            positive.
 
     Cost:
         ``O(n² embedding + n width²)`` time and ``O(n (d_x + d_y + width))`` memory for the streamed critics; the joint
         one costs ``O(n² width² depth)`` time and keeps ``n²`` scores in training.
 
     Pitfalls:
-        The clipped mean does not normalise the ratio any more, so the value can pass the truth: the smaller the limit,
-        the calmer and the further off. Values with different limits do not compare. Clipping is part of the definition,
-        not a repair: the value itself is never clipped.
+        The clipped mean no longer normalizes the ratio, so the value can exceed the truth: the smaller the limit, the
+        smaller the variance and the larger the error. Values with different limits are not comparable. Clipping is part
+        of the definition; the value itself is never clipped.
 
     Source:
         Song and Ermon (2020), "Understanding the Limitations of Variational Mutual Information Estimators".
 
     Example:
+        >>> from mikit import Training
         >>> g = torch.Generator().manual_seed(0)
         >>> x = torch.randn(600, 1, generator=g)
         >>> y = 0.9 * x + 0.19**0.5 * torch.randn(600, 1, generator=g)  # the truth is 0.83 nats
@@ -313,55 +222,11 @@ class SMILE(RatioEstimator):
 
     name = "smile"
     kind = "estimate"
-    recipe = Training(steps=500, batch=512, learning_rate=3e-3, weight_decay=1.0, every=25, patience=8)
 
-    def __init__(
-        self,
-        d_x: int,
-        d_y: int,
-        *,
-        critic: str = "separable",
-        width: int = 128,
-        depth: int = 2,
-        embedding: int = 32,
-        clip: float = 5.0,
-    ) -> None:
-        super().__init__(d_x, d_y, critic=critic, width=width, depth=depth, embedding=embedding)
-        if not 0 < clip < math.inf:
-            raise InputError(f"clip is {clip}; the limit of the exponents must be positive and finite.")
+    def __init__(self, d_x: int, d_y: int, *, clip: float = 5.0, **options: Unpack[CriticOptions]) -> None:
+        super().__init__(d_x, d_y, **options)
+        require.positive(clip, "clip")
         self.clip: float = clip
-
-    @classmethod
-    def between(
-        cls,
-        x: Tensor,
-        y: Tensor,
-        *,
-        critic: str = "separable",
-        width: int = 128,
-        depth: int = 2,
-        embedding: int = 32,
-        clip: float = 5.0,
-        generator: torch.Generator | None = None,
-    ) -> Self:
-        """Build from example features, which set the sizes and the standardisation.
-
-        Args:
-            x: Student rows ``(n, d_x)``.
-            y: Teacher rows ``(n, d_y)``.
-            critic: As in the class.
-            width: As in the class.
-            depth: As in the class.
-            embedding: As in the class.
-            clip: As in the class.
-            generator: Where the critic's start comes from; torch's global generator if None.
-        """
-        require_examples(x, y)
-        with seeded(generator):
-            estimator = cls(
-                x.shape[1], y.shape[1], critic=critic, width=width, depth=depth, embedding=embedding, clip=clip
-            )
-        return estimator.standardised_by(x, y)
 
     def streamed_objective(self, u: Tensor, v: Tensor) -> Tensor:
         """Return the Jensen-Shannon objective, at most 1.386."""
@@ -373,10 +238,131 @@ class SMILE(RatioEstimator):
 
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return each sample's influence, by the delta method over both of its roles; the mean is the estimate."""
+        """Return each sample's influence by the delta method, over both of its roles; the mean is the estimate."""
         require_pair(x, y)
         return smile_influence(self.score_rows(x, y), x.shape[0], clip=self.clip)
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         return f"{super().extra_repr()}, clip={self.clip:g}"
+
+
+@final
+class DV(CappedEstimator):
+    r"""The Donsker-Varadhan expression with a learned critic, as in MINE, with a corrected minibatch gradient.
+
+    Formula: ``(1/n) Σ_i s_ii - log Z`` with ``Z = 1/(n(n-1)) Σ_{i≠j} exp s_ij``. The gradient of ``log Z`` is that of
+    ``Z`` divided by ``Z``, and the ``Z`` of one batch in the denominator makes it biased. In training mode the
+    denominator is a moving average over batches, ``M <- (1 - a) M + a Z``, which includes the current batch; ``a``
+    falls from 1 to ``rate``. The value of the loss is that of the batch, its gradient that of ``Z / M``.
+
+    Args:
+        d_x: Width of the student's features.
+        d_y: Width of the teacher's features.
+        critic: ``"separable"`` (streamed), ``"bilinear"`` (streamed) or ``"joint"``; see :class:`InfoNCE`.
+        width: Hidden units per layer of the critic.
+        depth: Hidden layers of the critic.
+        embedding: Width of the separable critic's embeddings.
+        rate: Weight of the newest batch in the moving average, in ``(0, 1]``; with 1 the gradient is the uncorrected,
+            biased one.
+
+    Unit: nats.
+
+    Kind: estimate. A lower bound in the limit of many samples that the critic was not fitted to; for finite n the
+    logarithm of a mean is biased upward, by nats if the information exceeds ``log n``.
+
+    Raises:
+        InputError: If the sizes do not fit, the samples do not match, the critic is unknown, or ``rate`` is not in
+            ``(0, 1]``.
+
+    Cost:
+        ``O(n² embedding + n width²)`` time and ``O(n (d_x + d_y + width))`` memory for the streamed critics; the joint
+        one costs ``O(n² width² depth)`` time and keeps ``n²`` scores in training.
+
+    Pitfalls:
+        The variance grows like the exponential of the information. In training mode a call updates the moving average,
+        as batch normalization does, so the loss depends on earlier batches; ``eval()`` and ``torch.no_grad()`` do not
+        change it. The average lags behind the critic by some batches: keep the learning rate low. A constant added to
+        all scores does not change the expression, so only differences of scores are meaningful.
+
+    Source:
+        Donsker and Varadhan (1983); Belghazi and others (2018), "Mutual Information Neural Estimation", for the critic
+        and for the moving average, which starts as a plain mean here.
+
+    Example:
+        >>> from mikit import Training
+        >>> g = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(600, 1, generator=g)
+        >>> y = 0.9 * x + 0.19**0.5 * torch.randn(600, 1, generator=g)  # the truth is 0.83 nats
+        >>> critic = DV.between(x[:400], y[:400], width=32, generator=g)
+        >>> _ = critic.fit(x[:400], y[:400], generator=g, training=Training(steps=150, batch=200))
+        >>> 0.5 < float(critic.estimate(x[400:], y[400:])) < 1.1
+        True
+    """
+
+    name = "dv"
+    kind = "estimate"
+    log_average: Tensor
+    batches: Tensor
+
+    def __init__(self, d_x: int, d_y: int, *, rate: float = 0.01, **options: Unpack[CriticOptions]) -> None:
+        super().__init__(d_x, d_y, **options)
+        if not 0 < rate <= 1:
+            raise InputError(f"rate is {rate}; the weight of the newest batch must be above 0 and at most 1.")
+        self.rate = rate
+        self.register_buffer("log_average", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Reset the moving average and remove the cap."""
+        super().forget()
+        self.log_average.zero_()
+        self.batches.zero_()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return minus the expression over the batch, in nats; in training mode with the corrected gradient."""
+        require_pair(x, y)
+        y = y.detach()
+        if isinstance(self.critic, EmbeddingCritic):
+            u, v = self.critic.embed(x, y)
+            positives, value = (u * v).sum(dim=1).mean(), self.streamed_objective(u, v)
+        else:
+            scores = self.critic.scores(x, y)
+            positives, value = scores.diagonal().mean(), self.objective(scores)
+        if not (self.training and torch.is_grad_enabled()):
+            return -value
+        log_normalizer = positives - value
+        # (Z / M) times the gradient of log Z is the gradient of Z / M, so the gradient lacks (Z / M - 1) times that of
+        # log Z. The difference of a term and its detached copy adds this to the gradient and 0 to the value.
+        correction = (self._excess_over_average(log_normalizer.detach()) - 1) * log_normalizer
+        return correction - correction.detach() - value
+
+    def streamed_objective(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return the expression, in nats."""
+        return dv(u, v)
+
+    def objective(self, scores: Tensor) -> Tensor:
+        """Return the expression, in nats."""
+        return dv_from_scores(scores)
+
+    @torch.no_grad()
+    def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return each sample's influence by the delta method, over both of its roles; the mean is the estimate."""
+        require_pair(x, y)
+        return dv_influence(self.score_rows(x, y), x.shape[0])
+
+    def extra_repr(self) -> str:
+        """Return the hyperparameters."""
+        return f"{super().extra_repr()}, rate={self.rate:g}"
+
+    @torch.no_grad()
+    def _excess_over_average(self, log_normaliser: Tensor) -> Tensor:
+        """Add a batch's ``log Z`` to the average and return ``Z / M``, which is at most ``1 / rate``."""
+        self.batches.add_(1)
+        # The exact weight of the newest batch in a bias-corrected moving average, as in Adam: 1 for the first batch, so
+        # the initial value of the buffer is never used. All in logarithms, because Z itself may overflow.
+        share = (self.rate / (1 - (1 - self.rate) ** self.batches)).clamp(max=1)
+        kept = torch.log1p(-share) + self.log_average
+        self.log_average.copy_(torch.logaddexp(kept, share.log() + log_normaliser))
+        return (log_normaliser - self.log_average).exp()

@@ -1,4 +1,4 @@
-"""A critic that starts as the Gaussian law's own log density ratio and learns what that leaves out."""
+"""A critic that starts as the log density ratio of a Gaussian distribution and learns what that leaves out."""
 
 from __future__ import annotations
 
@@ -23,33 +23,19 @@ _LEAKY_SLOPE = 0.2
 @final
 @dataclass(frozen=True)
 class Recipe:
-    """What a critic looks like and how it is trained.
+    """The architecture and training of a critic."""
 
-    Attributes:
-        coordinates: Whether it sees all coordinates of a side beside its features.
-        width: Hidden units a layer.
-        depth: Hidden layers.
-        activation: ``"silu"``, ``"gelu"`` or ``"leaky_relu"``.
-        dropout: Share of hidden units left out in training.
-        learned_anchor: Whether the Gaussian part is trained as well.
-        learning_rate: Peak of a one-cycle schedule.
-        weight_decay: Of the perceptrons' matrices.
-        steps: At most.
-        every: Steps between two looks at the select rows.
-        patience: Looks without gain after which training stops.
-    """
-
-    coordinates: bool
+    coordinates: bool  # Whether the network sees all coordinates of a side besides its features.
     width: int
     depth: int
-    activation: str
+    activation: str  # "silu", "gelu" or "leaky_relu".
     dropout: float
-    learned_anchor: bool
-    learning_rate: float
-    weight_decay: float
-    steps: int
-    every: int
-    patience: int
+    learned_anchor: bool  # Whether the Gaussian part is trained as well.
+    learning_rate: float  # Peak of a one-cycle schedule.
+    weight_decay: float  # Of the weight matrices.
+    steps: int  # Upper limit.
+    every: int  # Steps between evaluations on the select rows.
+    patience: int  # Evaluations without improvement after which training stops.
 
 
 RECIPES: dict[str, Recipe] = {
@@ -57,7 +43,7 @@ RECIPES: dict[str, Recipe] = {
     "deep": Recipe(True, 128, 3, "gelu", 0.0, True, 6e-3, 0.1, 1200, 50, 10),
     "broad": Recipe(True, 256, 2, "leaky_relu", 0.2, True, 2e-3, 0.1, 800, 50, 6),
 }
-"""By name: quick and smooth, long and flexible, or wide and held back by dropout."""
+"""Fast and smooth, long and flexible, or wide and regularized by dropout."""
 
 _EMBEDDING = 32
 _BATCH = 512
@@ -67,9 +53,7 @@ _BATCH = 512
 class AnchoredCritic(nn.Module):
     """``s(x, y) = Gaussian log ratio + <u(x), v(y)> + a(x) + b(y)``, written as one product of embeddings.
 
-    Args:
-        coordinates: Of both sides; they set the sizes and the anchor.
-        recipe: The architecture.
+    ``coordinates`` of both sides determine the sizes and the Gaussian part; ``recipe`` the architecture.
     """
 
     def __init__(self, coordinates: AnchoredCoordinates, recipe: Recipe) -> None:
@@ -78,12 +62,15 @@ class AnchoredCritic(nn.Module):
         self.residual = True
         sides = ((coordinates.x, coordinates.features_x), (coordinates.y, coordinates.features_y))
         self.nets = nn.ModuleList(
-            _perceptron(features.shape[1] + (own.shape[1] if recipe.coordinates else 0), recipe)
-            for own, features in sides
+            _perceptron(features.shape[1] + (canonical.shape[1] if recipe.coordinates else 0), recipe)
+            for canonical, features in sides
         )
+        # In canonical coordinates the log ratio of a Gaussian is Σ_i ρ x y / (1 - ρ²) - ρ² (x² + y²) / (2 (1 - ρ²)): a
+        # diagonal bilinear form plus squares of each side. Training starts there, so a critic never has to learn the
+        # linear dependence, and its gain over the copula is measured against the same function.
         rho = coordinates.correlations.float()
         root = (rho / (1 - rho.square())).sqrt()
-        own = -rho.square() / (2 * (1 - rho.square()))
+        quadratic = -rho.square() / (2 * (1 - rho.square()))
         rank, trained = rho.shape[0], recipe.learned_anchor
         self.skips = nn.ParameterList(
             nn.Parameter(torch.zeros(side.shape[1], rank, device=side.device), requires_grad=trained)
@@ -95,25 +82,25 @@ class AnchoredCritic(nn.Module):
         with torch.no_grad():
             for skip, square in zip(self.skips, self.squares, strict=True):
                 skip[:rank] = torch.diag(root)
-                square[:rank] = own
+                square[:rank] = quadratic
 
     def embed(self, coordinates: AnchoredCoordinates, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``u (n, k)`` and ``v (n, k)`` of these rows; the scores of all their pairs are ``u @ v.T``."""
-        x, own_x = self._side(0, coordinates.x[rows], coordinates.features_x[rows])
-        y, own_y = self._side(1, coordinates.y[rows], coordinates.features_y[rows])
-        one = torch.ones_like(own_x)
-        return torch.cat([x, own_x, one], 1), torch.cat([y, one, own_y], 1)
+        x, offset_x = self._side(0, coordinates.x[rows], coordinates.features_x[rows])
+        y, offset_y = self._side(1, coordinates.y[rows], coordinates.features_y[rows])
+        one = torch.ones_like(offset_x)
+        return torch.cat([x, offset_x, one], 1), torch.cat([y, one, offset_y], 1)
 
     def _side(self, side: int, coordinates: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        own = (coordinates.square() @ self.squares[side])[:, None]
+        offset = (coordinates.square() @ self.squares[side])[:, None]
         linear = coordinates @ self.skips[side]
         if not self.residual:
-            return linear, own
+            return linear, offset
         found = self.nets[side](torch.cat([coordinates, features], 1) if self.sees_coordinates else features)
-        return torch.cat([found[:, :-1], linear], 1), own + found[:, -1:]
+        return torch.cat([found[:, :-1], linear], 1), offset + found[:, -1:]
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the perceptrons' matrices, which decay, and everything else that is trained."""
+        """Return the weight matrices, which decay, and all other trained parameters."""
         decayed = [p for p in self.nets.parameters() if p.ndim > 1]
         others = [p for p in self.nets.parameters() if p.ndim <= 1]
         others += [p for p in (*self.skips, *self.squares) if p.requires_grad]
@@ -126,10 +113,10 @@ class Trained:
     """A critic after training.
 
     Attributes:
-        critic: With its best state.
-        gain: By how much its InfoNCE on the select rows exceeds that of the Gaussian part alone, in nats.
-        best_step: Where that was; 0 if training never helped, and then the critic is the Gaussian part.
-        steps: Taken.
+        critic: In its best state.
+        gain: Its InfoNCE on the select rows minus that of the Gaussian part alone, in nats.
+        best_step: Step of that value; 0 if training never helped, in which case the critic is the Gaussian part.
+        steps: Steps taken.
     """
 
     critic: AnchoredCritic
@@ -141,26 +128,20 @@ class Trained:
 def train_anchored(
     coordinates: AnchoredCoordinates, fit: Tensor, select: Tensor, recipe: Recipe, *, generator: torch.Generator
 ) -> Trained:
-    """Train a critic by symmetric InfoNCE over batches of 512 rows; keep what does best on the select rows.
+    """Train a critic by symmetric InfoNCE over batches of 512 rows, and keep its best state on the rows ``select``.
 
-    Args:
-        coordinates: Of all rows, fitted on the fit rows.
-        fit: Row numbers to train on.
-        select: Row numbers to choose the best step by.
-        recipe: What to train and how.
-        generator: Where start, order and dropout come from.
-
-    Returns:
-        The critic in its best state; without its perceptrons where these never helped.
+    ``coordinates`` of all rows are fitted on the rows ``fit``. The perceptrons are left out of the result if they never
+    helped. ``generator`` seeds initialization, batches and dropout.
     """
     with torch.enable_grad(), seeded(generator):
         critic = AnchoredCritic(coordinates, recipe).to(coordinates.x.device)
         groups = critic.param_groups(recipe.weight_decay)
         parameters = [p for group in groups for p in group["params"]]
-        optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, recipe.learning_rate, total_steps=recipe.steps + 1, pct_start=0.1, cycle_momentum=False
+            optimizer, recipe.learning_rate, total_steps=recipe.steps + 1, pct_start=0.1, cycle_momentum=False
         )
+        # The Gaussian part alone sets the value to beat: training is stopped early, and undone where it does not help.
         critic.residual = False
         start = best = _bound(critic, coordinates, select)
         critic.residual = True
@@ -173,10 +154,10 @@ def train_anchored(
             rows = fit[order[position : position + batch].to(fit.device)]
             position += batch
             loss = -infonce(*critic.embed(coordinates, rows), both_directions=True)
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             if step % recipe.every == 0:
                 value = _bound(critic, coordinates, select)

@@ -1,4 +1,4 @@
-"""Discrepancies between the Gaussians fitted to two representations, as losses and as instruments."""
+"""Discrepancies between the Gaussians fitted to two representations, as losses and as estimators."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["GaussianKL", "GaussianWasserstein"]
 
 @final
 class GaussianWasserstein(Discrepancy):
-    """Squared 2-Wasserstein distance of the Gaussians fitted to rows ``(n, d)`` and ``(m, d)``.
+    """Squared 2-Wasserstein distance of the Gaussians fitted to samples ``(n, d)`` and ``(m, d)``.
 
-    Formula: ``|m_x - m_y|² + tr A + tr B - 2 tr (A^½ B A^½)^½`` with means and covariances of the samples; see
+    Formula: ``|m_x - m_y|² + tr A + tr B - 2 tr (A^½ B A^½)^½`` with the means and covariances of the samples; see
     :func:`mikit.functional.gaussian_wasserstein2`. With ``diagonal``: ``|m_x - m_y|² + |σ_x - σ_y|²``.
 
     Args:
-        diagonal: Whether to leave out all correlations, as the released code of KD²M does.
-        shrinkage: Weight in [0, 1] with which each covariance (or its diagonal) is drawn to a multiple of the identity,
-            or ``"ledoit-wolf"`` to estimate it; a constant for the gradient. None: the covariances as they are, which
-            may be singular.
-        debias: Whether to subtract what halves of one sample give against each other.
+        diagonal: Whether to ignore all correlations, as the released code of KD²M does.
+        shrinkage: Weight in [0, 1] with which each covariance (or its diagonal) is shrunk towards a multiple of the
+            identity, or ``"ledoit-wolf"`` to estimate it; a constant for the gradient. None: the sample covariances,
+            which may be singular.
+        debias: Whether to subtract the value that halves of one sample give against each other.
 
     Shapes:
-        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of one width.
+        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of the same width.
 
     Unit: feature².
 
@@ -40,17 +40,18 @@ class GaussianWasserstein(Discrepancy):
     shrinkage, and too large on small samples.
 
     Raises:
-        InputError: If the widths differ, the shrinkage is not in [0, 1], rows carry weights, or there are fewer than
-            four rows to debias with.
+        InputError: If the widths differ, the shrinkage is not in [0, 1], samples have weights, or there are fewer than
+            four samples to debias with.
 
     Cost:
-        O(k l (d + k)) with ``k = min(n, d)``, ``l = min(m, d)``, and O((n + m) d²) for more rows than columns, in
+        O(k l (d + k)) with ``k = min(n, d)``, ``l = min(m, d)``, and O((n + m) d²) for more samples than columns, in
         float64; with shrinkage ``k = l = d``. ``diagonal``: O((n + m) d). The standard error takes twenty times that.
 
     Pitfalls:
-        Blind to pairing, and to all but means and covariances. With ``diagonal`` also to correlations: two laws of
-        variance 1 with correlations of 0.9 of opposite signs are at distance 0, where the full one is 2.26 in 2 columns
-        and 106 in 64. With few rows for the columns the value is mostly bias: shrink, or debias.
+        Blind to pairing, and to everything but means and covariances. With ``diagonal`` also to correlations: two
+        distributions of variance 1 with correlations of 0.9 of opposite signs are at distance 0, where the full
+        distance is 2.26 in 2 columns and 106 in 64. With few samples per column the value is mostly bias: shrink, or
+        debias.
 
     Source:
         Dowson and Landau (1982), "The Fréchet distance between multivariate normal distributions"; Gelbrich (1990) for
@@ -91,47 +92,47 @@ class GaussianWasserstein(Discrepancy):
         return gaussian_wasserstein2(*drawn).to(working_dtype(x, y))
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
-        """Return the standard error from twenty estimates without a twentieth of the rows each."""
+        """Return the jackknife standard error of twenty estimates, each without a twentieth of the samples."""
         self.require_samples(x, y)
         return jackknife_standard_error(self.estimate, x, y, groups=groups, fewest=4 if self.debias else 2)
 
 
 @final
 class GaussianKL(Discrepancy):
-    """Kullback-Leibler divergence between the Gaussians fitted to rows ``(n, d)`` and ``(m, d)``.
+    """Kullback-Leibler divergence between the Gaussians fitted to samples ``(n, d)`` and ``(m, d)``.
 
     Formula: ``½ [tr(B⁻¹ A) + (m_x - m_y)ᵀ B⁻¹ (m_x - m_y) - d + log det B - log det A]`` for student ``N(m_x, A)`` and
     teacher ``N(m_y, B)``; see :func:`mikit.functional.gaussian_kl`.
 
     Args:
         direction: ``"student||teacher"``, ``"teacher||student"``, or ``"symmetric"``, the mean of both. The first
-            punishes a student that has mass where the teacher has none, the second one that lacks mass.
-        shrinkage: Weight in [0, 1] with which each covariance is drawn to a multiple of the identity, or
-            ``"ledoit-wolf"`` to estimate it; a constant for the gradient. None: the covariances as they are, which must
-            not be singular.
-        diagonal: Whether to leave out all correlations, as the released code of KD²M does.
-        debias: Whether to subtract what halves of one sample give against each other.
+            penalizes a student with mass where the teacher has none, the second a student that lacks mass.
+        shrinkage: Weight in [0, 1] with which each covariance is shrunk towards a multiple of the identity, or
+            ``"ledoit-wolf"`` to estimate it; a constant for the gradient. None: the sample covariances, which must not
+            be singular.
+        diagonal: Whether to ignore all correlations, as the released code of KD²M does.
+        debias: Whether to subtract the value that halves of one sample give against each other.
 
     Shapes:
-        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of one width.
+        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of the same width.
 
-    Unit: nats. It is the divergence of two laws, not information that they share.
+    Unit: nats. It is the divergence of two distributions, not information that they share.
 
-    Kind: discrepancy. 0 if and only if means and covariances agree, and too large on small samples, about by
+    Kind: discrepancy. 0 if and only if means and covariances are equal, and too large on small samples, by about
     ``d (d + 3) / 4 (1/n + 1/m)`` without shrinkage.
 
     Raises:
-        InputError: If the widths differ, the direction or the shrinkage is none, rows carry weights, there are fewer
-            than four rows to debias with, or a covariance is singular: without shrinkage one of a dead unit, of
-            collinear columns or of too few rows; with it one of rows that are all equal.
+        InputError: If the widths differ, the direction or the shrinkage is invalid, samples have weights, there are
+            fewer than four samples to debias with, or a covariance is singular: without shrinkage due to a dead unit,
+            collinear columns or too few samples; with shrinkage if all samples are equal.
 
     Cost:
         O((n + m) d² + d³) time, twice that for ``"symmetric"``, in float64; ``diagonal``: O((n + m) d). The standard
         error takes twenty times that.
 
     Pitfalls:
-        Blind to pairing, and to all but means and covariances. Where dead units or few rows make a covariance singular
-        the shrinkage decides the value: compare values of one shrinkage and size only.
+        Blind to pairing, and to everything but means and covariances. If dead units or few samples make a covariance
+        singular, the shrinkage determines the value: compare only values with the same shrinkage and size.
 
     Source:
         Kullback (1959), "Information Theory and Statistics"; Ledoit and Wolf (2004) for the shrinkage. The symmetric
@@ -181,16 +182,16 @@ class GaussianKL(Discrepancy):
         return values[0] if len(values) == 1 else (values[0] + values[1]) / 2
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
-        """Return the standard error from twenty estimates without a twentieth of the rows each.
+        """Return the jackknife standard error of twenty estimates, each without a twentieth of the samples.
 
-        None where too few rows would be left for covariances that are not shrunk.
+        None if too few samples would be left for covariances without shrinkage.
         """
         self.require_samples(x, y)
         fewest = self.minimum_rows(x.shape[1], y.shape[1])
         return jackknife_standard_error(self.estimate, x, y, groups=groups, fewest=fewest)
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return 4, or two more than the columns where covariances are not shrunk; twice as many if debiased."""
+        """Return 4, or two more than the columns for covariances without shrinkage; twice as many if debiased."""
         if self.shrinkage is not None and self.shrinkage != 0:
             return 4
         needed = 2 if self.diagonal else max(d_x, d_y) + 2

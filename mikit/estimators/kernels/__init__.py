@@ -1,1 +1,1 @@
-"""kernels."""
+"""Discrepancies and dependence indices from kernels."""

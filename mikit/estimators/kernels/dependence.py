@@ -1,4 +1,4 @@
-"""Dependence indices from Gaussian kernels: QMI, HSIC and CKA, as instruments and as losses."""
+"""Dependence indices from Gaussian kernels: QMI, HSIC and CKA, as metrics and as losses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.estimators.base import Estimator, require_pair
 from mikit.functional.kernels.dependence import cka, hsic, label_qmi, qmi
@@ -17,12 +18,7 @@ __all__ = ["CKA", "HSIC", "QMI", "DependenceIndex", "LabelHSIC", "LabelQMI"]
 
 
 class DependenceIndex(Estimator):
-    """Base of the indices of dependence between paired rows ``(n, d_x)`` and ``(n, d_y)``.
-
-    Args:
-        bandwidth_x: Width of the kernel of ``x``, in the unit of its features; None: the median distance of the rows.
-        bandwidth_y: The same for ``y``.
-    """
+    """Base of the indices of dependence between paired rows ``(n, d_x)`` and ``(n, d_y)``."""
 
     unit = "dimensionless"
     kind = "index"
@@ -31,8 +27,8 @@ class DependenceIndex(Estimator):
     def __init__(self, bandwidth_x: float | None = None, bandwidth_y: float | None = None) -> None:
         super().__init__()
         for name, value in (("bandwidth_x", bandwidth_x), ("bandwidth_y", bandwidth_y)):
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}; it must be positive and finite, in the unit of the features.")
+            if value is not None:
+                require.positive(value, name, "in the unit of the features")
         self.bandwidth_x = bandwidth_x
         self.bandwidth_y = bandwidth_y
         self.symmetric = bandwidth_x == bandwidth_y
@@ -42,7 +38,7 @@ class DependenceIndex(Estimator):
         """Return the index, 0-dim."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return minus the index; the teacher gets no gradient."""
+        """Return minus the index; the teacher receives no gradient."""
         return -self.estimate(x, y.detach())
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +53,7 @@ class DependenceIndex(Estimator):
 
 
 class _UStatisticIndex(DependenceIndex):
-    """Base of the indices that U-statistics estimate without bias, or V-statistics with it."""
+    """Base of the indices with an unbiased form, from U-statistics, and a biased one, from V-statistics."""
 
     def __init__(
         self, bandwidth_x: float | None = None, bandwidth_y: float | None = None, *, unbiased: bool = True
@@ -94,16 +90,17 @@ class QMI(DependenceIndex):
     Kind: index. Biased: positive for independent rows.
 
     Raises:
-        InputError: If rows do not pair up, there are fewer than two, or a bandwidth is not positive.
+        InputError: If the numbers of rows differ, there are fewer than two, or a bandwidth is not positive.
 
     Cost:
-        ``O(n² (d_x + d_y))`` time, two to three times that with the gradient; memory ``O(n (d_x + d_y))`` and strips.
+        ``O(n² (d_x + d_y))`` time, two to three times that with the gradient; memory ``O(n (d_x + d_y))`` and blocks of
+        pairs.
 
     Pitfalls:
-        Not Shannon information, in spite of its name. It depends on the bandwidths, by factors and in both directions,
-        so curves over layers of different width do not share a scale; :class:`CKA` is closer to that. Compare with the
-        permuted rows that :func:`mikit.measure` reports. As a loss it has no recommended weight: its gradient is small,
-        and with the median bandwidth a student cannot move it by scale.
+        Not Shannon information, in spite of its name. It depends strongly on the bandwidths, in both directions, so
+        curves over layers of different width are not on one scale; :class:`CKA` comes closer. Compare with the permuted
+        rows that :func:`mikit.measure` reports. As a loss it has no recommended weight: its gradient is small, and with
+        the median bandwidth a student cannot change it by scaling its features.
 
     Source:
         Torkkola (2003), "Feature Extraction by Non-Parametric Mutual Information Maximization", JMLR 3, for the form.
@@ -125,8 +122,8 @@ class QMI(DependenceIndex):
 class LabelQMI(Estimator):
     r"""Quadratic mutual information of rows ``(n, d)`` and class labels ``(n,)``.
 
-    Formula: :math:`\sum_c \int (p(x, c) - p(x) P(c))^2 dx` of Gaussian density estimates, without its unit of a
-    density; see :func:`mikit.functional.label_qmi`.
+    Formula: :math:`\sum_c \int (p(x, c) - p(x) P(c))^2 dx` of Gaussian density estimates, without the factor that
+    has the unit of a density; see :func:`mikit.functional.label_qmi`.
 
     Args:
         bandwidth: Width of the density estimate, in the unit of the features; None: the median distance of the rows.
@@ -136,18 +133,18 @@ class LabelQMI(Estimator):
 
     Unit: dimensionless, below 1.
 
-    Kind: index. Biased: positive for labels that have nothing to do with the rows.
+    Kind: index. Biased: positive for labels that are independent of the rows.
 
     Raises:
-        InputError: If there is not one integer label a row, there are fewer than two rows, or the bandwidth is not
+        InputError: If there is not one integer label per row, there are fewer than two rows, or the bandwidth is not
             positive.
 
     Cost:
-        ``O(n² d)`` time, about twice that with the gradient; memory ``O(n d)`` and strips.
+        ``O(n² d)`` time, about twice that with the gradient; memory ``O(n d)`` and blocks of pairs.
 
     Pitfalls:
-        As :class:`QMI`. It also depends on the shares of the classes: compare at one number of rows of one balance.
-        Labels drawn anew lower it, but not to 0.
+        As :class:`QMI`. It also depends on the class frequencies: compare samples of one size and class balance. Random
+        labels lower it, but not to 0.
 
     Source:
         As :class:`QMI`.
@@ -165,8 +162,8 @@ class LabelQMI(Estimator):
 
     def __init__(self, bandwidth: float | None = None) -> None:
         super().__init__()
-        if bandwidth is not None and not 0 < bandwidth < math.inf:
-            raise InputError(f"bandwidth is {bandwidth}; it must be positive and finite, in the unit of the features.")
+        if bandwidth is not None:
+            require.positive(bandwidth, "bandwidth", "in the unit of the features")
         self.bandwidth = bandwidth
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -203,15 +200,16 @@ class HSIC(_UStatisticIndex):
     about half of all independent samples; it is never clipped.
 
     Raises:
-        InputError: If rows do not pair up, there are fewer than four (two for the biased form), or a bandwidth is not
-            positive.
+        InputError: If the numbers of rows differ, there are fewer than four (two for the biased form), or a bandwidth
+            is not positive.
 
     Cost:
-        ``O(n² (d_x + d_y))`` time, two to three times that with the gradient; memory ``O(n (d_x + d_y))`` and strips.
+        ``O(n² (d_x + d_y))`` time, two to three times that with the gradient; memory ``O(n (d_x + d_y))`` and blocks of
+        pairs.
 
     Pitfalls:
-        Without an upper end that means anything: compare with permuted rows, or take :class:`CKA`. Depends on both
-        bandwidths. Parts of a batch do not average to the whole.
+        It has no meaningful maximum: compare with permuted rows, or use :class:`CKA`. Depends on both bandwidths.
+        Values on parts of a batch do not average to the value on the whole.
 
     Source:
         Gretton, Bousquet, Smola and Schölkopf (2005); Song, Smola, Gretton, Bedo and Borgwardt (2012), JMLR 13, for the
@@ -232,15 +230,15 @@ class HSIC(_UStatisticIndex):
 
 @final
 class CKA(_UStatisticIndex):
-    """Centred kernel alignment of rows ``(n, d_x)`` and ``(n, d_y)``, under Gaussian kernels.
+    """Centered kernel alignment of rows ``(n, d_x)`` and ``(n, d_y)``, under Gaussian kernels.
 
     Formula: ``HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y))``; see :func:`mikit.functional.cka`.
 
     Args:
         bandwidth_x: Sigma of the kernel of ``x``, in the unit of its features; None: the median distance of the rows.
         bandwidth_y: The same for ``y``.
-        unbiased: Whether to use the U-statistics in all three places, without which the value is near 1 for
-            independent rows of many columns.
+        unbiased: Whether to use the U-statistics in all three places. Otherwise the value is near 1 even for
+            independent rows if they have many features.
 
     Shapes:
         ``x`` is ``(n, d_x)``, ``y`` is ``(n, d_y)``, rows paired.
@@ -253,7 +251,7 @@ class CKA(_UStatisticIndex):
         InputError: As :class:`HSIC`.
 
     Cost:
-        As :class:`HSIC`, with three products of kernels in the place of one.
+        As :class:`HSIC`, with three products of kernels instead of one.
 
     Pitfalls:
         Not information: an invertible map of one side changes it. The ratio of unbiased estimates is not itself
@@ -287,11 +285,11 @@ class LabelHSIC(Estimator):
     ``K`` of the rows and ``L_ij = 1`` for rows of one class, 0 otherwise; every HSIC is the U-statistic of
     :func:`mikit.functional.hsic`. The values of the layers of a network are its
     :func:`~mikit.functional.flow.flow_vectors.flow_vector`.
-    Without ``normalised``, the numerator.
+    Without ``normalised``, the numerator only.
 
     Args:
         bandwidth: Sigma of the kernel, in the unit of the features; None: the median distance of the rows.
-        normalised: Whether to divide by what the two sides have with themselves.
+        normalised: Whether to divide by the HSIC of each side with itself.
 
     Shapes:
         ``x`` is ``(n, d)``, ``y`` is ``(n,)``, integers.
@@ -302,16 +300,16 @@ class LabelHSIC(Estimator):
     samples that are. It is never clipped.
 
     Raises:
-        InputError: If there is not one integer label a row, there are fewer than four rows, or the bandwidth is not
+        InputError: If there is not one integer label per row, there are fewer than four rows, or the bandwidth is not
             positive.
 
     Cost:
-        ``O(n² (d + classes))`` time, two to three times that with the gradient; memory ``O(n d)`` and strips.
+        ``O(n² (d + classes))`` time, two to three times that with the gradient; memory ``O(n d)`` and blocks of pairs.
 
     Pitfalls:
-        Not information, and no accuracy: a layer whose classes are clouds far from round scores low, whatever a reader
-        gets out of it. Depends on the bandwidth and on the shares of the classes: compare layers on the same rows.
-        Labels of one class give 0.
+        Neither information nor an accuracy: a layer with elongated class clusters scores low even if a probe separates
+        them. Depends on the bandwidth and on the class frequencies: compare layers on the same rows. Labels of a single
+        class give 0.
 
     Source:
         Gretton, Bousquet, Smola and Schölkopf (2005); Song, Smola, Gretton, Bedo and Borgwardt (2012), JMLR 13, for
@@ -332,13 +330,13 @@ class LabelHSIC(Estimator):
 
     def __init__(self, bandwidth: float | None = None, *, normalised: bool = True) -> None:
         super().__init__()
-        if bandwidth is not None and not 0 < bandwidth < math.inf:
-            raise InputError(f"bandwidth is {bandwidth}; it must be positive and finite, in the unit of the features.")
+        if bandwidth is not None:
+            require.positive(bandwidth, "bandwidth", "in the unit of the features")
         self.bandwidth = bandwidth
         self.normalised = normalised
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return 4, the fewest of a U-statistic."""
+        """Return 4, the minimum of a U-statistic."""
         return 4
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -349,8 +347,8 @@ class LabelHSIC(Estimator):
         """Return the index."""
         if y.shape != x.shape[:1] or y.is_floating_point() or y.is_complex():
             raise InputError(
-                f"labels have shape {tuple(y.shape)} and dtype {y.dtype}, and x has {x.shape[0]} rows; pass one "
-                "integer label a row."
+                f"labels have shape {tuple(y.shape)} and dtype {y.dtype}, and x has {x.shape[0]} samples; pass one "
+                "integer label per sample."
             )
         codes = torch.unique(y, return_inverse=True)[1]
         targets = torch.nn.functional.one_hot(codes).to(x.dtype if x.dtype == torch.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""The energy distance between the laws of two representations, as a loss and as an instrument."""
+"""The energy distance between the distributions of two representations, as a loss and as a metric."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.estimators.base import clustered_standard_error, require_pair
 from mikit.estimators.discrepancy import Discrepancy
@@ -20,7 +21,7 @@ __all__ = ["EnergyDistance"]
 
 @final
 class EnergyDistance(Discrepancy):
-    """Squared energy distance between the laws of rows ``(n, d)`` and ``(m, d)``: no bandwidth to choose.
+    """Squared energy distance between the distributions of rows ``(n, d)`` and ``(m, d)``: no bandwidth to choose.
 
     Formula: ``2 E|X - Y| - E|X - X'| - E|Y - Y'|``; see :func:`mikit.functional.energy_distance2`.
 
@@ -28,29 +29,29 @@ class EnergyDistance(Discrepancy):
         form: ``"unbiased"``, over pairs of different rows; or ``"biased"``, with the pairs of a row and itself, never
             negative.
         paired: Whether row i of ``x`` and of ``y`` come from one input, as activations of two networks do. Their
-            distance is then left out, without which dependent rows bias the statistic downwards.
-        debias: Whether to subtract what halves of one sample give against each other; for the biased form.
+            distance is then left out; otherwise dependent rows bias the statistic downwards.
+        debias: Whether to subtract the distance between the halves of one sample; for the biased form.
 
     Shapes:
         ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of one width; ``m`` equals ``n`` if ``paired``.
 
-    Unit: that of the features, though the name says "squared".
+    Unit: that of the features, although the name says "squared".
 
-    Kind: discrepancy. 0 for equal laws and for no others. Unbiased unless ``form="biased"``, and never clipped, so
-    equal laws give negative values about half of the time, as a loss too.
+    Kind: discrepancy. 0 if and only if the distributions are equal. Unbiased unless ``form="biased"``, and never
+    clipped: for equal distributions the estimate and the loss are negative about half of the time.
 
     Raises:
-        InputError: If the widths differ, or the numbers of rows under ``paired``, there are fewer than two rows, or
-            weights do not fit.
+        InputError: If the widths differ, the numbers of rows differ under ``paired``, there are fewer than two rows, or
+            weights have the wrong shape.
 
     Cost:
-        ``O((n + m)² d)`` time, about three times that with the gradient; memory ``O((n + m) d)`` and strips of fixed
+        ``O((n + m)² d)`` time, about three times that with the gradient; memory ``O((n + m) d)`` and blocks of fixed
         size.
 
     Pitfalls:
-        Blind to pairing: shuffling the rows of one side changes the value by nothing but noise, so a small value does
-        not mean that one network knows what the other knows. Grows with the features' scale: bring both to one scale
-        first. In many columns all distances look alike, and what differs in few of them hardly shows.
+        Blind to pairing: shuffling the rows of one side changes the value by noise only, so a small value does not mean
+        that one network contains the information of the other. Grows with the scale of the features: bring both to one
+        scale first. In many dimensions all distances are alike, and a difference in a few of them has little effect.
 
     Source:
         Székely and Rizzo (2013), "Energy statistics: A class of statistics based on distances".
@@ -70,10 +71,9 @@ class EnergyDistance(Discrepancy):
 
     def __init__(self, *, form: str = "unbiased", paired: bool = False, debias: bool = False) -> None:
         super().__init__(debias=debias)
-        if form not in ("unbiased", "biased"):
-            raise InputError(f'form is "{form}"; it must be unbiased or biased.')
+        require.one_of(form, "form", ("unbiased", "biased"))
         if debias and form == "unbiased":
-            raise InputError('The unbiased form has no bias to subtract; debias goes with form="biased".')
+            raise InputError('The unbiased form has no bias to subtract; debias needs form="biased".')
         self.form = form
         self.paired = paired
         self.needs_pairs = paired
@@ -99,9 +99,9 @@ class EnergyDistance(Discrepancy):
         return energy_distance2_pointwise(x, y, paired=self.paired)
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
-        """Return the standard error of the U-statistic, whose spread the biased form shares; None if debiased.
+        """Return the standard error of the U-statistic, also used for the biased form; None if debiased.
 
-        With ``groups``, which take samples of one size and the unbiased form, it is twice the clustered standard error
+        With ``groups``, which need samples of one size and the unbiased form, it is twice the clustered standard error
         of the contributions.
         """
         self.require_samples(x, y)
@@ -111,7 +111,9 @@ class EnergyDistance(Discrepancy):
             return energy_distance2_standard_error(x, y)
         contributions = self.pointwise(x, y)
         if contributions is None:
-            raise InputError("Groups are known to the unbiased form of samples of one size only; leave groups out.")
+            raise InputError(
+                "groups are supported by the unbiased form with samples of one size only; leave groups out."
+            )
         return 2 * clustered_standard_error(contributions, groups)
 
     def require_samples(self, x: Tensor, y: Tensor) -> None:

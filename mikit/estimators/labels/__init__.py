@@ -1,1 +1,1 @@
-"""labels."""
+"""Estimators of the information about class labels."""

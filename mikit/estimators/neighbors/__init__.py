@@ -1,1 +1,1 @@
-"""neighbors."""
+"""Nearest-neighbor estimators of mutual information."""

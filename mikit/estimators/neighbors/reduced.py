@@ -1,4 +1,4 @@
-"""Wide rows reduced to a few pairs of codes, whose information nearest neighbours then read."""
+"""Nearest-neighbor mutual information of wide features, reduced to a few pairs of learned codes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, NoReturn, final
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.core.measurement import Check
 from mikit.core.rows import split_folds
 from mikit.estimators.base import Estimator, require_pair
-from mikit.estimators.fitting import FitRecord, Training
+from mikit.estimators.fitting import FitData, FitRecord
 from mikit.functional.neighbors.anchored import anchored_ksg_pointwise
 from mikit.functional.reduction.code_maps import CodeMap
 from mikit.functional.reduction.directions import Reduction, contrast_evidence, informative_directions
@@ -24,52 +25,54 @@ _STATE = (*(f"{part}_{side}" for side in ("x", "y") for part in _PARTS), "correl
 
 @final
 class ReducedKSG(Estimator):
-    """Mutual information of wide rows ``(n, d_x)``, ``(n, d_y)`` through a few pairs of learned codes.
+    """Mutual information of wide features ``(n, d_x)`` and ``(n, d_y)`` through a few pairs of learned codes.
 
     Formula: ``I(x; y) >= I(a(x); b(y))``, with codes ``a``, ``b`` from
-    :func:`~mikit.functional.reduction.directions.informative_directions` on the fit and select rows; the information of
-    the codes of the report rows is read by :func:`~mikit.functional.neighbors.anchored.anchored_ksg`: the Gaussian
-    information of their normal scores, plus what nearest neighbours find beyond a Gaussian sample with the same
+    :func:`~mikit.functional.reduction.directions.informative_directions` on the fit and select samples. The information
+    of the codes of the report samples is estimated by :func:`~mikit.functional.neighbors.anchored.anchored_ksg`: the
+    Gaussian information of their normal scores, plus what nearest neighbors find beyond a Gaussian sample with the same
     correlations.
 
     Args:
-        k: Number of neighbours.
-        most: Pairs of codes at most; how many are used is decided on the select rows.
-        nonlinear: Whether codes that are not linear may be chosen.
-        draws: Gaussian samples that set the neighbours right.
+        k: Number of neighbors.
+        most: Largest number of pairs of codes; how many are used is decided on the select samples.
+        nonlinear: Whether codes may be nonlinear.
+        draws: Number of Gaussian samples that correct the nearest-neighbor estimate.
 
     Shapes:
-        ``x`` is ``(n, d_x)``, ``y`` is ``(n, d_y)``, with paired rows; columns may outnumber rows.
+        ``x`` is ``(n, d_x)``, ``y`` is ``(n, d_y)``, with paired samples; there may be more features than samples.
 
     Unit: nats.
 
-    Kind: estimate. The information of the codes is at most that of the rows, by data processing; it is read by an
-    estimator that is itself no bound, so the value may lie on either side. Never clipped.
+    Kind: estimate. By data processing, the information of the codes is at most that of the features. It is estimated
+    without a bound, so the value may be too low or too high. Never clipped.
 
     Raises:
-        TypeError: If called as a loss. Counts of neighbours have no gradient.
-        InputError: If it is not fitted, if the rows do not pair up or are fewer than the codes, or if a code of ``x``
-            equals one of ``y``.
+        TypeError: If called as a loss. Counts of neighbors have no gradient.
+        InputError: If it is not fitted, if the samples do not pair up or are fewer than the codes, or if a code of
+            ``x`` equals one of ``y``.
 
     Checks:
-        Whether the codes tell a row's own partner from the others as well as the value says: warns where the contrast
-        on the report rows, itself below ``log n``, falls short of the value by more than a quarter of it. Whether much
-        of the value is what neighbours found beyond the Gaussian part.
+        Whether the codes distinguish a sample's partner from the others as well as the value implies: warns if the
+        contrast on the report samples, which is below ``log n``, is less than three quarters of the value. The codes
+        are described, too.
 
     Cost:
-        Fit: ``O(n d min(n, d))`` time up to 1,200 rows or columns and ``O(512 n d)`` above, and one to three seconds
-        for the choice; report: ``O((1 + draws) m² k)`` on ``m`` rows. One float32 copy of a side in memory at a
-        time.
+        Fit: ``O(n d min(n, d))`` time up to 1,200 samples or features and ``O(512 n d)`` above, and one to three
+        seconds for the choice; report: ``O((1 + draws) m² k)`` on ``m`` samples. One float32 copy of a side in memory
+        at a time.
 
     Pitfalls:
-        What the codes miss is not in the value: it is low where latents are many, weak, or seen through a strongly
-        curved map, and the interval does not show that. With ``rotations=5`` every row reports once, which narrows the
-        interval by half. Dependence that is not linear in the codes is seen by neighbours only, hence in part where
-        there are more than a few pairs.
+        Information that the codes miss is not in the value: it is too low if latent variables are many, weak, or
+        observed through a strongly curved map, and the interval does not show that. ``fit`` without a select part sets
+        a quarter of the samples aside to choose the codes; it takes no gradient steps, so a training recipe has no
+        effect. With ``rotations=5`` every sample reports once, which narrows the interval by half. Only nearest
+        neighbors find dependence that is not linear in the codes, and with more than a few pairs they find it only in
+        part.
 
     Source:
         Gowri, Lun, Klein and Yin (2024), "Approximating mutual information of high-dimensional variables using learned
-        representations", for codes read by neighbours; how codes are found and read is ours.
+        representations", for nearest neighbors on codes. The codes and their estimator are from mikit.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -97,8 +100,7 @@ class ReducedKSG(Estimator):
     def __init__(self, k: int = 3, *, most: int = 16, nonlinear: bool = True, draws: int = 8) -> None:
         super().__init__()
         for name, value in (("k", k), ("most", most), ("draws", draws)):
-            if value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1.")
+            require.at_least(value, name)
         self.k = k
         self.most = most
         self.nonlinear = nonlinear
@@ -106,15 +108,14 @@ class ReducedKSG(Estimator):
         self.chosen = ""
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         return f"k={self.k}, most={self.most}, nonlinear={self.nonlinear}, draws={self.draws}"
 
     def forward(self, x: Tensor, y: Tensor) -> NoReturn:
-        """Raise TypeError: there is nothing to minimise."""
+        """Raise TypeError, because there is no gradient."""
         raise TypeError(
-            "ReducedKSG has no gradient: counts of neighbours are piecewise constant, and codes are solved for, not "
-            "trained. Train with a differentiable measure (InfoNCE, JSD or VID) and report ReducedKSG with "
-            "mikit.measure."
+            "ReducedKSG has no gradient, because counts of neighbors are piecewise constant and codes are not trained. "
+            "Train with a differentiable estimator (InfoNCE, JSD or VID) and report ReducedKSG with mikit.measure."
         )
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
@@ -123,48 +124,39 @@ class ReducedKSG(Estimator):
 
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the contribution of every row, ``(n,)``, in nats; their mean is the estimate."""
+        """Return the contribution of every sample, ``(n,)``, in nats; their mean is the estimate."""
         a, b = self._codes(x, y)
         generator = torch.Generator().manual_seed(int(self.seed))
         return anchored_ksg_pointwise(a, b, self.k, draws=self.draws, generator=generator)
 
     def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
-        """Return what the codes are, and whether their contrast bears the value out."""
+        """Describe the codes, and check whether their contrast supports the value."""
         a, b = self._codes(x, y)
         pairs, value = a.shape[1], float(self.estimate(x, y))
-        said = f"{pairs} {'pair' if pairs == 1 else 'pairs'} of codes ({self.chosen or 'read from a state dict'})"
-        codes = Check("codes", "not applicable", float(pairs), None, f"{said}.")
+        described = f"{pairs} {'pair' if pairs == 1 else 'pairs'} of codes ({self.chosen or 'from a state dict'})."
+        codes = Check.not_applicable("codes", described, float(pairs))
         contrast = max(contrast_evidence(a, b, (pairs,)), default=0.0)
-        short = value - contrast
-        name = "codes tell partners apart"
-        if short <= max(0.25 * value, 0.1):
-            return codes, Check(name, "pass", contrast, 0.75 * value, f"The contrast bears out {contrast:.2f} nats.")
-        reason = "near log n it always falls short; below, the codes may repeat each other and be counted twice"
-        sentence = f"The contrast bears out {contrast:.2f} of {value:.2f} nats: {reason}."
-        return codes, Check(name, "warn", contrast, 0.75 * value, sentence)
+        name, threshold = "codes tell partners apart", 0.75 * value
+        if value - contrast <= max(0.25 * value, 0.1):
+            return codes, Check.passed(name, f"The contrast supports {contrast:.2f} nats.", contrast, threshold)
+        sentence = (
+            f"The contrast supports {contrast:.2f} of {value:.2f} nats. It is always lower near log n; below that, the "
+            "codes may repeat each other and be counted twice."
+        )
+        return codes, Check.warned(name, sentence, contrast, threshold)
 
     def minimum_rows(self, d_x: int, d_y: int) -> int:
-        """Return ``k + 2``, or as many rows as the codes need once their number is known."""
+        """Return ``k + 2``, or the number of samples that the codes need once their number is known."""
         pairs = 1 if not self._is_fitted() else int(self.correlations.shape[0])
         return max(self.k + 2, 2 * pairs + 2)
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> ReducedKSG:
-        """Return an unfitted copy with the same hyper-parameters."""
+        """Return an unfitted copy with the same hyperparameters."""
         return ReducedKSG(self.k, most=self.most, nonlinear=self.nonlinear, draws=self.draws)
 
-    def fit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        select: tuple[Tensor, Tensor] | None = None,
-        generator: torch.Generator,
-        training: Training | None = None,
-    ) -> FitRecord:
-        """Find the codes; without select rows a quarter of the rows are set aside to choose them.
-
-        Nothing is trained by gradient steps, so ``training`` has no effect.
-        """
+    def _fit(self, data: FitData) -> FitRecord:
+        """Find the codes; without a select part a quarter of the samples are set aside to choose them."""
+        x, y, select, generator = data.x, data.y, data.select, data.generator
         require_pair(x, y, minimum=8 if select is None else 4)
         if select is None:
             first, *others = split_folds(x.shape[0], 4, generator=generator)
@@ -176,7 +168,7 @@ class ReducedKSG(Estimator):
         return FitRecord()
 
     def reduction(self) -> Reduction:
-        """Return the fitted reduction, to look at the codes."""
+        """Return the fitted reduction, for inspection of the codes."""
         if not self._is_fitted():
             raise InputError("This ReducedKSG is not fitted. Call fit, or use mikit.measure.")
         map_x, map_y = (CodeMap(*(getattr(self, f"{part}_{side}") for part in _PARTS)) for side in ("x", "y"))
@@ -200,7 +192,7 @@ class ReducedKSG(Estimator):
         self.chosen = found.description
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # The sizes of the codes are known only once they are found, so an unfitted instrument makes room for them here.
+        # The shapes of the codes are known only after a fit, so an unfitted estimator registers buffers for them here.
         for name in _STATE:
             if prefix + name in state_dict:
                 self.register_buffer(name, torch.empty_like(state_dict[prefix + name]))

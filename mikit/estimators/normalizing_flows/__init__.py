@@ -1,1 +1,1 @@
-"""normalizing_flows."""
+"""Estimators that model densities with normalizing flows."""

@@ -1,7 +1,7 @@
-"""Densities of a teacher's rows by normalising flows, with and without a condition; no measure of their own.
+"""Densities of a teacher's features by normalizing flows, with and without a condition.
 
-:class:`NormalScores` brings columns into the shape of a normal law, :class:`FlowPair` holds the two densities whose
-ratio is read. Flows come from zuko, which is imported only here and only when a flow is built.
+:class:`NormalScores` makes each column approximately normal, :class:`FlowPair` contains two densities. The flows come
+from zuko, which is imported only here and only when a flow is built.
 """
 
 from __future__ import annotations
@@ -9,43 +9,59 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from mikit.core import require
 from mikit.core.errors import InputError
 
-__all__ = ["FlowPair", "NormalScores"]
+__all__ = ["FlowOptions", "FlowPair", "NormalScores"]
 
 _KNOTS = 129
-# A column keeps its own shape where its distance from the normal law, times √n, is below this: normal samples reach
+# A column keeps its shape if its distance from the normal distribution, times √n, is below this: normal samples reach
 # 0.9 once in twenty times and 1.1 about once in three hundred.
 _CLOSE_TO_NORMAL = 1.1
 _BINS = 8
-# Numbers by which a condition bends the residual; more of them fit noise.
+# Number of features of the condition that the residual's spline depends on; more of them fit noise.
 _CONTEXT = 8
 _TRUSTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _SHRINKAGES = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 0.7)
-# log σ is bent so that it stays within ± this, which no data call for.
+# log σ saturates at ± this, a range that data do not need.
 _LOG_SCALE_LIMIT = 7.0
-# Rows whose splines are held at once where no gradient is needed.
+# Rows whose splines are in memory at once where no gradient is needed.
 _ROWS_AT_ONCE = 4096
 
 
 @final
+@dataclass(frozen=True)
+class FlowOptions:
+    """Size of the networks of a :class:`FlowPair`, as in :class:`~mikit.FlowMI`."""
+
+    width: int
+    depth: int
+    transforms: int
+    dropout: float
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "transforms"):
+            require.at_least(getattr(self, name), name)
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}; the fraction of units left out must be in [0, 1).")
+
+
+@final
 class NormalScores(nn.Module):
-    """A strictly rising map of each column, taken from example rows, after which the column is close to normal.
+    """A strictly increasing map of each of ``d`` columns, estimated from samples, that makes it approximately normal.
 
-    A column that looks normal is only standardised. Another goes through straight lines between 129 of its quantiles
-    and their normal scores, and continues as a logarithm outside of them. A constant column becomes 0.
-
-    Args:
-        d: Columns.
+    A column that looks normal is only standardized. For others the map interpolates linearly between 129 quantiles and
+    their normal scores, and continues as a logarithm outside of them. A constant column becomes 0.
     """
 
-    centre: Tensor
+    centre: Tensor  # spelled as in saved states
     scale: Tensor
     knots: Tensor
     scores: Tensor
@@ -61,32 +77,36 @@ class NormalScores(nn.Module):
         self.register_buffer("straight", torch.ones(d, dtype=torch.bool))
 
     @torch.no_grad()
-    def taken_from(self, rows: Tensor) -> None:
-        """Take the map from example rows ``(n, d)``."""
+    def fit_to(self, rows: Tensor) -> None:
+        """Estimate the map from samples ``(n, d)``."""
         dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         rows = rows.detach().double()
         n = rows.shape[0]
-        centre = rows.mean(dim=0)
-        deviation = (rows - centre).square().mean(dim=0).sqrt()
-        scale = torch.where(deviation > torch.finfo(dtype).eps * centre.abs(), deviation, 1.0)
-        ordered = ((rows - centre) / scale).sort(dim=0).values.T.contiguous()
+        center = rows.mean(dim=0)
+        deviation = (rows - center).square().mean(dim=0).sqrt()
+        varies = deviation > torch.finfo(dtype).eps * center.abs()
+        scale = torch.where(varies, deviation, 1.0)
+        ordered = ((rows - center) / scale).sort(dim=0).values.T.contiguous()
+        # About Kolmogorov's distance between a column and the normal distribution. Mapping a column that is already
+        # normal would only add the noise of its quantiles.
         ranks = (torch.arange(n, dtype=torch.float64, device=rows.device) + 0.5) / n
         distance = (torch.special.ndtr(ordered) - ranks).abs().amax(dim=1) * n**0.5
+        # Knots at equal distances in normal scores: many in the tails, where the quantiles are far apart.
         limit = float(torch.special.ndtri(ranks[-1]))
         levels = torch.special.ndtr(torch.linspace(-limit, limit, _KNOTS, dtype=torch.float64, device=rows.device))
         place = (levels * n - 0.5).clamp(0, n - 1)
         below = place.floor().long()
         knots = torch.lerp(ordered[:, below], ordered[:, (below + 1).clamp(max=n - 1)], place - below)
-        # Ties share the middle of their ranks, so that an atom has one score; elsewhere a knot keeps its own level.
+        # Ties get the middle of their ranks, so that an atom has one score; elsewhere a knot keeps its level.
         before, up_to = torch.searchsorted(ordered, knots), torch.searchsorted(ordered, knots, right=True)
         middle = ((before + up_to) / (2 * n)).clamp(0.5 / n, 1 - 0.5 / n)
         scores = torch.special.ndtri(torch.where(up_to - before > 1, middle, levels))
-        self.centre, self.scale = centre.to(dtype), scale.to(dtype)
+        self.centre, self.scale = center.to(dtype), scale.to(dtype)
         self.knots, self.scores = knots.to(dtype), scores.to(dtype)
-        self.straight = (distance < _CLOSE_TO_NORMAL) | (deviation <= torch.finfo(dtype).eps * centre.abs())
+        self.straight = (distance < _CLOSE_TO_NORMAL) | ~varies
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the rows with every column mapped, differentiable."""
+        """Return the mapped columns, differentiable."""
         z = (rows - self.centre) / self.scale
         if bool(self.straight.all()):
             return z
@@ -99,72 +119,60 @@ class NormalScores(nn.Module):
         slope = torch.where(width > 0, (right_score - left_score) / torch.where(width > 0, width, 1.0), 0.0)
         first, last = knots[:, :1], knots[:, -1:]
         inside = left_score + slope * (torch.minimum(torch.maximum(columns, first), last) - left_knot)
+        # New samples may lie far beyond the examples: a logarithm keeps their order and compresses outliers.
         tails = torch.log1p((columns - last).clamp(min=0)) - torch.log1p((first - columns).clamp(min=0))
         return torch.where(self.straight, z, (inside + tails).T)
 
 
 @final
 class FlowPair(nn.Module):
-    """Two densities of ``y``: given all columns of a condition, and given its first columns only.
+    """Two densities of ``y``: given all columns of a condition, and given its first ``d_known`` columns only.
 
     With ``w = T(y)``, one flow for both, each density is ``T``'s Jacobian times the density of ``w``: a linear Gaussian
-    regression on the condition, whose residual is shifted and scaled by a perceptron of the condition and bent by a
-    spline flow that knows it. All but the regression starts as the identity, so the start is the Gaussian answer. In
-    the ratio of the two the Jacobian cancels.
-
-    Args:
-        d: Columns of ``y``.
-        d_condition: Columns of the condition.
-        d_known: How many of them, the first ones, both densities know; 0 for an unconditional second density.
-        width: Hidden units per layer of the perceptrons.
-        depth: Their hidden layers.
-        transforms: Spline transforms in ``T``.
-        dropout: Share of hidden units left out in training.
+    regression on the condition, whose residual is shifted and scaled by a perceptron of the condition and transformed
+    by a spline flow that depends on it. All but the regression starts as the identity.
     """
 
-    def __init__(
-        self, d: int, d_condition: int, d_known: int, *, width: int, depth: int, transforms: int, dropout: float
-    ) -> None:
+    def __init__(self, d: int, d_condition: int, d_known: int, options: FlowOptions) -> None:
         super().__init__()
-        if min(d, d_condition, width, depth, transforms) < 1:
+        if min(d, d_condition) < 1:
             raise InputError(
-                "A flow needs at least one column on each side, and width, depth and transforms of at least 1; there "
-                f"are {d_condition} and {d} columns, width is {width}, depth {depth} and transforms {transforms}."
+                f"The condition has {d_condition} features and y has {d}; a normalizing flow needs at least 1 of both."
             )
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; the share of units left out must lie in [0, 1).")
         self.d_known = d_known
         self.condition_map = NormalScores(d_condition)
         self.target_map = NormalScores(d)
         self.whitening = _Affine(d)
-        self.bends = nn.ModuleList(_spline(d, 0, backwards=bool(turn % 2)) for turn in range(transforms))
-        self.mixings = nn.ModuleList(_Mixing(d) for _ in range(transforms))
-        self.informed = _Residual(d, d_condition, width=width, depth=depth, dropout=dropout)
-        self.uninformed = _Residual(d, d_known, width=width, depth=depth, dropout=dropout)
+        self.bends = nn.ModuleList(_spline(d, 0, backwards=bool(turn % 2)) for turn in range(options.transforms))
+        self.mixings = nn.ModuleList(_Mixing(d) for _ in range(options.transforms))
+        self.informed = _Residual(d, d_condition, options)
+        self.uninformed = _Residual(d, d_known, options)
 
     @torch.no_grad()
     def start_from(self, condition: Tensor, y: Tensor) -> None:
-        """Take the maps, the whitening and both regressions from example rows."""
-        self.condition_map.taken_from(condition)
-        self.target_map.taken_from(y)
+        """Set the maps, the whitening and both regressions in closed form."""
+        # The ratio of the two densities is then that of Gaussians fitted to the mapped columns, close to the Gaussian
+        # copula's: training only has to find what that misses.
+        self.condition_map.fit_to(condition)
+        self.target_map.fit_to(y)
         u, v = self._mapped(condition, y)
         u, v = u.double(), v.double()
-        root, mean = _regression(v.new_zeros(v.shape[0], 0), v)[1:]
+        _, root, mean = _regression(v.new_zeros(v.shape[0], 0), v)
         self.whitening.set_to(root, mean)
         w = (v - mean) @ root.T
         self.informed.start_from(u, w)
         self.uninformed.start_from(u[:, : self.d_known], w)
 
     @torch.no_grad()
-    def settle(self, condition: Tensor, y: Tensor, select: tuple[Tensor, Tensor]) -> None:
-        """Draw what each perceptron says to its mean over the fit rows, by what describes the select rows best.
+    def shrink(self, condition: Tensor, select: tuple[Tensor, Tensor]) -> None:
+        """Shrink each perceptron's output toward its mean over the fit part, as far as the select part favors.
 
         Training stops where both densities together are best, and one of them may have learned noise by then.
         """
         for residual, columns in ((self.informed, condition.shape[1]), (self.uninformed, self.d_known)):
             if not columns:
                 continue
-            residual.centre_on(self.condition_map(condition)[:, :columns])
+            residual.center_on(self.condition_map(condition)[:, :columns])
             losses = []
             for trust in _TRUSTS:
                 residual.trust.fill_(trust)
@@ -172,7 +180,7 @@ class FlowPair(nn.Module):
             residual.trust.fill_(_TRUSTS[losses.index(min(losses))])
 
     def log_densities(self, condition: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both log-densities of each mapped row, ``(n,)``: given the condition, and given its known columns."""
+        """Return the log-densities of mapped samples, ``(n,)``: given the condition, and given its known columns."""
         if not torch.is_grad_enabled() and y.shape[0] > _ROWS_AT_ONCE:
             parts = [
                 self.log_densities(*rows)
@@ -180,6 +188,9 @@ class FlowPair(nn.Module):
             ]
             return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         with torch.autocast(y.device.type, enabled=False):
+            # The Jacobians of T are the same in both densities and cancel in their ratio, so T only has to make the
+            # regressions easy. They are kept because the losses of both are minimized together: without them, T could
+            # lower both losses by shrinking w.
             u, w = self._mapped(condition, y)
             w, volume = self.whitening(w)
             for bend, mixing in zip(self.bends, self.mixings, strict=True):
@@ -199,7 +210,7 @@ class FlowPair(nn.Module):
 
 
 class _Affine(nn.Module):
-    """``(v - mean) root^T``, with buffers set in closed form."""
+    """``(v - mean) rootᵀ`` with a lower triangular ``root``; both are set in closed form."""
 
     mean: Tensor
     root: Tensor
@@ -219,7 +230,10 @@ class _Affine(nn.Module):
 
 
 class _Mixing(nn.Module):
-    """A learned linear map ``L U w`` with unit lower ``L`` and upper ``U`` of positive diagonal; starts as identity."""
+    """A learned linear map ``L U w`` with unit lower ``L`` and upper ``U`` of positive diagonal; starts as identity.
+
+    The factors make it invertible, and its log-determinant a sum.
+    """
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -234,14 +248,19 @@ class _Mixing(nn.Module):
 
 
 class _Residual(nn.Module):
-    """The log-density of ``w`` given a condition, which may have no columns: then what it would say is learned."""
+    """The log-density of ``w`` given a condition, which may have no columns.
+
+    The perceptron ``says`` predicts shift, log-scale and spline parameters of the residual; without a condition they
+    are the learned ``constant``. (These names, and ``centre``, are part of saved states.)
+    """
 
     slope: Tensor
     trust: Tensor
     centre: Tensor
 
-    def __init__(self, d: int, d_condition: int, *, width: int, depth: int, dropout: float) -> None:
+    def __init__(self, d: int, d_condition: int, options: FlowOptions) -> None:
         super().__init__()
+        width = options.width
         self.d = d
         self.d_condition = d_condition
         self.register_buffer("slope", torch.zeros(d_condition, d))
@@ -251,9 +270,11 @@ class _Residual(nn.Module):
         self.register_buffer("centre", torch.zeros(outputs))
         if d_condition:
             layers: list[nn.Module] = []
-            for index in range(depth):
-                layers += [nn.Linear(d_condition if index == 0 else width, width), nn.SiLU(), nn.Dropout(dropout)]
+            for index in range(options.depth):
+                layers += [nn.Linear(width if index else d_condition, width), nn.SiLU(), nn.Dropout(options.dropout)]
             head = nn.Linear(width, outputs)
+            # Shift and log-scale start at 0: the Gaussian solution. The other outputs need not, because the spline
+            # starts as the identity for any context.
             nn.init.zeros_(head.weight[: 2 * d])
             nn.init.zeros_(head.bias)
             self.says = nn.Sequential(*layers, head)
@@ -267,16 +288,16 @@ class _Residual(nn.Module):
         self.scaling.set_to(root, mean)
         self.trust.fill_(1.0)
 
-    def centre_on(self, u: Tensor) -> None:
+    def center_on(self, u: Tensor) -> None:
         rows = torch.split(u.to(self.centre.dtype), _ROWS_AT_ONCE)
         self.centre.copy_(sum(self.says(part).double().sum(dim=0) for part in rows) / u.shape[0])
 
     def forward(self, u: Tensor, w: Tensor) -> Tensor:
         if self.d_condition:
-            said = torch.lerp(self.centre, self.says(u), self.trust)
+            outputs = torch.lerp(self.centre, self.says(u), self.trust)
         else:
-            said = self.constant.expand(w.shape[0], -1)
-        shift, log_scale, context = said[:, : self.d], said[:, self.d : 2 * self.d], said[:, 2 * self.d :]
+            outputs = self.constant.expand(w.shape[0], -1)
+        shift, log_scale, context = outputs[:, : self.d], outputs[:, self.d : 2 * self.d], outputs[:, 2 * self.d :]
         log_scale = log_scale / (1 + log_scale.abs() / _LOG_SCALE_LIMIT)
         residual, volume = self.scaling(w - u @ self.slope)
         residual = (residual - shift) * torch.exp(-log_scale)
@@ -289,7 +310,7 @@ class _Residual(nn.Module):
 def _regression(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return slope, whitening root of the residual and mean of the regression of ``w`` on ``u``, in float64.
 
-    The joint correlation matrix is drawn to the identity by the amount that predicts every fifth row best.
+    The joint covariance is shrunk toward its diagonal by the amount that predicts every fifth row best from the others.
     """
     n = w.shape[0]
     held = torch.arange(n, device=w.device) % 5 == 0
@@ -309,16 +330,17 @@ def _shrunk_regression(u: Tensor, w: Tensor, amount: float) -> tuple[Tensor, Ten
     mean = joint.mean(dim=0)
     covariance = (joint - mean).T @ (joint - mean) / joint.shape[0]
     variance = covariance.diagonal()
-    # A constant column has no variance to draw to; it gets 1 and says nothing.
+    # A constant column has no variance to shrink to; it gets 1 and predicts nothing.
     covariance = (1 - amount) * covariance + torch.diag(torch.where(variance > 0, amount * variance, 1.0))
     slope = torch.linalg.solve(covariance[:k, :k], covariance[:k, k:])
     left = covariance[k:, k:] - covariance[k:, :k] @ slope
+    # The inverse of a Cholesky factor is triangular: its log-determinant is a sum over the diagonal.
     root = torch.linalg.inv(torch.linalg.cholesky((left + left.T) / 2))
     return slope, root, mean[k:] - mean[:k] @ slope
 
 
 def _spline(d: int, context: int, *, backwards: bool = False) -> nn.Module:
-    """Return zuko's autoregressive rational-quadratic spline transform of ``d`` columns, started as the identity."""
+    """Return zuko's autoregressive rational-quadratic spline transform of ``d`` columns; it starts as the identity."""
     autoregressive, spline = _zuko_parts()
     order = torch.arange(d).flip(0) if backwards else torch.arange(d)
     transform: nn.Module = autoregressive(
@@ -330,6 +352,7 @@ def _spline(d: int, context: int, *, backwards: bool = False) -> nn.Module:
         **({"hidden_features": (64,), "activation": nn.SiLU} if d > 1 or context else {}),
     )
     layers = [module for module in transform.modules() if isinstance(module, nn.Linear)]
+    # Splines whose parameters are all 0 are the identity.
     with torch.no_grad():
         for parameter in layers[-1].parameters() if layers else transform.parameters():
             parameter.zero_()
@@ -337,10 +360,10 @@ def _spline(d: int, context: int, *, backwards: bool = False) -> nn.Module:
 
 
 def _zuko_parts() -> tuple[Any, Any]:
-    """Return zuko's autoregressive transform and its spline; leave torch's distributions as they were.
+    """Return zuko's autoregressive transform and its spline; leave torch's distributions unchanged.
 
-    zuko turns the validation of all of torch's distributions off when it is imported. Only its transforms are used
-    here, which do not depend on that.
+    When it is imported, zuko disables the validation of all of torch's distributions. Only its transforms are used
+    here, and they do not depend on that.
     """
     if "zuko" in sys.modules:
         from zuko.flows.autoregressive import MaskedAutoregressiveTransform

@@ -1,4 +1,4 @@
-"""Mutual information as a difference of entropies, both read by normalising flows."""
+"""Mutual information as a difference of two entropies that normalizing flows estimate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from mikit.core.errors import InputError
-from mikit.core.inputs import refuse_non_finite
 from mikit.core.measurement import Check
-from mikit.estimators.base import Estimator, require_pair, seeded
-from mikit.estimators.fitting import FitRecord, Training
-from mikit.estimators.normalizing_flows.densities import FlowPair
+from mikit.estimators.base import Estimator, require_examples, require_pair, seeded
+from mikit.estimators.fitting import FitData, FitRecord, Training
+from mikit.estimators.normalizing_flows.densities import FlowOptions, FlowPair
 
 __all__ = ["FlowMI"]
 
@@ -21,39 +20,45 @@ _TIED = 0.05
 
 @final
 class FlowMI(Estimator):
-    r"""Mutual information of rows ``(n, d_x)`` and ``(n, d_y)`` as a difference of entropies by normalising flows.
+    r"""Mutual information of samples ``(n, d_x)``, ``(n, d_y)`` as a difference of entropies by normalizing flows.
 
-    Formula: ``I = h(y) - h(y|x)``, read on rows that were not fitted as ``(1/n) Σ_i [log q(y_i|x_i) - log q(y_i)]``.
-    Each column is first brought close to a normal shape by a stored rising map. Then one flow ``T`` (autoregressive
-    splines and linear maps) serves both densities: ``w = T(y)``, and ``q(w|x)`` is a Gaussian regression in closed form
-    whose residual a perceptron of ``x`` shifts and scales and a spline flow bends; ``q(w)`` is the same without ``x``.
-    Jacobians of the maps and of ``T`` cancel. Before training the value is that of the Gaussian law.
+    Formula: ``I = h(y) - h(y|x)``, estimated on samples that were not fitted as
+    ``(1/n) Σ_i [log q(y_i|x_i) - log q(y_i)]``. First, a stored increasing map makes each column approximately normal.
+    Then both densities share one flow ``T`` (autoregressive splines and linear maps): ``w = T(y)``, and ``q(w|x)`` is a
+    Gaussian regression in closed form whose residual is shifted and scaled by a perceptron of ``x`` and transformed by
+    a spline flow; ``q(w)`` is the same without ``x``. The Jacobians of the maps and of ``T`` cancel. Before training
+    the value is that of a Gaussian distribution.
+
+    ``fit`` estimates the maps and the Gaussian start from the fit part, trains, and keeps the state that does best on
+    the select part; this may be the Gaussian start. Then it shrinks the perceptron's output toward its mean, by the
+    amount that does best on the select part.
 
     Args:
-        d_x: Width of the student's rows.
-        d_y: Width of the teacher's rows.
-        width: Hidden units per layer of the perceptron that reads ``x``.
+        d_x: Width of the student's features.
+        d_y: Width of the teacher's features.
+        width: Hidden units per layer of the perceptron of ``x``.
         depth: Its hidden layers.
         transforms: Spline transforms in ``T``.
-        dropout: Share of the perceptron's hidden units left out in training, in ``[0, 1)``.
+        dropout: Fraction of the perceptron's hidden units left out in training, in ``[0, 1)``.
 
     Unit: nats.
 
     Kind: estimate, neither a lower nor an upper bound: a poor ``q(y|x)`` lowers it, a poor ``q(y)`` raises it.
 
     Raises:
-        InputError: If sizes do not fit, rows do not match, or the loss turns NaN or infinite while fitting.
+        InputError: If the sizes do not fit, the samples do not match, or the loss becomes NaN or infinite.
 
     Cost:
-        ``O(n)`` time per pass, with about ``5 d_y · 23 · 64 + width² depth`` multiplications a row, and one Cholesky
-        factor of ``d_x + d_y`` columns. Memory ``O(batch · d_y · 23)`` in training; estimates run in strips.
+        ``O(n)`` time per pass, with about ``5 d_y · 23 · 64 + width² depth`` multiplications per sample, and one
+        Cholesky factor of ``d_x + d_y`` columns. Memory ``O(batch · d_y · 23)`` in training; estimates are computed in
+        blocks.
 
     Pitfalls:
-        Needs a teacher with a density: constant stretches, labels and ReLU's zeros have none, and the value is then
-        that of a density that never fits; the check "the teacher has a density" shows it. Errs low where the
-        dependence is bent and the rows are few. Has no ceiling in ``n``, so exact relations give a large number
-        instead of infinity. Slow beyond some hundred columns of ``y``: reduce those first. Not symmetric: it models
-        ``y``. In training mode a call draws from torch's global random numbers for the dropout.
+        The teacher must have a density: constant features, labels and the zeros of a ReLU have none, and no model fits
+        them; the check "the teacher has a density" shows this. Biased low if the dependence is nonlinear and there are
+        few samples. Has no upper limit in ``n``, so exact relations give a large number instead of infinity. Slow
+        above some hundred columns of ``y``: reduce those first. Not symmetric: it models ``y``. In training mode a call
+        draws from torch's global random numbers for the dropout.
 
     Source:
         McAllester and Stratos (2020), "Formal Limitations on the Measurement of Mutual Information", for the
@@ -94,7 +99,7 @@ class FlowMI(Estimator):
         self.depth = depth
         self.transforms = transforms
         self.dropout = dropout
-        self.flows = FlowPair(d_y, d_x, 0, width=width, depth=depth, transforms=transforms, dropout=dropout)
+        self.flows = FlowPair(d_y, d_x, 0, FlowOptions(width, depth, transforms, dropout))
 
     @classmethod
     def between(
@@ -111,15 +116,15 @@ class FlowMI(Estimator):
         """Build from example features, which set the sizes, the maps of the columns and the Gaussian start.
 
         Args:
-            x: Student rows ``(n, d_x)``.
-            y: Teacher rows ``(n, d_y)``.
+            x: Student features ``(n, d_x)``.
+            y: Teacher features ``(n, d_y)``.
             width: As in the class.
             depth: As in the class.
             transforms: As in the class.
             dropout: As in the class.
-            generator: Where the networks' start comes from; torch's global generator if None.
+            generator: Source of the networks' initial weights; torch's global generator if None.
         """
-        _require_examples(x, y)
+        require_examples(x, y)
         with seeded(generator):
             estimator = cls(
                 x.shape[1], y.shape[1], width=width, depth=depth, transforms=transforms, dropout=dropout
@@ -128,7 +133,7 @@ class FlowMI(Estimator):
         return estimator
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
-        """Return an unfitted copy with the same hyper-parameters, built for ``x`` and ``y``."""
+        """Return an unfitted copy with the same hyperparameters, built for ``x`` and ``y``."""
         return type(self).between(
             x,
             y,
@@ -139,31 +144,20 @@ class FlowMI(Estimator):
             generator=generator,
         )
 
-    def fit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        select: tuple[Tensor, Tensor] | None = None,
-        generator: torch.Generator,
-        training: Training | None = None,
-    ) -> FitRecord:
-        """Take the columns' maps and the Gaussian start from ``x`` and ``y``, then train on them.
-
-        The state that does best on ``select`` is kept; it may be the Gaussian start. Then what the perceptron says is
-        drawn to its mean, by the amount that does best on ``select``.
-        """
-        _require_examples(x, y)
-        self._require_widths(x, y)
-        self.flows.start_from(x, y)
-        with seeded(generator):
-            record = super().fit(x, y, select=select, generator=generator, training=training)
-        if select is not None:
-            self.flows.settle(x, y, select)
+    def _fit(self, data: FitData) -> FitRecord:
+        """Fit the maps and the Gaussian start in closed form, train, and shrink what training has learned."""
+        require_examples(data.x, data.y)
+        self._require_widths(data.x, data.y)
+        self.flows.start_from(data.x, data.y)
+        # Dropout draws from the global generator.
+        with seeded(data.generator):
+            record = super()._fit(data)
+        if data.select is not None:
+            self.flows.shrink(data.x, data.select)
         return record
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean of ``-log q(y|x) - log q(y)`` in the mapped columns; the teacher ``y`` gets no gradient."""
+        """Return the mean of ``-log q(y|x) - log q(y)`` of the mapped columns; the teacher ``y`` gets no gradient."""
         require_pair(x, y)
         self._require_widths(x, y)
         informed, uninformed = self.flows.log_densities(x, y.detach())
@@ -171,54 +165,51 @@ class FlowMI(Estimator):
 
     @torch.no_grad()
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean log-ratio of the two densities, in nats; below 0 where knowing ``x`` misleads."""
+        """Return the mean log-ratio of the two densities, in nats; negative if ``q(y|x)`` is worse than ``q(y)``."""
         return self.pointwise(x, y).mean()
 
     @torch.no_grad()
     def pointwise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return each row's ``log q(y|x) - log q(y)``, float64."""
+        """Return ``log q(y|x) - log q(y)`` of each sample, float64."""
         require_pair(x, y)
         self._require_widths(x, y)
         informed, uninformed = self.flows.log_densities(x, y)
         return informed.double() - uninformed.double()
 
     def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
-        """Return whether the teacher has a density: the largest share of rows that hold one value of a column."""
+        """Return whether the teacher has a density: the largest fraction of samples with one value of a column."""
         share = _largest_atom(y)
-        if share <= _TIED:
-            sentence = "No column of y repeats a value in many rows, so a density can describe it."
-        else:
-            sentence = (
-                f"One column of y holds the same value in {share:.0%} of the rows. A flow is a density and cannot "
-                "describe that; use KSG or InfoNCE, which need none."
-            )
-        return (Check("the teacher has a density", "pass" if share <= _TIED else "warn", share, _TIED, sentence),)
+        check = Check.judged(
+            "the teacher has a density",
+            share,
+            passed="No feature of y has the same value in many samples, so a density can describe it.",
+            otherwise=(
+                f"One feature of y has the same value in {share:.0%} of the samples. A normalizing flow is a density "
+                "and cannot describe that; use KSG or InfoNCE, which need no density."
+            ),
+            warn=_TIED,
+        )
+        return (check,)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return matrices in one group and vectors, undecayed, in another."""
+        """Return matrices in one group and vectors, without weight decay, in another."""
         return self.flows.param_groups()
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         sizes = f"{self.d_x}, {self.d_y}, width={self.width}, depth={self.depth}"
         return f"{sizes}, transforms={self.transforms}, dropout={self.dropout:g}"
 
     def _require_widths(self, x: Tensor, y: Tensor) -> None:
         if x.shape[1] != self.d_x or y.shape[1] != self.d_y:
             raise InputError(
-                f"x has {x.shape[1]} columns and y has {y.shape[1]}, but this FlowMI was built for {self.d_x} and "
+                f"x has {x.shape[1]} features and y has {y.shape[1]}, but this FlowMI was built for {self.d_x} and "
                 f"{self.d_y}. Build it with FlowMI.between from features of those layers."
             )
 
 
-def _require_examples(x: Tensor, y: Tensor) -> None:
-    require_pair(x, y)
-    refuse_non_finite(x, "x")
-    refuse_non_finite(y, "y")
-
-
 def _largest_atom(rows: Tensor) -> float:
-    """Return the largest share of rows that hold one and the same value in a column that varies."""
+    """Return the largest fraction of rows with the same value in a column that varies."""
     ordered = rows.detach().sort(dim=0).values
     share = 0.0
     for column in ordered.T:

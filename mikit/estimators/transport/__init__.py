@@ -1,1 +1,1 @@
-"""transport."""
+"""Discrepancies from optimal transport."""

@@ -1,4 +1,4 @@
-"""Gromov-Wasserstein discrepancy between representations of any widths, as a loss and as an instrument."""
+"""Gromov-Wasserstein discrepancy between representations of different dimension, as a loss and as an estimator."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from mikit.core.errors import InputError
+from mikit.core import require
 from mikit.estimators.discrepancy import Discrepancy
-from mikit.functional.transport.gromov import gromov_wasserstein2
+from mikit.functional.transport.gromov import COSTS, gromov_wasserstein2
 
 __all__ = ["GromovWasserstein"]
 
 
 @final
 class GromovWasserstein(Discrepancy):
-    """Squared Gromov-Wasserstein discrepancy between the laws of rows ``(n, d_x)`` and ``(m, d_y)`` of any widths.
+    """Squared Gromov-Wasserstein discrepancy of the distributions of ``x``, ``(n, d_x)``, and ``y``, ``(m, d_y)``.
 
     Formula: ``min_P Σ_ijkl (c(x_i, x_k) - c(y_j, y_l))² P_ij P_kl`` over couplings ``P``; see
     :func:`mikit.functional.gromov_wasserstein2`. It compares the distances within each sample, so that the student
@@ -23,28 +23,28 @@ class GromovWasserstein(Discrepancy):
 
     Args:
         cost: ``c``: ``"euclidean"``, ``"squared euclidean"`` or ``"cosine"``.
-        debias: Whether to subtract what halves of one sample give against each other.
+        debias: Whether to subtract the discrepancy between halves of one sample.
 
     Shapes:
-        ``x`` is ``(n, d_x)`` and ``y`` is ``(m, d_y)``; rows may carry weights.
+        ``x`` is ``(n, d_x)`` and ``y`` is ``(m, d_y)``; samples may be weighted.
 
     Unit: feature², for squared distances feature⁴, for cosines dimensionless.
 
     Kind: discrepancy. 0 for samples that are equal up to rotation, reflection and shift, too large on small samples,
-    and from above: the least of two local minima.
+    and from above: the smaller of two local minima.
 
     Raises:
-        InputError: If POT is missing (``pip install 'mikit[transport]'``), the cost has another name, a row has no
-            length under ``"cosine"``, or there are fewer than four rows to debias with.
+        InputError: If POT is missing (``pip install 'mikit[transport]'``), the cost is unknown, a row has length 0
+            under ``"cosine"``, or there are fewer than four samples to debias with.
 
     Cost:
-        Two solutions of some ten to a hundred steps of O(n m (n + m)) on the CPU: 0.05 seconds at 128 rows, a second at
-        500. O(n² + m²) memory.
+        Two solutions of some ten to a hundred steps of O(n m (n + m)) on the CPU: 0.05 seconds at 128 samples, a second
+        at 500. O(n² + m²) memory.
 
     Pitfalls:
-        A local minimum: how far the value lies above the least is not known, and it may jump between samples, so it has
-        no standard error. Blind to pairing and to rotation: 0 does not mean that the features agree. The two sides are
-        to have one scale.
+        A local minimum: its distance to the global minimum is not known, and it may jump between samples, so there is
+        no standard error. Blind to pairing and to rotation: 0 does not mean that the features agree. Both sides must
+        have the same scale.
 
     Source:
         Mémoli (2011), "Gromov-Wasserstein distances and the metric approach to object matching"; Peyré, Cuturi and
@@ -68,14 +68,12 @@ class GromovWasserstein(Discrepancy):
 
     def __init__(self, cost: str = "euclidean", *, debias: bool = False) -> None:
         super().__init__(debias=debias)
-        units = {"euclidean": "feature²", "squared euclidean": "feature⁴", "cosine": "dimensionless"}
-        if cost not in units:
-            raise InputError(f'cost is "{cost}"; it must be "euclidean", "squared euclidean" or "cosine".')
+        require.one_of(cost, "cost", COSTS)
         self.cost = cost
-        self.unit = units[cost]
+        self.unit = {"euclidean": "feature²", "squared euclidean": "feature⁴", "cosine": "dimensionless"}[cost]
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         return f"cost={self.cost!r}, debias={self.debias}"
 
     def between_laws(
@@ -85,5 +83,5 @@ class GromovWasserstein(Discrepancy):
         return gromov_wasserstein2(x, y, cost=self.cost, weights_x=weights_x, weights_y=weights_y)
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> None:
-        """Return None: local minima jump between samples, and no error is known that counts the jumps."""
+        """Return None: local minima jump between samples, and no known standard error accounts for the jumps."""
         return None

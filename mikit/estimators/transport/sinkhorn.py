@@ -1,4 +1,4 @@
-"""Entropic transport between the laws of two representations, as a loss and as an instrument."""
+"""Entropic transport between the distributions of two representations, as a loss and as an estimator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.estimators.jackknife import jackknife_standard_error
@@ -18,27 +19,27 @@ from mikit.functional.transport.sinkhorn import sinkhorn_divergence
 
 __all__ = ["SinkhornDivergence"]
 
-# Larger samples, and smaller shares, gain more from the over-relaxation of one problem than from company.
+# Larger samples, and smaller fractions of the mean cost, gain more from over-relaxation, which groups do not have.
 _MOST_ROWS, _SMALLEST_SHARE = 256, 0.02
 
 
 @final
 class SinkhornDivergence(Discrepancy):
-    """Debiased entropic transport cost between the laws of rows ``(n, d)`` and ``(m, d)``.
+    """Debiased entropic transport cost between the distributions of ``x``, ``(n, d)``, and ``y``, ``(m, d)``.
 
     Formula: ``OT_ε(x, y) - ½ OT_ε(x, x) - ½ OT_ε(y, y)`` for the cost ``|x_i - y_j|² / 2``; see
     :func:`mikit.functional.sinkhorn_divergence`. Between half of ``W₂²`` for a small ``ε`` and half of the squared
     distance of the means for a large one.
 
     Args:
-        epsilon: Strength of the entropy, in the unit of the cost, feature². None: ``share`` of the mean cost between
-            the samples, set anew on every call, a constant for the gradient.
-        share: Share of the mean cost that makes ``epsilon``.
-        debias: Whether to subtract what halves of one sample give against each other. The self terms remove most of
-            what entropy adds, and not all of what finite samples add.
+        epsilon: Strength of the entropic regularization, in the unit of the cost, feature². None: the fraction
+            ``share`` of the mean cost between the samples, computed on every call and constant for the gradient.
+        share: Fraction of the mean cost that ``epsilon`` is set to.
+        debias: Whether to subtract the divergence between halves of one sample. The self terms remove most of the bias
+            of the entropy, but not all of the bias of finite samples.
 
     Shapes:
-        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of one width; rows may carry weights.
+        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of equal width; samples may be weighted.
 
     Unit: feature².
 
@@ -47,15 +48,15 @@ class SinkhornDivergence(Discrepancy):
 
     Raises:
         InputError: If the widths differ, ``epsilon`` or ``share`` is not positive, all rows of both samples are equal
-            where ``epsilon`` is None, or there are fewer than four rows to debias with.
+            and ``epsilon`` is None, or there are fewer than four samples to debias with.
 
     Cost:
-        O(n m d) and some tens of iterations of O(n m), O(n m) memory up to 2²⁶ pairs and strips above: about a
-        hundredth of a second at 512 rows, half a second at 4,096. The standard error takes twenty times that.
+        O(n m d) and some tens of iterations of O(n m), O(n m) memory up to 2²⁶ pairs and in blocks above: about a
+        hundredth of a second at 512 samples, half a second at 4,096. The standard error takes twenty times that.
 
     Pitfalls:
-        Blind to pairing. Values of different ``epsilon`` do not compare; with None, neither do those of different
-        layers or epochs. Small shares need many iterations and may stop short, with a warning.
+        Blind to pairing. Values with different ``epsilon`` are not comparable; with None, neither are those of
+        different layers or epochs. A small ``share`` needs many iterations, which may end early with a warning.
 
     Source:
         Genevay, Peyré and Cuturi (2018); Feydy, Séjourné, Vialard, Amari, Trouvé and Peyré (2019), "Interpolating
@@ -76,22 +77,21 @@ class SinkhornDivergence(Discrepancy):
 
     def __init__(self, epsilon: float | None = None, *, share: float = 0.05, debias: bool = False) -> None:
         super().__init__(debias=debias)
-        if epsilon is not None and not 0 < epsilon < math.inf:
-            raise InputError(f"epsilon is {epsilon}; it must be positive and finite, in the unit of feature².")
-        if not 0 < share < math.inf:
-            raise InputError(f"share is {share}; it must be a positive share of the mean cost.")
+        if epsilon is not None:
+            require.positive(epsilon, "epsilon", "in the unit feature²")
+        require.positive(share, "share", "as a fraction of the mean cost")
         self.epsilon = epsilon
         self.share = share
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         strength = f"share={self.share:g}" if self.epsilon is None else f"epsilon={self.epsilon:g}"
         return f"{strength}, debias={self.debias}"
 
     def estimate(
         self, x: Tensor, y: Tensor, *, weights_x: Tensor | None = None, weights_y: Tensor | None = None
     ) -> Tensor:
-        """Return the divergence; with ``debias`` less that of halves of one sample, all of one ``epsilon``."""
+        """Return the divergence; with ``debias``, minus that of halves of one sample, all with the same ``epsilon``."""
         if self.epsilon is not None:
             return super().estimate(x, y, weights_x=weights_x, weights_y=weights_y)
         self.require_samples(x, y)
@@ -106,22 +106,21 @@ class SinkhornDivergence(Discrepancy):
         return sinkhorn_divergence(x, y, epsilon=epsilon, weights_x=weights_x, weights_y=weights_y)
 
     def mean_between(self, laws: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float]) -> Tensor | None:
-        """Return the mean over small samples from iterations in common; None where each is better solved alone."""
+        """Return the weighted sum over pairs of small samples, solved together; None where one by one is faster."""
         rows = max(max(len(x), len(y)) for x, y in laws)
         if self.debias or self.epsilon is not None or self.share < _SMALLEST_SHARE or rows > _MOST_ROWS:
             return None
         return grouped_sinkhorn_divergence(
             torch.cat([x for x, _ in laws]),
             torch.cat([y for _, y in laws]),
-            [len(x) for x, _ in laws],
-            [len(y) for _, y in laws],
+            [(len(x), len(y)) for x, y in laws],
             shares=shares,
             epsilon=self.share,
             relative=True,
         )
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
-        """Return the standard error from twenty estimates without a twentieth of the rows each."""
+        """Return the standard error from twenty estimates, each without a twentieth of the samples."""
         self.require_samples(x, y)
         return jackknife_standard_error(self.estimate, x, y, groups=groups, fewest=4 if self.debias else 2)
 
@@ -129,13 +128,15 @@ class SinkhornDivergence(Discrepancy):
     def _strength(self, x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None) -> float:
         means, spreads = [], []
         for sample, weights, name in ((x, weights_x, "x"), (y, weights_y, "y")):
-            own, rows = sample_weights(sample, weights, name), sample.double()
-            mean = rows.mean(dim=0) if own is None else own @ rows
+            weights, rows = sample_weights(sample, weights, name), sample.double()
+            mean = rows.mean(dim=0) if weights is None else weights @ rows
             squares = (rows - mean).square().sum(dim=1)
             means.append(mean)
-            spreads.append(squares.mean() if own is None else own @ squares)
+            spreads.append(squares.mean() if weights is None else weights @ squares)
         # The mean of |x - y|² / 2 over all pairs.
         cost = float(spreads[0] + spreads[1] + (means[0] - means[1]).square().sum()) / 2
         if cost == 0:
-            raise InputError("All rows of both samples are equal, so no share of their cost is positive; pass epsilon.")
-        return self.share * cost if math.isfinite(cost) else 1.0  # among NaNs any epsilon gives NaN
+            raise InputError(
+                "All points of both samples are equal, so their mean cost is 0 and gives no epsilon; pass epsilon."
+            )
+        return self.share * cost if math.isfinite(cost) else 1.0  # with NaNs any epsilon gives NaN

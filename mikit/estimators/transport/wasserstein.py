@@ -1,4 +1,4 @@
-"""Transport distances between the laws of two representations, as losses and as instruments."""
+"""Transport distances between the distributions of two representations, as losses and as estimators."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from mikit.core.errors import InputError
+from mikit.core import require
 from mikit.core.measurement import Check
+from mikit.core.rows import require_common_groups
 from mikit.estimators.base import clustered_standard_error
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.estimators.jackknife import jackknife_standard_error
 from mikit.functional.transport.exact import identity_fraction, wasserstein, wasserstein2
 from mikit.functional.transport.max_sliced import max_sliced_wasserstein2
-from mikit.functional.transport.plans import transport_potentials
+from mikit.functional.transport.plans import require_order, transport_potentials
 from mikit.functional.transport.sliced import (
     directions_of_draw,
     generator_of_draw,
@@ -31,46 +32,46 @@ _IN_DISGUISE = 0.5
 
 @final
 class Wasserstein(Discrepancy):
-    """Wasserstein distance between the laws of rows ``(n, d)`` and ``(m, d)``, solved exactly, squared by default.
+    """Wasserstein distance between the distributions of ``x``, ``(n, d)``, and ``y``, ``(m, d)``, squared by default.
 
-    Formula: ``W_p = (min_P Σ_ij P_ij |x_i - y_j|^p)^(1/p)`` over couplings ``P``; see
+    Formula: ``W_p = (min_P Σ_ij P_ij |x_i - y_j|^p)^(1/p)`` over couplings ``P``, solved exactly; see
     :func:`mikit.functional.wasserstein`. As a loss it moves each student row towards the teacher row that it is
     matched with.
 
     Args:
         p: The order, at least 1.
         squared: Whether the value is ``W_p²`` rather than ``W_p``. The square is smooth where the distance is 0.
-        debias: Whether to subtract what halves of one sample give against each other.
+        debias: Whether to subtract the distance between halves of one sample.
 
     Shapes:
-        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of one width; rows may carry weights.
+        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of equal width; samples may be weighted.
 
     Unit: feature² if ``squared``, else feature.
 
-    Kind: discrepancy. 0 for equal samples, and too large on small ones: two samples of 128 rows of ``N(0, I)`` have
-    ``W₂²`` 14 in 16 columns and 900 in 512. ``debias`` removes that; the value is then negative about half of the time
-    for equal laws, and never clipped.
+    Kind: discrepancy. 0 for equal samples, and too large on small ones: two samples of size 128 from ``N(0, I)`` have
+    ``W₂²`` 14 in 16 dimensions and 900 in 512. ``debias`` removes that; for equal distributions the value is then
+    negative about half of the time, and never clipped.
 
-    Checks: ``pointwise in disguise`` warns when the optimal plan matches more than half of paired rows with their own
-    partner: the value is then a paired distance, not one of laws.
+    Checks: ``pointwise in disguise`` warns if the optimal plan matches more than half of paired rows with their
+    partner: the value is then a paired distance, and not one of distributions.
 
     Raises:
-        InputError: If the widths differ, ``p`` is below 1, there are fewer than four rows to debias with, or POT is
-            missing (``pip install 'mikit[transport]'``) for sizes or weights that differ, halves of odd numbers among
-            them.
+        InputError: If the widths differ, ``p`` is below 1, there are fewer than four samples to debias with, or POT is
+            missing (``pip install 'mikit[transport]'``) and sizes or weights differ, as those of the halves of an odd
+            number of samples do.
 
     Cost:
-        On one core about a millisecond at 128 rows, 20 at 512, 100 at 1,000, growing nearly as the cube; on the CPU
-        whatever the device. O(n m) memory. ``debias`` solves four problems of half the rows.
+        On one core about a millisecond at 128 samples, 20 at 512, 100 at 1,000, growing nearly as the cube; on the CPU
+        whatever the device. O(n m) memory. ``debias`` solves four problems with half of the samples.
 
     Pitfalls:
-        Blind to pairing: shuffling the rows of one side changes nothing, so a small value does not mean that one
-        network knows what the other knows. Biased upwards in mini-batches, by more than most signals where there are
-        as many columns as rows. Compare values of one number of rows only, unless debiased.
+        Blind to pairing: shuffling the rows of one side does not change the value, so a small value does not mean that
+        one network contains the information of the other. Biased upwards in mini-batches, by more than most signals
+        if there are as many features as samples. Compare values at the same sample size only, unless debiased.
 
     Source:
         Kantorovich (1942); Villani (2009), "Optimal Transport: Old and New". The standard error is that of the
-        Kantorovich potentials; for equal laws it is up to 1.7 times too large.
+        Kantorovich potentials; for equal distributions it is up to 1.7 times too large.
 
     Example:
         >>> import torch
@@ -89,14 +90,13 @@ class Wasserstein(Discrepancy):
 
     def __init__(self, p: float = 2.0, *, squared: bool = True, debias: bool = False) -> None:
         super().__init__(debias=debias)
-        if not 1 <= p < math.inf:
-            raise InputError(f"p is {p}; the order of a Wasserstein distance is at least 1 and finite.")
+        require_order(p)
         self.p = float(p)
         self.squared = squared
         self.unit = "feature²" if squared else "feature"
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         return f"p={self.p:g}, squared={self.squared}, debias={self.debias}"
 
     def between_laws(
@@ -111,15 +111,11 @@ class Wasserstein(Discrepancy):
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
         """Return the standard error from the spread of the Kantorovich potentials; None at distance 0.
 
-        Rows of samples of one size are taken to be paired, and those of different sizes to be independent.
+        Samples of equal size are assumed to be paired, and samples of different sizes to be independent.
         """
         self.require_samples(x, y)
         n, m = x.shape[0], y.shape[0]
-        if groups is not None and n != m:
-            raise InputError(
-                f"groups belong to rows of both samples, but x has {n} rows and y has {m}. Average the rows of each "
-                "group first, or leave groups out."
-            )
+        require_common_groups(x, y, groups)
         moves = self._moves_debiased(x, y) if self.debias else self._moves(x, y)
         if moves is None:
             return None
@@ -128,25 +124,26 @@ class Wasserstein(Discrepancy):
         return math.hypot(*(clustered_standard_error(move) for move in moves))
 
     def checks(self, x: Tensor, y: Tensor) -> tuple[Check, ...]:
-        """Ask whether the optimal plan matches each row with its own partner."""
-        name = "pointwise in disguise"
+        """Check whether the optimal plan matches each row with its partner."""
+        name, threshold = "pointwise in disguise", _IN_DISGUISE
         if x.shape[0] != y.shape[0]:
-            sentence = "The samples differ in size, so their rows are not paired."
-            return (Check(name, "not applicable", None, _IN_DISGUISE, sentence),)
+            sentence = "The samples differ in size, so they are not paired."
+            return (Check.not_applicable(name, sentence, threshold=threshold),)
         if self.debias:
-            sentence = "The halves that are compared hold different inputs, so no row can meet its own partner."
-            return (Check(name, "not applicable", None, _IN_DISGUISE, sentence),)
+            sentence = "The halves that are compared contain different inputs, so no sample can match its partner."
+            return (Check.not_applicable(name, sentence, threshold=threshold),)
         share, chance = identity_fraction(x, y, p=self.p)
-        told = f"The optimal plan matches {share:.0%} of the rows with their own partner; chance gives {chance:.1%}"
-        if share <= _IN_DISGUISE:
-            return (Check(name, "pass", share, _IN_DISGUISE, f"{told}."),)
         sentence = (
-            f"{told}. On these rows the distance is paired regression in disguise: use more rows or fewer columns."
+            f"The optimal plan matches {share:.0%} of the samples with their partner; by chance it is {chance:.1%}."
         )
-        return (Check(name, "warn", share, _IN_DISGUISE, sentence),)
+        if share <= threshold:
+            return (Check.passed(name, sentence, share, threshold),)
+        sentence += " The distance is then a paired regression in disguise. Use more samples or fewer features."
+        return (Check.warned(name, sentence, share, threshold),)
 
     def _moves(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return what each row adds to the value, around the mean; None at distance 0, where it answers to pairs."""
+        """Return the influence of each row on the value, around its mean; None at distance 0, which has no slope."""
+        # Potentials are derivatives of W_p^p in the weights of the rows; the chain rule gives those of the value.
         of_x, of_y = transport_potentials(x.detach(), y.detach(), p=self.p)
         power = float(of_x.mean() + of_y.mean())
         if not power > 0:
@@ -156,8 +153,9 @@ class Wasserstein(Discrepancy):
         return slope * (of_x - of_x.mean()), slope * (of_y - of_y.mean())
 
     def _moves_debiased(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the influence of each row on the debiased value, from those on its four distances."""
         totals = tuple(torch.zeros(len(sample), dtype=torch.float64, device=sample.device) for sample in (x, y))
-        # Views, so that what is added to a half is added to the whole.
+        # The halves are views, so that adding to a half adds to the whole.
         (x1, x2), (y1, y2), (of_x1, of_x2), (of_y1, of_y2) = ((rows[::2], rows[1::2]) for rows in (x, y, *totals))
         for first, second, of_first, of_second, sign in (
             (x1, y2, of_x1, of_y2, 0.5),
@@ -176,40 +174,40 @@ class Wasserstein(Discrepancy):
 
 @final
 class SlicedWasserstein(Discrepancy):
-    """Sliced 2-Wasserstein distance between the laws of rows ``(n, d)`` and ``(m, d)``, squared by default.
+    """Sliced 2-Wasserstein distance, squared by default, of the distributions of ``(n, d)`` and ``(m, d)`` samples.
 
     Formula: ``SW₂² = mean over unit vectors θ of W₂²(<θ, x>, <θ, y>)``; with ``maximum`` the largest over ``θ``. See
     :func:`mikit.functional.sliced_wasserstein2` and :func:`mikit.functional.max_sliced_wasserstein2`.
 
     Args:
-        projections: Directions to draw; with ``maximum`` the number of starts of the ascent.
-        maximum: Whether to take the furthest direction instead of the mean.
-        squared: Whether the value is the square. It is smooth where the distance is 0.
-        seed: Where directions are drawn from. :meth:`estimate` always draws the same ones, so that values compare. In
+        projections: Number of directions to draw; with ``maximum`` the number of starts of the ascent.
+        maximum: Whether to use the direction of largest distance instead of the mean over directions.
+        squared: Whether the value is the square, which is smooth where the distance is 0.
+        seed: Seed of the directions. :meth:`estimate` always draws the same ones, so that values are comparable. In
             training mode every call of the loss draws new ones, counted in the buffer ``draws``; in evaluation mode the
             loss draws those of :meth:`estimate`.
-        debias: Whether to subtract what halves of one sample give against each other.
+        debias: Whether to subtract the distance between halves of one sample.
 
     Shapes:
-        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of one width.
+        ``x`` is ``(n, d)`` and ``y`` is ``(m, d)``, of equal width.
 
     Unit: feature² if ``squared``, else feature.
 
     Kind: discrepancy. 0 for equal samples, too large on small ones, much less so than the exact distance. The mean over
-    directions is at most ``W₂² / d``; the maximum is at most ``W₂²``, and from below where a local maximum was found.
+    directions is at most ``W₂² / d``; the maximum is at most ``W₂²``, and too low if only a local maximum was found.
 
     Raises:
-        InputError: If the widths differ, there is no direction, rows carry weights, or there are fewer than four rows
-            to debias with.
+        InputError: If the widths differ, there is no direction, samples are weighted, or there are fewer than four
+            samples to debias with.
 
     Cost:
         O(L (n + m) (d + log(n + m))) time for ``L`` projections; a maximum fifty times that, for which 8 starts are
         enough. O(L + (n + m) d) memory. The standard error takes twenty times that.
 
     Pitfalls:
-        Blind to pairing. The value belongs to the directions of the seed: with few of them in many columns, another
-        seed gives another value, which the standard error does not count. A maximum over many columns finds a direction
-        on which any two samples differ.
+        Blind to pairing. The value depends on the directions of the seed: with few directions and many features,
+        another seed gives another value, which the standard error does not include. With many features, a maximum finds
+        a direction in which any two samples differ.
 
     Source:
         Bonneel, Rabin, Peyré and Pfister (2015), "Sliced and Radon Wasserstein Barycenters of Measures"; Deshpande et
@@ -239,8 +237,7 @@ class SlicedWasserstein(Discrepancy):
         debias: bool = False,
     ) -> None:
         super().__init__(debias=debias)
-        if projections < 1:
-            raise InputError(f"projections is {projections}; at least 1 direction is needed.")
+        require.at_least(projections, "projections")
         self.projections = projections
         self.maximum = maximum
         self.squared = squared
@@ -250,7 +247,7 @@ class SlicedWasserstein(Discrepancy):
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
+        """Return the hyperparameters."""
         return (
             f"{self.projections}, maximum={self.maximum}, squared={self.squared}, seed={self.seed}, "
             f"debias={self.debias}"
@@ -286,12 +283,12 @@ class SlicedWasserstein(Discrepancy):
             furthest = max_sliced_wasserstein2(x, y, starts=self.projections, generator=generator)
             if self.squared:
                 return furthest
-            at_zero = furthest == 0  # where the gradient is 0, the smallest subgradient of the root
+            at_zero = furthest == 0  # the gradient there is 0, the smallest subgradient of the root
             return torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, furthest).sqrt())
         sliced = sliced_wasserstein2 if self.squared else sliced_wasserstein
         return sliced(x, y, directions=directions_of_draw(draw, self.seed, self.projections, x.shape[1]))
 
     def standard_error(self, x: Tensor, y: Tensor, *, groups: Tensor | None = None) -> float | None:
-        """Return the standard error along these directions, from estimates without a twentieth of the rows each."""
+        """Return the standard error for these directions, from estimates each without a twentieth of the samples."""
         self.require_samples(x, y)
         return jackknife_standard_error(self.estimate, x, y, groups=groups, fewest=4 if self.debias else 2)

@@ -1,1 +1,1 @@
-"""vid."""
+"""Variational information distillation."""

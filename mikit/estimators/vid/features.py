@@ -1,4 +1,4 @@
-"""A student's and a teacher's features as VID's head sees them: of one layout and size, standardised."""
+"""Preprocessing of VID's inputs: the layout and size of both sides, and their standardization."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from mikit.core.errors import InputError
 from mikit.core.rows import require_paired
+from mikit.functional.vid.residuals import at_least_float32
 
 __all__ = [
     "RESIZES",
@@ -26,32 +27,32 @@ RESIZES = ("pool", "interpolate")
 
 
 def require_layouts(x: Tensor, y: Tensor) -> None:
-    """Raise unless ``x`` and ``y`` are paired rows, paired maps, or rows of a student beside maps of a teacher."""
+    """Raise unless ``x`` and ``y`` are paired vectors, paired maps, or vectors of a student with maps of a teacher."""
     if x.ndim not in (2, 4) or y.ndim not in (2, 4) or (x.ndim, y.ndim) == (4, 2):
         raise InputError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}. VID reads two sets of rows (n, d), two sets of maps "
-            "(n, c, h, w), or rows of a student beside maps of a teacher; bring both to one layout, with a readout "
-            "such as pooling."
+            f"x has shape {tuple(x.shape)} and y has shape {tuple(y.shape)}. VID needs vectors (n, d) on both sides, "
+            "maps (n, c, h, w) on both sides, or vectors of a student with maps of a teacher. Bring both to one "
+            "layout, for example by pooling."
         )
     require_paired(x, y)
 
 
 def resized_alike(x: Tensor, y: Tensor, resize: str) -> tuple[Tensor, Tensor]:
-    """Return both sides with maps of one size; rows, and rows beside maps, as they are.
+    """Return both sides with maps of one size; without maps on both sides, unchanged.
 
-    ``"pool"``: both are average-pooled to the smaller height and the smaller width. ``"interpolate"``: the student is
-    brought to the teacher's size bilinearly, and the teacher stays as it is.
+    ``"pool"``: both are average-pooled to the smaller height and the smaller width. ``"interpolate"``: the student's
+    maps are interpolated bilinearly to the teacher's size.
     """
     if x.ndim == 2 or x.shape[2:] == y.shape[2:]:
         return x, y
     if resize == "interpolate":
-        return interpolate(_at_least_float32(x), size=y.shape[2:], mode="bilinear", align_corners=False), y
+        return interpolate(at_least_float32(x), size=y.shape[2:], mode="bilinear", align_corners=False), y
     size = (min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3]))
     return _pooled(x, size), _pooled(y, size)
 
 
 def as_samples(x: Tensor) -> Tensor:
-    """Return maps as one row per position, ``(n h w, c)``; rows as they are."""
+    """Return maps as one vector per position, ``(n h w, c)``; vectors unchanged."""
     return x if x.ndim == 2 else x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -66,37 +67,33 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_squarable(x: Tensor, name: str) -> None:
-    """Raise if the values of ``x`` span more or less than float32 can square."""
+    """Raise if the range of the values of ``x`` overflows or underflows when float32 squares it."""
     span = float(x.detach().amax().double() - x.detach().amin().double())
     if span > 0 and not 1e-15 < span < 1e15:
         raise InputError(
-            f"The values of {name} span {span:.1e}, which float32 cannot square. Divide them by a constant first; the "
-            "information does not change."
+            f"The values of {name} span {span:.1e}, which float32 cannot square. Divide them by a constant first; this "
+            "does not change the information."
         )
 
 
 def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[2:] == size else adaptive_avg_pool2d(_at_least_float32(x), size)
+    return x if x.shape[2:] == size else adaptive_avg_pool2d(at_least_float32(x), size)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-_LAYOUTS = {2: "rows (n, d)", 4: "maps (n, c, h, w)"}
+_LAYOUTS = {2: "vectors (n, d)", 4: "maps (n, c, h, w)"}
 
 
 @final
 class FeaturePair(nn.Module):
-    """Checks the two sides, brings maps to one size, and holds the statistics that standardise them.
+    """Checks both sides, brings maps to one size, and contains the statistics that standardize them.
 
     Args:
         d_student: The student's width or channels.
         d_teacher: The teacher's width or channels.
-        layouts: Axes of the student's and of the teacher's features, 2 or 4 each.
+        layouts: Number of axes of the student's and of the teacher's features, 2 or 4 each.
         resize: ``"pool"`` or ``"interpolate"``; None refuses maps of different sizes.
         size: Height and width that the teacher's maps must have; any if None.
-        standardise: Whether features are standardised; without, every channel counts, constant or not.
+        standardize: Whether features are standardized; if not, constant channels count like the others.
     """
 
     student_mean: Tensor
@@ -113,7 +110,7 @@ class FeaturePair(nn.Module):
         layouts: tuple[int, int],
         resize: str | None,
         size: tuple[int, int] | None,
-        standardise: bool,
+        standardize: bool,
     ) -> None:
         super().__init__()
         self.d_student = d_student
@@ -121,7 +118,7 @@ class FeaturePair(nn.Module):
         self.layouts = layouts
         self.resize = resize
         self.size = size
-        self.standardise = standardise
+        self.standardize = standardize
         self.register_buffer("student_mean", torch.zeros(d_student))
         self.register_buffer("student_scale", torch.ones(d_student))
         self.register_buffer("teacher_mean", torch.zeros(d_teacher))
@@ -129,21 +126,17 @@ class FeaturePair(nn.Module):
         self.register_buffer("live", torch.ones(d_teacher, dtype=torch.bool))
 
     def aligned(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both sides with maps of one size.
-
-        Raises:
-            InputError: If layouts, widths or sizes are not those this was built for.
-        """
+        """Return both sides with maps of one size; raise if layouts, widths or sizes are not the expected ones."""
         require_layouts(x, y)
         if (x.ndim, y.ndim) != self.layouts:
             raise InputError(
                 f"This VID was built for {_LAYOUTS[self.layouts[0]]} of a student and {_LAYOUTS[self.layouts[1]]} of a "
-                f"teacher, but x has shape {tuple(x.shape)} and y {tuple(y.shape)}. Build it with VID.between from "
-                "features of these layers."
+                f"teacher, but x has shape {tuple(x.shape)} and y has shape {tuple(y.shape)}. Build it with "
+                "VID.between from features of these layers."
             )
         if x.shape[1] != self.d_student or y.shape[1] != self.d_teacher:
             raise InputError(
-                f"x has {x.shape[1]} columns and y has {y.shape[1]}, but this VID was built for a student of "
+                f"x has {x.shape[1]} features and y has {y.shape[1]}, but this VID was built for a student of "
                 f"{self.d_student} and a teacher of {self.d_teacher}. The student comes first."
             )
         if self.size is not None and tuple(y.shape[2:]) != self.size:
@@ -154,52 +147,49 @@ class FeaturePair(nn.Module):
         if self.resize is None and x.shape[2:] != y.shape[2:]:
             raise InputError(
                 f"The student's maps are {x.shape[2]} x {x.shape[3]} and the teacher's {y.shape[2]} x {y.shape[3]}. "
-                "The released code that this VID reproduces has no rule for different sizes: pool one side first, or "
+                "The released code that this VID reproduces has no rule for different sizes. Pool one side first, or "
                 "leave out compat."
             )
         return (x, y) if self.resize is None else resized_alike(x, y, self.resize)
 
     def student(self, x: Tensor) -> Tensor:
-        """Return the student's features in the head's units."""
-        if not self.standardise:
+        """Return the student's features, standardized."""
+        if not self.standardize:
             return x
-        return _standardised(x, self.student_mean, self.student_scale)
+        return _standardized(x, self.student_mean, self.student_scale)
 
     def teacher(self, y: Tensor) -> Tensor:
-        """Return the teacher's features in the head's units."""
-        if not self.standardise:
+        """Return the teacher's features, standardized."""
+        if not self.standardize:
             return y
-        return _standardised(y, self.teacher_mean, self.teacher_unit())
+        return _standardized(y, self.teacher_mean, self.teacher_unit())
 
     def teacher_unit(self) -> Tensor:
-        """Return what one unit of the head's is in the teacher's own, per channel."""
-        if not self.standardise:
+        """Return the scale that the teacher's channels are divided by."""
+        if not self.standardize:
             return torch.ones_like(self.teacher_variance)
         return torch.where(self.live, self.teacher_variance, 1.0).sqrt()
 
-    def teacher_law(self) -> tuple[Tensor, Tensor]:
-        """Return the teacher's mean and variance per channel in the head's units."""
-        if not self.standardise:
+    def teacher_moments(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and variance of each channel of the teacher, standardized."""
+        if not self.standardize:
             return self.teacher_mean, self.teacher_variance
         return torch.zeros_like(self.teacher_mean), torch.ones_like(self.teacher_mean)
 
     def counted(self) -> Tensor:
-        """Return which channels count in the loss."""
-        return self.live if self.standardise else torch.ones_like(self.live)
+        """Return which channels contribute to the loss."""
+        return self.live if self.standardize else torch.ones_like(self.live)
 
     @torch.no_grad()
     def take_statistics(self, x: Tensor, y: Tensor, *, scale_per_column: bool) -> None:
-        """Take means and scales from example features; ``live`` says which of the teacher's channels vary.
-
-        Raises:
-            InputError: If the values span what float32 cannot square.
-        """
+        """Compute means and scales from example features, and ``live``: which of the teacher's channels vary."""
         require_squarable(x, "x")
         require_squarable(y, "y")
         mean, variance = channel_moments(x)
         scale = variance.sqrt()
         if not scale_per_column:
             scale = variance.mean().sqrt().expand_as(scale)
+        # A spread below the rounding error of the mean is rounding noise, and would be scaled up to unit variance.
         usable = scale > torch.finfo(mean.dtype).eps * mean.abs()
         self.student_mean = mean
         self.student_scale = torch.where(usable, scale, 1.0)
@@ -211,11 +201,9 @@ class FeaturePair(nn.Module):
         return f"{self.d_student}, {self.d_teacher}, layouts={self.layouts}, resize={self.resize!r}"
 
 
-def _standardised(x: Tensor, centre: Tensor, unit: Tensor) -> Tensor:
-    """Return ``(x - centre) / unit`` per channel.
-
-    A channel that hardly varies beside its mean loses what rounding takes from the mean, as in ``x`` itself. It is the
-    difference that is divided: scaled first, a mean of thousands of units would leave a tenth of that precision.
-    """
+def _standardized(x: Tensor, center: Tensor, unit: Tensor) -> Tensor:
+    """Return ``(x - center) / unit`` per channel."""
     shape = (1, -1) + (1,) * (x.ndim - 2)
-    return (x - centre.view(shape)) * unit.reciprocal().view(shape)
+    # Subtracted before scaling: the difference is exact up to the rounding of x itself, whereas scaling first would
+    # round both terms again and, for a mean of thousands of units, leave a tenth of that precision.
+    return (x - center.view(shape)) * unit.reciprocal().view(shape)

@@ -4,82 +4,85 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from mikit.core.errors import InputError
 from mikit.core.inputs import refuse_non_finite
 from mikit.core.measurement import Check
 from mikit.estimators.base import Estimator, seeded
-from mikit.estimators.fitting import FitRecord, Training
-from mikit.estimators.vid.features import RESIZES, FeaturePair, as_samples, require_layouts
-from mikit.estimators.vid.heads import HEADS, TRANSPOSED, mean_head, transposed_head
-from mikit.estimators.vid.released import RELEASED
-from mikit.estimators.vid.residual_distributions import VARIANCES, ResidualLaw, counted_once, residual_law
+from mikit.estimators.fitting import FitData, FitRecord, Training
+from mikit.estimators.vid.features import as_samples, require_layouts
+from mikit.estimators.vid.options import VARIANCE_FLOOR, Options
+from mikit.estimators.vid.residual_distributions import counted_once
 from mikit.functional.vid.residuals import ridge_regression
 
 __all__ = ["VID"]
 
-REDUCTIONS = ("mean", "nats")
 _LOG_2PI = math.log(2 * math.pi)
-_FLOOR = 1e-3
 
 
 @final
 class VID(Estimator):
-    """Variational information distillation between rows ``(n, d)`` or feature maps ``(n, c, h, w)``.
+    """Variational information distillation between vectors ``(n, d)`` or feature maps ``(n, c, h, w)``.
 
     Formula: ``q(t | s) = Π_h,w N(t_hw; μ_hw(s), Σ)`` with a learned mean ``μ`` and a covariance that is the same for
     all samples and positions: ``diag(σ_c²)``, or full. ``forward`` is ``-log q`` up to constants:
 
-    - ``reduction="mean"``: mean over samples, channels and positions of ``½ [ (t - μ)² / σ_c² + log σ_c² ]``, as the
-      released codes reduce.
+    - ``reduction="mean"``: mean over samples, channels and positions of ``½ [ (t - μ)² / σ_c² + log σ_c² ]``, as in
+      the released codes.
     - ``reduction="nats"``: nats per sample, ``½ Σ_c,h,w [ (t - μ)² / σ_c² + log σ_c² + log 2π ]``, mean over samples.
 
-    ``estimate`` is the difference of entropies ``Σ_c,h,w [ h0(t_c) - h_q(t_c | s) ]``: the mean over rows of
+    ``estimate`` is the difference of entropies ``Σ_c,h,w [ h0(t_c) - h_q(t_c | s) ]``: the mean over samples of
     ``log q(t | s) - log q0(t)``, where ``q0`` is Gaussian with the mean and variance (with ``variance="full"``: the
-    covariance) that the teacher's channels had in the fit data.
+    covariance) of the teacher's channels in the fit data.
 
-    The head works on standardised features: ``μ_c = m_c + V_c^½ head_c((s - a) / b)`` and
+    The head uses standardized features: ``μ_c = m_c + V_c^½ head_c((s - a) / b)`` and
     ``σ_c² = V_c (softplus(α_c) + variance_floor)``, with the teacher's mean ``m_c`` and variance ``V_c`` in buffers.
-    The start is ``σ_c² = V_c`` exactly, and a rescaled teacher trains the same way.
+    Training starts at ``σ_c² = V_c`` exactly, and does not depend on the scale of the teacher.
+
+    ``fit`` solves the heads ``"linear"`` and ``"linear2"`` in closed form on the fit and select parts together: a ridge
+    regression per teacher channel, with variances for new samples by generalized cross-validation. It trains the
+    others, and those under ``compat``, by minibatches, and then sets the variances, or the covariance, to those of the
+    residuals on the select part (on the fit part where there is no select part).
 
     Args:
         d_student: The student's width or channels.
         d_teacher: The teacher's width or channels.
         spatial: Whether the teacher's features are maps ``(n, c, h, w)``; the student's are too, unless ``arch`` is
             ``"transposed"``.
-        arch: The mean's network: ``"linear"``, ``"linear2"``, ``"relu3"`` or ``"bn_relu3x2"``
-            (:func:`mikit.estimators.vid.heads.mean_head`), or ``"transposed"``, which reads rows of a student and
-            predicts maps of a teacher (:func:`mikit.estimators.vid.heads.transposed_head`). None: ``"transposed"`` for
-            rows beside maps, else ``"linear"``.
-        reduction: ``"mean"`` or ``"nats"``; concerns ``forward`` only.
-        variance: ``"learned"``: as in the formula. ``"closed"``: the residual variance itself, averaged over the
-            batches of training, the newest with weight 0.1, and at least ``variance_floor V_c``; there is nothing to
-            optimise but the head. ``"full"``: a learned covariance of all channels, which starts at the teacher's own.
-        variance_floor: Smallest ``σ_c² / V_c``. A channel can gain about ``½ log(1 / variance_floor)`` nats at most:
+        arch: The network that predicts the mean. ``"linear"``: one affine layer. ``"linear2"``: two linear layers
+            without bias. ``"relu3"``: three linear layers without bias, with ReLU between them. ``"bn_relu3x2"``: three
+            linear layers, the first two of twice the teacher's width with batch normalization and ReLU. On maps all of
+            them are 1x1 convolutions. ``"transposed"``: transposed convolutions that predict maps of a teacher from
+            vectors of a student. None: ``"transposed"`` for vectors with maps, else ``"linear"``.
+        reduction: ``"mean"`` or ``"nats"``; used by ``forward`` only.
+        variance: ``"learned"``: as in the formula. ``"closed"``: the residual variance, averaged over the training
+            batches, the newest with weight 0.1, and at least ``variance_floor V_c``; only the head is optimized.
+            ``"full"``: a learned covariance of all channels, which starts at the teacher's.
+        variance_floor: Smallest ``σ_c² / V_c``. A channel can gain at most about ``½ log(1 / variance_floor)`` nats:
             3.5 for the default.
-        resize: Where maps differ in size. ``"pool"``: both are average-pooled to the smaller height and the smaller
-            width. ``"interpolate"``: the student's is brought to the teacher's size bilinearly.
-        size: The teacher's height and width; needed by ``"transposed"`` alone.
-        compat: ``"repdistiller"`` or ``"xfer"``: the loss of that released code, to rounding. Features are not
-            standardised, the variances start at 5 and 5.0134 whatever the teacher's, with 1e-5 and 0 for a floor, and
-            ``arch`` is ``"relu3"`` and ``"linear2"``. ``"xfer"`` refuses maps of different sizes, as its code has no
-            rule for them.
+        resize: What to do with maps of different sizes. ``"pool"``: both are average-pooled to the smaller height and
+            the smaller width. ``"interpolate"``: the student's are interpolated bilinearly to the teacher's size.
+        size: The teacher's height and width; needed only by ``"transposed"``.
+        compat: ``"repdistiller"`` or ``"xfer"``: the loss of that released code, up to rounding. Features are not
+            standardized, the variances start at 5 and 5.0134 for any teacher, with floors of 1e-5 and 0, and ``arch``
+            is ``"relu3"`` and ``"linear2"``. ``"xfer"`` refuses maps of different sizes, because its code does not
+            support them.
 
     Unit: nats (``estimate``).
 
     Kind: estimate. It is neither a lower nor an upper bound on the mutual information: ``q`` makes it too small, the
     Gaussian ``q0`` and the sum over correlated channels and positions make it too large. Directional: student to
-    teacher. On the rows that fitted the head it is too large.
+    teacher. On the samples that the head was fitted to it is too large.
 
     Raises:
         InputError: If shapes, widths or options do not fit.
 
     Warns:
-        UserWarning: If teacher channels, or with ``"full"`` combinations of them, are constant: they are left out.
+        UserWarning: If teacher channels, or combinations of them with ``"full"``, are constant: they are left out.
 
     Cost:
         The head, and one pass over the maps for the residual: ``O(n h w d_student d_teacher)`` time and a few
@@ -87,19 +90,20 @@ class VID(Estimator):
         as the covariance has entries.
 
     Pitfalls:
-        The loss is not an information: it lacks the teacher's entropy, and negative values are right. As a loss with
-        ``reduction="mean"`` it usually wants a weight near 10 beside a cross-entropy; with 1 it trains little.
-        ``reduction="nats"`` is larger by ``c h w``. A teacher that is a function of the student's features has infinite
-        information; the number then shows the variance floor. Post-ReLU channels have an atom at 0 that no Gaussian
-        describes: read features before the ReLU. Build from features of a student in training mode: an untrained
-        network in evaluation mode has uncalibrated batch-norm statistics, and heads built on those train badly. Teacher
-        channels that are constant in the example features are left out for good. The student's scale is taken from its
-        example features and does not follow it. ``"full"`` overfits where rows are few beside channels (less than some
-        five times as many). Interpolation invents no information: it predicts fine maps from coarse ones.
+        The loss is not mutual information: it lacks the teacher's entropy, and negative values are correct. With
+        ``reduction="mean"`` it usually needs a weight near 10 beside a cross-entropy; with 1 it has little effect.
+        ``reduction="nats"`` is larger by ``c h w``. If the teacher is a function of the student's features, the
+        information is infinite and the number depends on the variance floor. Channels after a ReLU have an atom at 0
+        that a Gaussian does not describe: use features before the ReLU. Build from features of a student in training
+        mode: an untrained network in evaluation mode has uncalibrated batch-norm statistics, and heads built from these
+        train badly. Teacher channels that are constant in the example features are left out permanently. The student's
+        scale is computed from its example features and is not updated. ``"full"`` overfits if there are fewer than
+        about five times as many samples as channels. Interpolation adds no information: it predicts fine maps from
+        coarse ones.
 
     Source:
         Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019; loss and heads as in released codes. The start at the teacher's
-        variance, the standardisation, the closed and full variances and the transposed head are ours.
+        variance, the standardization, the closed and full variances and the transposed head are mikit's.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -129,64 +133,35 @@ class VID(Estimator):
         arch: str | None = None,
         reduction: str = "mean",
         variance: str = "learned",
-        variance_floor: float = _FLOOR,
+        variance_floor: float = VARIANCE_FLOOR,
         resize: str = "pool",
         size: tuple[int, int] | None = None,
         compat: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("head", arch, (*HEADS, TRANSPOSED, None)),
-            ("reduction", reduction, REDUCTIONS),
-            ("variance", variance, VARIANCES),
-            ("resize", resize, RESIZES),
-            ("compat", compat, (*RELEASED, None)),
-        ):
-            if value not in choices:
-                raise InputError(f'There is no VID {name} "{value}". Use one of {", ".join(filter(None, choices))}.')
-        if not 0 < variance_floor < 1:
-            raise InputError(
-                f"variance_floor is {variance_floor}; it is a share of the teacher's variance and must lie in (0, 1)."
-            )
-        released = None if compat is None else RELEASED[compat]
-        if released is not None:
-            released.require(arch=arch, reduction=reduction, variance=variance, resize=resize)
-            if variance_floor != _FLOOR:
-                raise InputError(
-                    f"compat={compat!r} has a floor of its own; leave out variance_floor ({variance_floor})."
-                )
-        arch = arch or (released.arch if released else TRANSPOSED if size is not None else "linear")
-        if (arch == TRANSPOSED) != (size is not None) or (arch == TRANSPOSED and not spatial):
-            raise InputError(
-                f'arch is "{arch}", size is {size} and spatial is {spatial}. The head "transposed", and it alone, '
-                "needs the size (height, width) of the teacher's maps, with spatial=True."
-            )
+        options = Options(
+            spatial=spatial,
+            arch=arch,
+            reduction=reduction,
+            variance=variance,
+            variance_floor=variance_floor,
+            resize=resize,
+            size=size,
+            compat=compat,
+        )
         self.d_student = d_student
         self.d_teacher = d_teacher
         self.spatial = spatial
-        self.arch = arch
+        self.arch = options.head_arch
         self.reduction = reduction
         self.variance_mode = variance
         self.variance_floor = variance_floor
         self.resize = resize
         self.size = size
         self.compat = compat
-        self.head = (
-            transposed_head(d_student, d_teacher, size)
-            if size
-            else mean_head(arch, d_student, d_teacher, spatial=spatial)
-        )
-        self.law: ResidualLaw = (
-            released.law(d_teacher) if released else residual_law(variance, d_teacher, variance_floor)
-        )
-        self.pair = FeaturePair(
-            d_student,
-            d_teacher,
-            layouts=(4 if spatial and arch != TRANSPOSED else 2, 4 if spatial else 2),
-            resize=None if compat == "xfer" else resize,
-            size=size,
-            standardise=compat is None,
-        )
+        self.head = options.head(d_student, d_teacher)
+        self.law = options.residuals(d_teacher)  # named "law" in saved states
+        self.pair = options.features(d_student, d_teacher)
 
     @classmethod
     def between(
@@ -197,26 +172,26 @@ class VID(Estimator):
         arch: str | None = None,
         reduction: str = "mean",
         variance: str = "learned",
-        variance_floor: float = _FLOOR,
+        variance_floor: float = VARIANCE_FLOOR,
         resize: str = "pool",
         compat: str | None = None,
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Build from example features, which set sizes, layout, the teacher's mean and variance and the start.
+        """Build from example features, which set the sizes, the layout, and the teacher's mean and variance.
 
-        The student is centred and divided by one scale for all its columns, so that a column which is still quiet at
-        the start of training cannot explode later; ``fit`` uses a scale per column.
+        The student's features are centered and divided by one scale for all of them, so that a feature with little
+        variance at the start of training cannot explode later; ``fit`` uses a scale per feature.
 
         Args:
-            x: Student features ``(n, d)`` or ``(n, c, h, w)``. A few hundred samples or positions make good statistics.
-            y: Teacher features in the same layout, or maps beside rows of a student; widths and sizes may differ.
+            x: Student features ``(n, d)`` or ``(n, c, h, w)``. A few hundred samples or positions are enough.
+            y: Teacher features in the same layout, or maps with vectors of a student; widths and sizes may differ.
             arch: As in the class.
             reduction: As in the class.
             variance: As in the class.
             variance_floor: As in the class.
             resize: As in the class.
             compat: As in the class.
-            generator: Where the head's start comes from; torch's global generator if None.
+            generator: Source of the head's initial weights; torch's global generator if None.
 
         Warns:
             UserWarning: If teacher channels are constant: they are left out.
@@ -241,7 +216,7 @@ class VID(Estimator):
         return estimator
 
     def fresh(self, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Self:
-        """Return an unfitted copy with the same hyper-parameters, built for ``x`` and ``y``."""
+        """Return an unfitted copy with the same hyperparameters, built for ``x`` and ``y``."""
         return type(self).between(
             x,
             y,
@@ -256,7 +231,7 @@ class VID(Estimator):
 
     @property
     def recommended_weight(self) -> float:  # type: ignore[override]  # a constant elsewhere
-        """10 for the mean over elements: the least weight that showed most of the gain on small images. Else 1."""
+        """10 for the mean over elements, the smallest weight that had most of the benefit on small images; else 1."""
         return 10.0 if self.reduction == "mean" and self.compat is None else 1.0
 
     @property
@@ -269,7 +244,7 @@ class VID(Estimator):
         with torch.autocast(x.device.type, enabled=False):
             x, y = self.pair.aligned(x, y.detach())
             live = self.pair.counted()
-            # Back from standardised units: the change of variables adds log V_c^½.
+            # The change of variables from standardized to the teacher's units adds log V_c^½.
             nats = self.law.nll(self.head(self._student(x)), self._teacher(y), live)
             nats = nats + self.law.log_volume(live, self.pair.teacher_unit().square()).to(nats.dtype)
             if self.reduction == "nats":
@@ -278,7 +253,7 @@ class VID(Estimator):
             return (nats - 0.5 * _LOG_2PI * elements) / elements.clamp(min=1)
 
     def estimate(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the difference of entropies over all rows, in nats; negative where the head misleads."""
+        """Return the difference of entropies over all samples, in nats; negative if the head predicts badly."""
         return self.pointwise(x, y).mean()
 
     @torch.no_grad()
@@ -286,7 +261,7 @@ class VID(Estimator):
         """Return ``log q(t | s) - log q0(t)`` per sample, ``(n,)``, in nats."""
         with torch.autocast(x.device.type, enabled=False):
             x, y = self.pair.aligned(x, y)
-            mean, variance = self.pair.teacher_law()
+            mean, variance = self.pair.teacher_moments()
             return self.law.gain(self._predicted(x), self._teacher(y), self.pair.live, mean=mean, variance=variance)
 
     @torch.no_grad()
@@ -299,47 +274,34 @@ class VID(Estimator):
         positions, jointly = math.prod(y.shape[2:]), self.variance_mode == "full"
         return (counted_once(value, target, residual, positions=positions, jointly=jointly),)
 
-    def fit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        *,
-        select: tuple[Tensor, Tensor] | None = None,
-        generator: torch.Generator,
-        training: Training | None = None,
-    ) -> FitRecord:
-        """Fit head and variances, and take the statistics of both sides from the fit rows.
-
-        The heads ``"linear"`` and ``"linear2"`` are fitted in closed form on all rows given (a ridge regression per
-        teacher channel, with variances for new rows by generalised cross-validation). The others, and those under
-        ``compat``, are trained by minibatches; their variances, or their covariance, are the residuals' on ``select``,
-        or on the fit rows where there is no such part.
-        """
-        x, y = self.pair.aligned(x, y)
-        if select is not None:
-            select = self.pair.aligned(*select)
-        closed = self.arch in ("linear", "linear2") and self.compat is None
-        if closed and select is not None:
-            x, y = torch.cat([x, select[0]]), torch.cat([y, select[1]])
-        self._take_statistics(x, y, scale_per_column=True)
-        if closed:
+    def _fit(self, data: FitData) -> FitRecord:
+        """Fit in closed form where the head is linear, and by minibatches otherwise."""
+        x, y = self.pair.aligned(data.x, data.y)
+        select = None if data.select is None else self.pair.aligned(*data.select)
+        data = replace(data, x=x, y=y, select=select)
+        if self.arch in ("linear", "linear2") and self.compat is None:
+            # Nothing is stopped early or selected, so all samples are used for the fit.
+            x, y = data.pooled
+            self._take_statistics(x, y, scale_per_column=True)
             self._fit_linear(x, y)
             return FitRecord()
-        record = super().fit(x, y, select=select, generator=generator, training=training)
-        watched_x, watched_y = select if select is not None else (x, y)
+        self._take_statistics(x, y, scale_per_column=True)
+        record = super()._fit(data)
+        # The head has fitted some of the noise of the fit part, so the residuals there are too small.
+        x, y = data.watched
         with torch.no_grad():
-            self.law.set_to(as_samples(self._teacher(watched_y)) - as_samples(self._predicted(watched_x)))
+            self.law.set_to(as_samples(self._teacher(y)) - as_samples(self._predicted(x)))
         return record
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the head in one group and the variances, undecayed, in another; what is frozen is in neither."""
-        head, law = ([p for p in part.parameters() if p.requires_grad] for part in (self.head, self.law))
+        """Return the head in one group and the variances, without weight decay, in another; frozen ones in neither."""
+        head, variances = ([p for p in part.parameters() if p.requires_grad] for part in (self.head, self.law))
         groups = [{"params": head}] if head else []
-        return [*groups, {"params": law, "weight_decay": 0.0}] if law else groups
+        return [*groups, {"params": variances, "weight_decay": 0.0}] if variances else groups
 
     def extra_repr(self) -> str:
-        """Return the hyper-parameters."""
-        told = (
+        """Return the hyperparameters."""
+        text = (
             f"{self.d_student}, {self.d_teacher}, spatial={self.spatial}, arch={self.arch!r}, "
             f"reduction={self.reduction!r}, variance_floor={self.variance_floor:g}"
         )
@@ -349,8 +311,8 @@ class VID(Estimator):
             ("size", self.size, None),
             ("compat", self.compat, None),
         ):
-            told += "" if value == usual else f", {name}={value!r}"
-        return told
+            text += "" if value == usual else f", {name}={value!r}"
+        return text
 
     @torch.no_grad()
     def _fit_linear(self, x: Tensor, y: Tensor) -> None:
@@ -359,34 +321,36 @@ class VID(Estimator):
         first, last = self.head[0], self.head[-1]
         assert isinstance(first, nn.Linear | nn.Conv2d)
         assert isinstance(last, nn.Linear | nn.Conv2d)
-        if last is not first:  # two layers with nothing between them: the second passes on what the first predicts
+        if last is not first:  # two layers with nothing between them: the second becomes the identity
             last.weight.copy_(torch.eye(self.d_teacher).reshape(last.weight.shape))
         first.weight.copy_(regression.weight.reshape(first.weight.shape))
-        if first.bias is not None:  # without one, the bias is 0 because both sides are centred on these rows
+        if first.bias is not None:  # without one, the bias is 0 because both sides are centered on these samples
             first.bias.copy_(regression.bias)
+        # The regression was fitted to these residuals, which are therefore too small for new samples; generalized
+        # cross-validation corrects the variances for the degrees of freedom that each ridge used.
         self.law.set_to(teacher - as_samples(self._predicted(x)), regression.variance)
 
     def _take_statistics(self, x: Tensor, y: Tensor, *, scale_per_column: bool) -> None:
-        pair = self.pair
+        pair, stacklevel = self.pair, 4 if scale_per_column else 3  # called through fit and _fit, or by between
         pair.take_statistics(x, y, scale_per_column=scale_per_column)
         dead = (~pair.live).nonzero()[:, 0].tolist()
         if dead:
             warnings.warn(
                 f"{len(dead)} of {self.d_teacher} teacher channels are constant in the example features (the first is "
-                f"channel {dead[0]}). VID leaves them out: nothing can be learned about them.",
-                stacklevel=3,
+                f"channel {dead[0]}). VID leaves them out, because they contain no information.",
+                stacklevel=stacklevel,
             )
         left_out = self.law.take_statistics(as_samples(self._teacher(y)), pair.live, pair.teacher_variance)
         if left_out:
             warnings.warn(
                 f"{left_out} directions of the {self.d_teacher} teacher channels are constant in the example features, "
-                'because channels depend on each other or rows are fewer than channels. variance="full" leaves these '
-                "directions out.",
-                stacklevel=3,
+                "because channels depend on each other or there are fewer samples than channels. "
+                'variance="full" leaves these directions out.',
+                stacklevel=stacklevel,
             )
 
     def _predicted(self, x: Tensor) -> Tensor:
-        """Return the head's prediction in evaluation mode: this batch's statistics are neither read nor kept."""
+        """Return the head's prediction in evaluation mode, which does not depend on the batch."""
         was_training = self.head.training
         self.head.eval()
         try:

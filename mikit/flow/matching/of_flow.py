@@ -1,4 +1,4 @@
-"""Which teacher layer goes with which student layer, from the numbers that a trace already holds."""
+"""Matching student layers to teacher layers from the values of a traced flow."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ def match_flow(
     phases: Sequence[int] | None = None,
     noise: float | None = None,
 ) -> LayerMatch:
-    """For every student layer, find the teacher layer that each rule picks from a measured flow.
+    """Match every student layer to the teacher layer that each rule selects, from a traced flow.
 
-    Formula: as :func:`mikit.match_layers`, and ``share``: the teacher layer of which the student layer recovers the
+    Formula: as in :func:`mikit.match_layers`, and ``share``: the teacher layer of which the student layer recovers the
     largest share. ``directional`` needs a flow traced with ``student_noise=0.3`` and a teacher noise of 0.01; a flow
-    holds the bracket of every value and not the correction, so the held-out end is compared, and the error of a
-    difference is widened until the middle of the bracket has to agree. The others are read from any flow.
+    contains the held-out and in-sample values and not the correction, so held-out values are compared, and the error
+    of a difference is widened until the midpoints have to agree as well. All other rules work with any flow.
 
     Args:
-        flow: What :func:`mikit.trace` returned.
-        rules: Which rules to ask; by default all that the flow has the numbers for.
+        flow: A flow from :func:`mikit.trace`.
+        rules: The rules; by default all that the flow has the values for.
         networks: Student networks; all by default.
         phases: Phases; by default the last of each network.
-        noise: Teacher noise of ``share``; by default 0.3 where measured, otherwise the middle level.
+        noise: Teacher noise of ``share``; by default 0.3 if measured, otherwise the middle level.
 
     Returns:
         A :class:`mikit.flow.LayerMatch`.
 
     Unit: nats (directional), shares, none (CKA), nats² (nearest and monotone).
 
-    Kind: an index of likeness. Not a correspondence that was found.
+    Kind: an index of similarity. It does not show that two layers correspond.
 
     Raises:
-        InputError: If the flow lacks the numbers of a rule that was asked for, or a network, phase or noise level.
+        InputError: If the flow lacks the values of a requested rule, or a network, phase or noise level.
 
     Cost:
         Milliseconds; no activations are read.
 
     Pitfalls:
         - Those of :func:`mikit.match_layers`.
-        - A flow holds the error of every value and not that of differences on the same rows, so errors are taken as if
-          values were independent. That is too much as a rule, and more choices are ties than rows would show.
-        - ``share`` has another ceiling for every teacher layer, and picks those that are easy to recover from anything.
+        - A flow contains the error of every value, not of differences on the same samples, so values are treated as
+          independent. This usually overestimates the errors, and more choices are ties than in ``match_layers``.
+        - ``share`` has a different ceiling for every teacher layer, and prefers layers that are easy to recover.
 
     Source:
         As :func:`mikit.match_layers`.
@@ -86,19 +86,19 @@ def match_flow(
     tables = _tables(flow, noise)
     asked = tuple(tables) if rules is None else tuple(rules)
     if not asked:
-        raise InputError("This flow holds no comparison of a student with a teacher, so there is nothing to match.")
+        raise InputError("This flow contains no comparison of a student with a teacher, so there is nothing to match.")
     for rule in asked:
         if rule not in RULES:
             raise InputError(f'There is no rule "{rule}"; the rules are {", ".join(RULES)}.')
         if rule == "held_out":
             raise InputError('The rule "held_out" needs activations; pass the stores to mikit.match_layers.')
         if rule not in tables:
-            raise InputError(f'This flow does not have what the rule "{rule}" compares. {_LACKS[rule]}')
+            raise InputError(f'This flow does not contain the values that the rule "{rule}" compares. {_LACKS[rule]}')
     students = flow.frame[flow.frame["role"].eq("student")]
     known = list(dict.fromkeys(students["network"]))
     for name in networks or ():
         if name not in known:
-            raise InputError(f"The flow has no student network {name!r}; it has {', '.join(known)}.")
+            raise InputError(f"The flow has no student network {name!r}; it contains {', '.join(known)}.")
     rows: list[dict[str, Any]] = []
     for rule in asked:
         table = tables[rule]
@@ -110,7 +110,7 @@ def match_flow(
             for phase in own[-1:] if phases is None else phases:
                 if phase not in own:
                     raise InputError(
-                        f"{network!r} (seed {seed}) has no phase {phase}; it has {', '.join(map(str, own))}."
+                        f"{network!r} (seed {seed}) has no phase {phase}; it contains {', '.join(map(str, own))}."
                     )
                 cells = run[run["phase"].eq(phase)]
                 where = {"network": network, "seed": seed, "phase": phase}
@@ -136,14 +136,14 @@ _LACKS = {
 
 
 def _tables(flow: Flow, noise: float | None) -> dict[str, pd.DataFrame]:
-    """Return the rows that each rule reads, for the rules whose rows are there."""
+    """Return the rows that each rule compares, for the rules whose rows the flow contains."""
     frame = flow.frame
     shares = frame[frame["quantity"].eq("recovered_share")]
     tables: dict[str, pd.DataFrame] = {}
     student_noise = flow.settings.get("student_noise")
     direct = shares[np.isclose(shares["noise"], _TEACHER_NOISE)]
     if len(direct) and student_noise is not None and math.isclose(student_noise, _STUDENT_NOISE):
-        # The value of the rule is in nats; a share's own ceiling is that of the teacher's layer.
+        # Shares have a different ceiling for every teacher layer; the rule compares nats.
         tables["directional"] = direct.assign(
             value=direct["held_out"] * direct["ceiling"],
             standard_error=direct["standard_error"] * direct["ceiling"],
@@ -176,8 +176,8 @@ def _by_value(rule: str, cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
         _require_known(values, str(ordered["layer"].iloc[0]), rule)
 
         def error(first: int, second: int, errors: Array = errors, bracket: Array = bracket) -> float:
-            # Half the difference of the brackets is how far the middles stand from the held-out ends; a quarter of it
-            # on an error of which two are asked for makes the middle agree too.
+            # Midpoints of the brackets can be closer than the held-out ends by half the difference of the brackets. A
+            # tie is decided at two errors, so a quarter of it in each error makes the midpoints agree as well.
             return float(np.hypot(errors[first], errors[second]) + max(bracket[second] - bracket[first], 0.0) / 4)
 
         where = {
@@ -207,8 +207,8 @@ def _by_labels(rule: str, cells: pd.DataFrame, table: pd.DataFrame) -> Iterator[
 
 def _require_known(values: Array, layer: str, rule: str) -> None:
     if not np.isfinite(values).all():
-        said = f"the layer {layer!r}" if layer else "a layer"
+        where = f"the layer {layer!r}" if layer else "a layer"
         raise InputError(
-            f'The flow holds a value that is not a number for {said}, so the rule "{rule}" cannot compare it. A layer '
-            "that never varies goes with no layer: leave it out when tracing."
+            f'The flow contains no value for {where}, so the rule "{rule}" cannot compare it. A constant layer matches '
+            "no layer: leave it out of the trace."
         )

@@ -1,4 +1,4 @@
-"""What matching of layers returns: every cell with its distance from the chosen one, and what it does not show."""
+"""The result of layer matching: every pair of layers with its distance from the selected one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Array = NDArray[Any]
 
 RULES: Mapping[str, str] = {
     "directional": "the teacher layer from which the student layer is most linearly recoverable",
-    "held_out": "the same by the held-out score alone, which favours narrow layers where rows are few",
-    "cka": "the teacher layer of the largest linear CKA",
+    "held_out": "the same by the held-out score alone, which prefers narrow layers if samples are few",
+    "cka": "the teacher layer with the largest linear CKA",
     "share": "the teacher layer of which the student layer recovers the largest share",
-    "nearest": "the teacher layer whose label information is nearest",
+    "nearest": "the teacher layer with the nearest label information",
     "monotone": "the nearest label information along a matching that never goes back",
 }
 NOT_A_FINDING = (
-    "No rule shows that two layers correspond: early layers contain what later ones hold and draw the choice to "
-    "themselves, and on networks that were not trained layer to layer no rule finds the same depth reliably."
+    "No rule shows that two layers correspond: early layers contain the information of later ones, which biases the "
+    "choice towards them, and on networks that were not trained layer to layer no rule finds the same depth reliably."
 )
 _COLUMNS: Mapping[str, str] = {
     "network": "str",
@@ -59,20 +59,13 @@ class Pooled:
     """Cells of one network, phase and rule, averaged over its seeds; tables are ``(student layers, teacher layers)``.
 
     Attributes:
-        network: The student network.
-        phase: The phase.
-        layers: Student layers.
-        teacher_layers: Teacher layers.
         measured: Values, in ``unit``.
-        unit: Their unit.
-        shares: Shares; NaN for rules that have none.
-        held_out: Held-out scores, by which ties are broken; NaN for rules that have none.
-        behind: How far each cell is behind the chosen one, in ``unit``; NaN in rows whose partner is declared.
-        errors: Standard errors of ``behind``.
+        shares: Shares; NaN for rules without shares.
+        held_out: Held-out scores, by which ties are broken; NaN for rules without them.
+        behind: Distance of each cell behind the chosen one, in ``unit``; NaN if the partner is a convention.
         chosen: The chosen teacher layer of every student layer.
-        declared: Whether it was declared and not found.
-        seeds: Number of seeds.
-        basis: What the standard errors are made from.
+        declared: Whether the partner is a convention.
+        basis: What the standard errors are estimated from.
     """
 
     network: str
@@ -92,7 +85,7 @@ class Pooled:
 
     @property
     def tied(self) -> Array:
-        """Cells that are not chosen, and less than two standard errors behind the one that is."""
+        """Cells that are less than two standard errors behind the chosen one."""
         others = np.arange(self.measured.shape[1])[None, :] != self.chosen[:, None]
         with np.errstate(invalid="ignore"):
             return np.asarray(others & (self.behind < ERRORS_APART * self.errors))
@@ -106,33 +99,33 @@ class Pooled:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerMatch:
-    """What :func:`mikit.match_layers` found: which teacher layer each rule picks for each student layer, how clearly.
+    """The result of :func:`mikit.match_layers`: the teacher layer of every student layer by each rule, with margins.
 
     Attributes:
-        frame: One row for every network, seed, phase, rule, student layer and teacher layer. ``value`` is what the rule
+        frame: One row per network, seed, phase, rule, student layer and teacher layer. ``value`` is what the rule
             compares, in ``unit``: nats recovered (directional), an index (CKA), a share, or a squared gap in nats²
-            (nearest and monotone, where less is better). ``share`` is the value over the most there could be, where the
-            rule has such a thing, and ``held_out`` the held-out score that breaks its ties. ``behind`` is how much the
-            cell falls short of the chosen one, below 0 where a tie was broken against it; ``standard_error`` is the
-            error of that difference and ``basis`` what the error is made from. ``chosen`` marks the choice, ``tied``
-            the cells less than two standard errors behind it, and ``declared`` the rows whose partner is a convention.
-        settings: How it was measured.
+            (nearest and monotone, where smaller is better). ``share`` is the value divided by its largest possible
+            value, if the rule has one, and ``held_out`` the held-out score that breaks ties. ``behind`` is the distance
+            from the chosen layer, negative if a tie was broken against this one; ``standard_error`` is the error of
+            that difference and ``basis`` what the error is estimated from. ``chosen`` marks the choice, ``tied`` the
+            layers less than two standard errors behind it, and ``declared`` the rows whose partner is a convention.
+        settings: The settings of the matching.
 
     Unit: per row.
 
-    Kind: an index of likeness; never a correspondence that was found.
+    Kind: an index of similarity. It does not show that two layers correspond.
 
     Raises:
-        InputError: From :meth:`pooled`, for a network, phase or rule that is not here.
+        InputError: From :meth:`pooled`, for an unknown network, phase or rule.
 
-    Cost: A few hundred bytes a cell.
+    Cost: A few hundred bytes per row.
 
     Pitfalls:
-        ``behind`` compares the best with the others after the best was chosen on the same rows, which flatters it a
-        little; two standard errors are a screen, not a test. Errors over rows hold the sampling of rows and not the
-        choice of training seed: several seeds say more.
+        ``behind`` compares the best layer with the others after the best was chosen on the same samples, which makes it
+        slightly too large; two standard errors are exploratory, not a test. Errors over samples do not cover the
+        choice of training seed: use several seeds.
 
-    Source: mikit's own schema.
+    Source: The schema is specific to mikit.
 
     Example:
         >>> from mikit.flow import match_layers
@@ -167,8 +160,8 @@ class LayerMatch:
     def chosen(self) -> pd.DataFrame:
         """One row per network, seed, phase, rule and student layer: the choice, the runner-up, and the margin.
 
-        ``decision`` is ``"clear"``, ``"tie"`` where some other layer is less than two standard errors behind,
-        ``"declared"`` where the partner is a convention, or ``"only one"`` where there was no choice.
+        ``decision`` is ``"clear"``, ``"tie"`` if another layer is less than two standard errors behind, ``"declared"``
+        if the partner is a convention, or ``"only one"`` if there is only one teacher layer.
         """
         found = []
         for _, cells in self.frame.groupby([*_RUN, "layer_index"], sort=False):
@@ -192,25 +185,26 @@ class LayerMatch:
     def pooled(self, rule: str, *, network: str | None = None, phase: int | None = None) -> Pooled:
         """Return the cells of one network, phase and rule as tables, averaged over the seeds.
 
-        With several seeds a standard error is the larger of the one from their spread and the one from their own.
+        With several seeds, a standard error is the larger of the one from the spread over seeds and the combined one of
+        the seeds.
 
         Args:
             rule: The rule.
-            network: The student network; can be left out where there is one.
+            network: The student network; optional if there is only one.
             phase: The phase; the last by default.
 
         Raises:
-            InputError: If there is no such rule, network or phase, or the network has to be named.
+            InputError: If the rule, network or phase does not exist, or the network has to be named.
         """
         frame = self.frame[self.frame["rule"].eq(rule)]
         if frame.empty:
-            raise InputError(f'This match has no rule "{rule}"; it has {", ".join(self.rules)}.')
+            raise InputError(f'This match has no rule "{rule}"; it contains {", ".join(self.rules)}.')
         if network is None and len(self.networks) > 1:
-            raise InputError(f"This match holds the networks {', '.join(self.networks)}; name one with network=.")
+            raise InputError(f"This match contains the networks {', '.join(self.networks)}; name one with network=.")
         name = self.networks[0] if network is None else network
         frame = frame[frame["network"].eq(name)]
         if frame.empty:
-            raise InputError(f"This match has no network {name!r}; it has {', '.join(self.networks)}.")
+            raise InputError(f"This match has no network {name!r}; it contains {', '.join(self.networks)}.")
         at = int(frame["phase"].max()) if phase is None else phase
         if frame[frame["phase"].eq(at)].empty:
             raise InputError(f"This match has no phase {at} of {name!r}; it has {', '.join(map(str, self.phases))}.")
@@ -254,7 +248,7 @@ def _pool(frame: pd.DataFrame) -> Pooled:
     if len(ordered) != np.prod(shape):
         raise InputError(
             f"The seeds of {frame['network'].iloc[0]!r} do not have the same layers, so they cannot be averaged. Match "
-            "each seed by itself."
+            "each seed separately."
         )
     values, shares, held_out, behind, errors = (
         ordered[name].to_numpy(dtype=float).reshape(shape)
@@ -265,6 +259,7 @@ def _pool(frame: pd.DataFrame) -> Pooled:
     unit, basis = str(ordered["unit"].iloc[0]), str(ordered["basis"].iloc[0])
     apart, error = behind[:, :, 0], errors[:, :, 0]
     if seeds > 1:
+        # The choice is the layer that is best on average over the seeds, not the most frequent choice of the seeds.
         basis = f"{seeds} seeds, or {basis} where that is larger"
         apart, error = np.full(shape[:2], np.nan), np.full(shape[:2], np.nan)
         for row in np.flatnonzero(~declared):
@@ -290,14 +285,15 @@ def _pool(frame: pd.DataFrame) -> Pooled:
 
 
 def _over_seeds(behind: Array, errors: Array, at: int) -> tuple[Array, Array]:
-    """Return how far each cell ``(cells, seeds)`` is behind the one ``at``, and the error of that, over the seeds."""
+    """Return the distance of each cell ``(cells, seeds)`` behind the one ``at``, and its error, over the seeds."""
     apart, seeds = behind - behind[at], behind.shape[1]
-    own = np.sqrt((errors**2 + errors[at] ** 2).sum(axis=1)) / seeds
-    return apart.mean(axis=1), np.maximum(own, apart.std(axis=1, ddof=1) / np.sqrt(seeds))
+    within = np.sqrt((errors**2 + errors[at] ** 2).sum(axis=1)) / seeds
+    # With two or three seeds their spread can be small by chance; the error cannot be below that of the samples.
+    return apart.mean(axis=1), np.maximum(within, apart.std(axis=1, ddof=1) / np.sqrt(seeds))
 
 
 def tie_broken(behind: Array, errors: Array, best: int, held_out: Array) -> int:
-    """Return the cell of the largest held-out score among those tied with the best; the best where there is none."""
+    """Return the cell with the largest held-out score among those tied with the best; the best without scores."""
     if np.isnan(held_out).any():
         return best
     tied = (behind < ERRORS_APART * errors) | (np.arange(behind.shape[0]) == best)

@@ -1,4 +1,4 @@
-"""What layers are matched from: two networks' layers on the same rows, out of stores or out of arrays."""
+"""Inputs of layer matching: the layers of two networks on the same samples, from stores or from arrays."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mikit.activations import ActivationStore
 from mikit.core.errors import InputError
 from mikit.core.inputs import as_labels, as_rows
 from mikit.flow.tracing.joining import (
-    Deal,
     Run,
-    deal_rows,
+    Samples,
+    fold_samples,
     labels_of,
     read_rows,
     refuse_training_rows,
     row_order,
     runs_of,
 )
-from mikit.functional.flow.moments import centred
+from mikit.functional.flow.moments import centered
 
 __all__ = ["Side", "Sides", "sides_of"]
 
@@ -37,10 +37,10 @@ class Side:
 
     Attributes:
         network: Its name.
-        seed: Its seed; 0 where none is known.
+        seed: Its seed; 0 if unknown.
         phase: The phase; 0 for arrays.
         layers: Its layers, in network order.
-        read: Returns a layer's rows ``(n, d)``, centred and in the common order.
+        read: Returns a layer's activations ``(n, d)``, centered and in the common order.
     """
 
     network: str
@@ -53,18 +53,18 @@ class Side:
 @final
 @dataclass(frozen=True)
 class Sides:
-    """The teacher's last phase, the students, and what they share.
+    """The teacher's last phase, the students, and the samples and labels that they share.
 
     Attributes:
         teacher: The teacher.
         students: One entry for each student and phase.
-        deal: Order and folds of the rows.
-        labels: Class codes in that order and the number of classes; None where there are none.
+        samples: Order and folds of the samples.
+        labels: Class codes in that order and the number of classes; None without labels.
     """
 
     teacher: Side
     students: tuple[Side, ...]
-    deal: Deal
+    samples: Samples
     labels: tuple[Array, int] | None
 
 
@@ -78,27 +78,23 @@ def sides_of(
     folds: int,
     seed: int,
 ) -> Sides:
-    """Return both sides, joined by sample id (stores) or by position (arrays).
-
-    Raises:
-        InputError: If one side is a store and the other arrays, rows do not pair, or a layer or phase is nowhere.
-    """
+    """Return both sides, joined by sample id (stores) or by position (arrays)."""
     if isinstance(teacher, ActivationStore):
         stores = [students] if isinstance(students, ActivationStore) else list(students)
         if not all(isinstance(store, ActivationStore) for store in stores):
             raise InputError(
-                "The teacher is an ActivationStore and the student is not. Pass stores on both sides, or on both sides "
-                "a dictionary from layer names to arrays."
+                "The teacher is an ActivationStore and the student is not. Pass stores for both, or for both a "
+                "dictionary from layer names to arrays."
             )
         return _of_stores(teacher, stores, labels, phases, layers, folds, seed)
     if not isinstance(teacher, Mapping) or not isinstance(students, Mapping):
         raise InputError(
             f"The teacher is a {type(teacher).__name__} and the student a {type(students).__name__}. Pass "
-            "ActivationStores on both sides, or on both sides a dictionary from layer names, in network order, to "
-            "arrays (n, d) whose rows are paired."
+            "ActivationStores for both, or for both a dictionary from layer names, in network order, to arrays (n, d) "
+            "of the same samples."
         )
     if phases is not None:
-        raise InputError("phases was given, but arrays are of one phase. Pass ActivationStores to choose phases.")
+        raise InputError("phases was given, but arrays have only one phase. Pass ActivationStores to choose phases.")
     return _of_arrays(teacher, students, labels, layers, folds, seed)
 
 
@@ -113,20 +109,20 @@ def _of_stores(
 ) -> Sides:
     runs = runs_of(teacher, students, layers, phases)
     last = teacher.phases[-1]
-    deal = deal_rows(np.asarray(teacher.ids(last)), folds, seed)
+    samples = fold_samples(np.asarray(teacher.ids(last)), folds, seed)
     for run in runs:
-        refuse_training_rows(run, deal)
+        refuse_training_rows(run, samples)
     wanted = [(run, run.phases if phases is not None else run.phases[-1:]) for run in runs[1:]]
     return Sides(
-        _side(runs[0], last, runs[0], deal),
-        tuple(_side(run, phase, runs[0], deal) for run, own in wanted for phase in own),
-        deal,
-        labels_of(runs, labels, deal),
+        _side(runs[0], last, runs[0], samples),
+        tuple(_side(run, phase, runs[0], samples) for run, own in wanted for phase in own),
+        samples,
+        labels_of(runs, labels, samples),
     )
 
 
-def _side(run: Run, phase: int, teacher: Run, deal: Deal) -> Side:
-    order = row_order(run, phase, teacher, deal)
+def _side(run: Run, phase: int, teacher: Run, samples: Samples) -> Side:
+    order = row_order(run, phase, teacher, samples)
     return Side(run.network, run.seed, phase, run.layers, lambda layer: read_rows(run, layer, phase, order))
 
 
@@ -150,26 +146,26 @@ def _of_arrays(
         for layer, rows in kept.items():
             if rows.ndim != 2:
                 raise InputError(
-                    f"Layer {layer!r} of the {name} has shape {rows.shape}, but matching reads rows (n, d). Pool or "
+                    f"Layer {layer!r} of the {name} has shape {rows.shape}, but matching needs (n, d). Pool or "
                     "flatten feature maps first."
                 )
         sides.append(kept)
     counts = {rows.shape[0] for own in sides for rows in own.values()}
     if len(counts) > 1:
         raise InputError(
-            f"The layers have {', '.join(map(str, sorted(counts)))} rows. Row i of every layer must come from the same "
-            "sample, so all need the same number."
+            f"The layers have {', '.join(map(str, sorted(counts)))} samples. Row i of every layer must come from the "
+            "same sample, so all need the same number."
         )
     n = counts.pop()
-    deal = deal_rows(np.arange(n), folds, seed)
+    samples = fold_samples(np.arange(n), folds, seed)
     codes = None
     if labels is not None:
-        own_codes = as_labels(labels).numpy()
-        if own_codes.shape[0] != n:
-            raise InputError(f"There are {own_codes.shape[0]} labels for {n} rows. Pass one label per row.")
-        codes = (own_codes[deal.ids], int(own_codes.max()) + 1)
+        given_codes = as_labels(labels).numpy()
+        if given_codes.shape[0] != n:
+            raise InputError(f"There are {given_codes.shape[0]} labels for {n} samples. Pass one label per sample.")
+        codes = (given_codes[samples.ids], int(given_codes.max()) + 1)
 
-    def side(name: str, own: Mapping[str, Array]) -> Side:
-        return Side(name, 0, 0, tuple(own), lambda layer: centred(own[layer][deal.ids]))
+    def side(name: str, arrays: Mapping[str, Array]) -> Side:
+        return Side(name, 0, 0, tuple(arrays), lambda layer: centered(arrays[layer][samples.ids]))
 
-    return Sides(side("teacher", sides[0]), (side("student", sides[1]),), deal, codes)
+    return Sides(side("teacher", sides[0]), (side("student", sides[1]),), samples, codes)

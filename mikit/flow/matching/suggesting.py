@@ -1,4 +1,4 @@
-"""From a matching of layers to pairs to train on, in order, each with its evidence."""
+"""Suggesting layer pairs for distillation from a matching of layers, each with its evidence."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ from mikit.functional.flow.monotone import monotone_alignment
 
 __all__ = ["SuggestedPairs", "suggest_pairs"]
 
-# CKA first: of what students were trained by, its pairs came nearest to those of the same depth (docs/matching.md).
+# CKA first: in training experiments, its pairs came closest to pairs of the same depth (docs/matching.md).
 _PREFERRED = ("cka", "directional", "share", "held_out", "monotone", "nearest")
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class SuggestedPairs(Mapping[tuple[str, str], Any]):
-    """Pairs of layers as :class:`mikit.LayerPairs` takes them, with what speaks for each.
+    """Layer pairs for :class:`mikit.LayerPairs`, with the evidence for each.
 
     Attributes:
-        pairs: What was asked for as loss, by student layer and teacher layer.
-        evidence: One row a pair: ``layer``, ``teacher_layer``, ``value`` and ``unit`` of the rule, ``share`` where the
-            rule has one, ``best`` (what the rule picks for the layer alone), ``margin`` over the best of the others
-            (below 0 where another layer is preferred), its ``standard_error``, ``decision`` (``"clear"``, ``"tie"``,
+        pairs: The loss, by student layer and teacher layer.
+        evidence: One row per pair: ``layer``, ``teacher_layer``, ``value`` and ``unit`` of the rule, ``share`` if the
+            rule has one, ``best`` (the choice of the rule for this layer alone), ``margin`` over the best of the others
+            (negative if another layer is preferred), its ``standard_error``, ``decision`` (``"clear"``, ``"tie"``,
             ``"moved by order"``, ``"declared"`` or ``"only one"``) and ``same_depth``.
         rule: The rule.
         network: The student network.
-        phase: The phase that was read.
+        phase: The phase of the student.
         seeds: Number of seeds.
-        fallen_back: Whether every choice was a tie, so that these are simply the pairs of the same depth.
-        sentence: What was found, in words.
+        fallen_back: Whether every choice was a tie, so that these are the pairs of the same depth.
+        sentence: The result in words.
 
     Unit: per pair.
 
-    Kind: a suggestion. It says what is linearly recoverable, and not which pairs make a better student.
+    Kind: a suggestion. It shows what is linearly recoverable, not which pairs train a better student.
 
     Raises:
-        InputError: From nothing but :func:`suggest_pairs`.
+        InputError: Only from :func:`suggest_pairs`.
 
     Cost: None.
 
     Pitfalls:
-        Nothing here says that training on these pairs beats training on pairs of the same depth. Try both.
+        The evidence does not show that training on these pairs is better than training on pairs of the same depth. Try
+        both.
 
-    Source: mikit's own.
+    Source: Specific to mikit.
 
     Example:
         >>> pairs = SuggestedPairs({("a", "b"): None}, pd.DataFrame(), "cka", "student", 3, 1, False, "One pair.")
@@ -116,18 +117,19 @@ def suggest_pairs(
     phase: int | None = None,
     layers: Sequence[str] | None = None,
 ) -> SuggestedPairs:
-    """Suggest which layers to train against which, in order, with the evidence for each pair.
+    """Suggest layer pairs for distillation, in network order, with the evidence for each pair.
 
-    Formula: ``min Σ_i b(i, κ(i))`` over matchings that never go back, where ``b`` is how far a teacher layer is behind
-    the one that the rule picks, as a share of what the student layer could give where the rule has such a thing. A
-    layer that is tied with the pick (less than two standard errors behind) costs nothing, and among equals the same
-    depth is taken: where every choice is a tie that the same depth is part of, the pairs are those of the same depth.
+    Formula: ``min Σ_i b(i, κ(i))`` over matchings that never go back, where ``b`` is the distance of a teacher layer
+    from the one that the rule selects, as a fraction of the student layer's largest possible value if the rule has one.
+    A layer that is tied with the selected one (less than two standard errors behind) costs nothing, and among equals
+    the same depth is preferred: if every choice is a tie that includes the same depth, the pairs are those of the same
+    depth.
 
     Args:
-        found: What :func:`mikit.match_layers` or :func:`mikit.trace` returned.
-        loss: What to put at every pair, as :class:`mikit.LayerPairs` takes it; :class:`mikit.VID` if None.
-        rule: The rule to follow; by default the first that there is of cka, directional, share, monotone and nearest.
-        network: The student network; can be left out where there is one.
+        found: The result of :func:`mikit.match_layers` or :func:`mikit.trace`.
+        loss: The loss of every pair, as in :class:`mikit.LayerPairs`; :class:`mikit.VID` if None.
+        rule: The rule; by default the first available of cka, directional, share, held_out, monotone and nearest.
+        network: The student network; optional if there is only one.
         phase: The phase; the last by default.
         layers: Student layers to pair; all by default.
 
@@ -136,22 +138,22 @@ def suggest_pairs(
 
     Unit: that of the rule.
 
-    Kind: a suggestion, not a correspondence that was found.
+    Kind: a suggestion. It does not show that two layers correspond.
 
     Raises:
-        InputError: If there is no such rule, network, phase or layer, or a network has to be named.
+        InputError: If the rule, network, phase or layer does not exist, or the network has to be named.
 
     Cost:
         Milliseconds.
 
     Pitfalls:
-        - A matching is no experiment. In the one that mikit made, no suggestion trained a better student than pairs of
-          the same depth, and that of the directional rule trained a much worse one: try the same depth first.
-        - Match a student that was trained, or one like it: an untrained one shares the input with the teacher.
-        - Names are those of the stores; they are module names if the activations were captured by module name.
+        - In mikit's training experiment, no suggestion trained a better student than pairs of the same depth, and the
+          directional rule trained a much worse one: try the same depth first.
+        - Match a trained student, or one like it: an untrained student shares only the input with the teacher.
+        - Names are those of the stores; they are module names if the activations were recorded by module name.
 
     Source:
-        mikit's own.
+        Specific to mikit.
 
     Example:
         >>> import numpy as np
@@ -184,7 +186,7 @@ def suggest_pairs(
     matched = list(zip(kept, path, strict=True))
     pairs = {(pooled.layers[i], pooled.teacher_layers[j]): loss for i, j in matched}
     evidence = pd.DataFrame([_evidence(pooled, i, j, depth[i]) for i, j in matched])
-    sentence = _said(evidence, chosen, fallen_back)
+    sentence = _summary(evidence, chosen, fallen_back)
     return SuggestedPairs(pairs, evidence, chosen, pooled.network, pooled.phase, pooled.seeds, fallen_back, sentence)
 
 
@@ -195,14 +197,15 @@ def _kept(known: Sequence[str], layers: Sequence[str] | None) -> list[int]:
         raise InputError(f"layers is {layers!r}. Pass a list of student layers: {', '.join(known)}.")
     for name in layers:
         if name not in known:
-            raise InputError(f"The match has no student layer {name!r}; it has {', '.join(known)}.")
+            raise InputError(f"The match has no student layer {name!r}; it contains {', '.join(known)}.")
     return [i for i, name in enumerate(known) if name in layers]
 
 
 def _costs(pooled: Pooled, depth: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return what it costs to leave the pick; ties cost nothing but their distance from the same depth."""
+    """Return the cost of every pair: its distance behind the selected layer; ties cost their distance in depth."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        scale = pooled.shares / pooled.measured  # Nats to shares of what the student layer could give.
+        # From nats to fractions of the student layer's ceiling: wide layers would dominate the sum otherwise.
+        scale = pooled.shares / pooled.measured
     costs = np.where(np.isfinite(scale), pooled.behind * scale, pooled.behind)
     costs = np.where(pooled.tied | np.isnan(costs), 0.0, costs)
     rows, columns = costs.shape
@@ -210,7 +213,8 @@ def _costs(pooled: Pooled, depth: Sequence[int]) -> np.ndarray[Any, np.dtype[np.
     costs[pooled.declared, pooled.chosen[pooled.declared]] = 0.0
     away = np.abs(np.arange(columns)[None, :] - np.asarray(depth)[:, None])
     above = costs[np.isfinite(costs) & (costs > 0)]
-    # Small enough never to outweigh a difference that was measured.
+    # The preference for the same depth decides between ties only: summed over all layers, it stays below half the
+    # smallest measured distance.
     tiny = (float(above.min()) if above.size else 1.0) / (2.0 * rows * columns)
     return np.asarray(costs + tiny * away / columns)
 
@@ -247,7 +251,7 @@ def _evidence(pooled: Pooled, row: int, column: int, depth: int) -> dict[str, An
     }
 
 
-def _said(evidence: pd.DataFrame, rule: str, fallen_back: bool) -> str:
+def _summary(evidence: pd.DataFrame, rule: str, fallen_back: bool) -> str:
     what = f"Rule: {RULES[rule]}."
     if fallen_back:
         return (
@@ -255,9 +259,9 @@ def _said(evidence: pd.DataFrame, rule: str, fallen_back: bool) -> str:
             f"{NOT_A_FINDING}"
         )
     counts = evidence["decision"].value_counts()
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in _DECISIONS if kind in counts)
+    decisions = ", ".join(f"{counts[kind]} {kind}" for kind in _DECISIONS if kind in counts)
     same = int(evidence["same_depth"].sum())
-    return f"{what} {len(evidence)} pairs: {told}; {same} of them at the same depth. {NOT_A_FINDING}"
+    return f"{what} {len(evidence)} pairs: {decisions}; {same} of them at the same depth. {NOT_A_FINDING}"
 
 
 _DECISIONS = ("clear", "tie", "moved by order", "declared", "only one")

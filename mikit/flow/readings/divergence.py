@@ -1,4 +1,4 @@
-"""How far a student's label information is from the teacher's at every phase, and when it falls most."""
+"""The divergence between a student's and the teacher's label information at every phase, and its largest fall."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ MATCHINGS = ("same depth", "nearest", "monotone")
 
 
 def flow_divergences(flow: Flow, *, quantity: str = "label_information") -> pd.DataFrame:
-    """Return ``D_F`` of every student at every phase, with the term of its last layer apart.
+    """Return ``D_F`` of every student at every phase, with the term of the last layer reported separately.
 
     Formula: ``D_F = Σ_i (ω_s[i] - ω_t[κ(i)])²`` with label information ``ω`` in nats and the teacher's last phase,
     under three matchings ``κ``: the same depth, the nearest value, and the nearest that never goes back. The standard
-    error is that of a sum of squares of Gaussian gaps with the errors of all ``ω``, ``κ`` as it was found.
+    error is that of a sum of squares of Gaussian gaps with the errors of all ``ω``, for a fixed ``κ``.
 
     Args:
         flow: A flow traced with labels.
-        quantity: What stands for ``ω``: label information, or the name of an instrument that explains labels and that
-            the flow was traced with, such as ``"label_hsic"`` or ``"label_qmi"``.
+        quantity: The quantity ``ω``: label information, or the name of an estimator for labels with which the flow was
+            traced, such as ``"label_hsic"`` or ``"label_qmi"``.
 
     Returns:
         One row per network, seed, phase and matching: ``total``, ``intermediate``, ``last``, ``last_share`` (of the
-        total), ``standard_error``, ``floor`` (what sampling alone adds at the same depth: the sum of squared errors),
-        and ``partners``: ``κ`` itself, the name of a teacher layer for each of the student's in their order.
+        total), ``standard_error``, ``floor`` (the bias from sampling at the same depth: the sum of squared errors),
+        and ``partners``: ``κ``, the name of a teacher layer for each of the student's layers in order.
 
     Unit: nats², or the square of the quantity's own unit.
 
-    Kind: a discrepancy of amounts; it does not compare contents.
+    Kind: a discrepancy between amounts of information; it does not compare contents.
 
     Raises:
-        InputError: If the flow does not hold the quantity of teacher and students, or rows of it were skipped.
+        InputError: If the flow does not contain the quantity for teacher and students, or rows of it were skipped.
 
     Cost:
         Milliseconds a phase.
 
     Pitfalls:
-        - By the nearest value nearly all of it is the last term, whose partner is fixed by convention, for the other
-          layers find some teacher layer of their value. Compare students under one matching, best the same depth.
-        - Errors are taken as independent between layers; on one set of rows they are not.
+        - With the nearest value, almost all of ``D_F`` is the last term, whose partner is fixed by convention, because
+          the other layers find some teacher layer of a similar value. Compare students under the same matching,
+          preferably the same depth.
+        - Errors of different layers are treated as independent; on the same samples they are not.
 
     Source:
-        Passalis, Tzelepi and Tefas (2020), arXiv 2005.00727, written from the description of the method; label
-        information in the place of their index is mikit's choice.
+        Passalis, Tzelepi and Tefas (2020), arXiv 2005.00727, written from the description of the method;
+        mikit uses label information instead of their index.
 
     Example:
         >>> from mikit.flow.result import frame_of
@@ -67,7 +68,7 @@ def flow_divergences(flow: Flow, *, quantity: str = "label_information") -> pd.D
     students = known[known["role"].eq("student")]
     if teacher.empty or students.empty:
         raise InputError(
-            f"D_F compares {quantity.replace('_', ' ')} of teacher and students, and this flow does not hold both. "
+            f"D_F compares {quantity.replace('_', ' ')} of teacher and students, and this flow does not contain both. "
             "Trace with labels."
         )
     if (left := known[known["value"].isna()]).shape[0]:
@@ -105,35 +106,35 @@ def flow_divergences(flow: Flow, *, quantity: str = "label_information") -> pd.D
 
 
 def critical_phases(divergences: pd.DataFrame) -> pd.DataFrame:
-    """Return between which two recorded phases ``D_F`` falls most, for every student and matching.
+    """Return the two recorded phases between which ``D_F`` falls most, for every student and matching.
 
     Formula: ``argmax_p D_F(p) - D_F(p + 1)`` over recorded phases.
 
     Args:
-        divergences: What :func:`flow_divergences` returned.
+        divergences: The result of :func:`flow_divergences`.
 
     Returns:
         One row per network, seed and matching: ``from_phase``, ``to_phase``, ``fall``, its ``standard_error``,
-        ``runner_up`` (the second largest fall), and ``decision``: ``"clear"``, ``"tie"`` where the two falls are less
-        than two standard errors apart, ``"none"`` where nothing falls by two standard errors.
+        ``runner_up`` (the second largest fall), and ``decision``: ``"clear"``, ``"tie"`` if the falls differ by less
+        than two standard errors, ``"none"`` if no fall reaches two standard errors.
 
     Unit: nats².
 
-    Kind: a reading of a curve.
+    Kind: a feature of a curve.
 
     Raises:
-        InputError: If a student has one phase only.
+        InputError: If a student has only one phase.
 
     Cost:
         None.
 
     Pitfalls:
-        The fall is between two recordings: where those lie far apart there is more time to fall. It is a phase of the
-        recording schedule, and not a moment of training.
+        The fall is between two recordings: with a longer interval there is more time to fall. The result depends on
+        the recording schedule and is not a moment of training.
 
     Source:
-        The critical period of the method: Passalis, Tzelepi and Tefas (2020), arXiv 2005.00727; this way to place it is
-        mikit's own.
+        The critical period: Passalis, Tzelepi and Tefas (2020), arXiv 2005.00727; this way to locate it is specific to
+        mikit.
 
     Example:
         >>> table = pd.DataFrame({"network": "s", "seed": 0, "phase": [0, 1, 2], "matching": "same depth",
@@ -147,7 +148,7 @@ def critical_phases(divergences: pd.DataFrame) -> pd.DataFrame:
         totals, errors = (ordered[name].to_numpy(dtype=float) for name in ("total", "standard_error"))
         phases = ordered["phase"].to_numpy()
         if len(phases) < 2:
-            raise InputError(f"{network!r} (seed {seed}) was recorded at one phase only, so no fall can be placed.")
+            raise InputError(f"{network!r} (seed {seed}) was recorded at one phase only, so there is no fall.")
         falls = totals[:-1] - totals[1:]
         spread = np.hypot(errors[:-1], errors[1:])
         best = int(falls.argmax())
@@ -182,12 +183,14 @@ def _tensors(own: Array, target: Array) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _error(own: Array, target: Array, errors: Array, target_errors: Array, partners: tuple[int, ...]) -> float:
-    """Return the error of the sum of squared gaps; a teacher layer that stands in several has one error in all."""
+    """Return the error of the sum of squared gaps."""
+    # First order: the slopes of a teacher layer that is the partner of several student layers add up, because its error
+    # is the same in all of their gaps.
     at = list(partners)
     gaps = own - target[at]
     slopes = np.zeros_like(target)
     np.add.at(slopes, at, 2 * gaps)
     first = ((2 * gaps * errors) ** 2).sum() + ((slopes * target_errors) ** 2).sum()
-    # The second order keeps the error from vanishing where the gaps do.
+    # Second order: without it, the error would vanish for gaps of zero.
     second = 2 * ((errors**2 + target_errors[at] ** 2) ** 2).sum()
     return float(np.sqrt(first + second))

@@ -1,4 +1,4 @@
-"""Phases of training in a flow: where curves change, when a student nears its teacher, and what must not be read in."""
+"""Phases of training in a flow: change points of curves, divergence from the teacher, and data-processing flags."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from mikit.activations import ActivationStore
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.core.measurement import plain
 from mikit.flow.readings.data_processing import data_processing_flags
 from mikit.flow.readings.divergence import critical_phases, flow_divergences
 from mikit.flow.result import Flow
-from mikit.flow.tracing.joining import deal_rows, read_rows, row_order, runs_of
+from mikit.flow.tracing.joining import fold_samples, read_rows, row_order, runs_of
 from mikit.flow.tracing.snapshots import depth_match
 from mikit.functional.flow.moments import factor_layer, jackknife
 from mikit.functional.flow.segments import segment_curve
@@ -23,47 +24,50 @@ from mikit.functional.flow.segments import segment_curve
 __all__ = ["GEOMETRY", "PhaseReading", "change_points", "flow_curves", "layer_geometry", "read_phases"]
 
 GEOMETRY = (
-    "Phases are read off curves of what can be read linearly under declared noise. A rise of label information is "
-    "called fitting and a fall of the effective dimension compression; both are geometry, of how classes and variance "
-    "lie in a layer, and neither is a gain or loss of information: the layers are deterministic functions of the input."
+    "Phases are estimated from curves of linearly decodable information under declared noise. A rise of label "
+    "information is called fitting and a fall of the effective dimension compression. Both describe the geometry of "
+    "classes and variance in a layer; neither is a gain or loss of information, because the layers are deterministic "
+    "functions of the input."
 )
 _CURVE = ["network", "seed", "quantity", "layer", "layer_index", "teacher_layer"]
+_CHANGE = ["before", "phase", "low", "high", "confidence", "p_value", "slope_before", "slope_after", "jump"]
 _BY_FOLDS = ("recovered_share", "cka", "effective_dimension")
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class PhaseReading:
-    """What :func:`read_phases` found.
+    """The result of :func:`read_phases`.
 
     Attributes:
-        curves: One row per curve and phase: ``value``, ``standard_error`` as it was used, ``fitted`` and ``piece``, and
-            from the flow ``unit``, ``kind``, ``probe``, ``readout``, ``n`` and ``verdict``.
+        curves: One row per curve and phase: ``value``, ``standard_error`` (as used for the fit), ``fitted`` and
+            ``piece``, and from the flow ``unit``, ``kind``, ``probe``, ``readout``, ``n`` and ``verdict``.
         changes: One row per change point: ``before`` and ``phase`` (the change lies between these two recordings),
-            ``low`` and ``high`` (phases that hold 95 % of its probability), ``confidence`` (that it lies within one
-            recorded step), ``p_value`` (a bound), ``slope_before``, ``slope_after`` (per recorded step) and ``jump``.
-        movements: One row per piece: first and last phase, ``change`` along it, its error, and ``reading``:
+            ``low`` and ``high`` (phases that contain 95 % of its probability), ``confidence`` (the probability that it
+            is at most one recorded step away), ``p_value`` (a bound), ``slope_before``, ``slope_after`` (per recorded
+            step) and ``jump``.
+        movements: One row per piece: first and last phase, the ``change`` over the piece, its error, and ``reading``:
             ``"rises"``, ``"falls"`` or ``"level"``; for label information and effective dimension also ``"fitting"``
             and ``"compression"``.
         divergences: :func:`flow_divergences`; empty without labels.
         critical: :func:`critical_phases`; empty without labels or with one phase.
         flags: :func:`data_processing_flags`.
-        settings: How it was read.
+        settings: The settings.
 
     Unit: that of each quantity.
 
-    Kind: readings of curves.
+    Kind: features of curves.
 
     Raises:
-        InputError: From nothing but :func:`read_phases`.
+        InputError: Only from :func:`read_phases`.
 
     Cost: None.
 
     Pitfalls:
-        Standard errors hold the sampling of probe rows, not the randomness of training. Several seeds show that: a
-        change point that is one seed's alone is that run's.
+        Standard errors cover the sampling of the data, not the randomness of training. Compare several seeds: a change
+        point that only one seed has is specific to that run.
 
-    Source: mikit's own.
+    Source: Specific to mikit.
 
     Example:
         >>> empty = pd.DataFrame()
@@ -118,45 +122,45 @@ def read_phases(
     jitter: float = 0.0,
     geometry: pd.DataFrame | None = None,
 ) -> PhaseReading:
-    """Read the phases of training off a flow.
+    """Estimate the phases of training from a flow.
 
     Formula: change points by :func:`mikit.functional.flow.segments.segment_curve` over recorded steps, ``D_F`` and its
     largest fall by :func:`mikit.flow.flow_divergences` and :func:`mikit.flow.critical_phases`, flags by
     :func:`mikit.flow.data_processing_flags`.
 
     Args:
-        flow: What :func:`mikit.trace` returned.
-        quantity: ``"label_information"``, ``"recovered_share"`` or ``"cka"`` (both with the teacher layer of the same
-            depth); by default the first that the flow has.
-        noise: Teacher noise of the share; by default 0.3 where measured, otherwise the middle level.
-        shape: ``"straight"`` pieces, or ``"constant"`` ones, for curves that step from one level to another.
-        level: Probability of a change point in a curve that has none, at most, if the standard errors are right.
-        jitter: What training adds to the error of a point, in the unit of the quantity: the deviation of a curve around
-            its trend, as several seeds show it.
-        geometry: What :func:`layer_geometry` returned, to be read as well.
+        flow: A flow from :func:`mikit.trace`.
+        quantity: ``"label_information"``, or ``"recovered_share"`` or ``"cka"`` with the teacher layer of the same
+            depth; by default the first that the flow contains.
+        noise: Teacher noise of the share; by default 0.3 if measured, otherwise the middle level.
+        shape: ``"straight"`` pieces, or ``"constant"`` pieces for curves that jump between levels.
+        level: Largest probability of a change point in a curve that has none, if the standard errors are correct.
+        jitter: Additional error of every point from training, in the unit of the quantity: the standard deviation of a
+            curve around its trend, estimated from several seeds.
+        geometry: The result of :func:`layer_geometry`, to include its curves.
 
     Returns:
         A :class:`mikit.flow.PhaseReading`.
 
     Unit: that of each quantity.
 
-    Kind: readings of curves; geometry, not gains and losses of information.
+    Kind: features of curves; geometry, not gains and losses of information.
 
     Raises:
         InputError: If the flow lacks the quantity or noise, a student has fewer than two phases, or a standard error is
-            not known.
+            missing.
 
     Cost:
-        Milliseconds a curve.
+        Milliseconds per curve.
 
     Pitfalls:
-        - Steps are recordings. A change point is placed in the recording schedule, and slopes are per recording.
-        - A smooth curve has no change point and is cut where straight pieces follow it best; with small errors it is
-          cut often.
-        - Standard errors of shares and CKA come from a few folds; they are pooled over the phases of a curve.
+        - Steps are recordings: a change point is located in the recording schedule, and slopes are per recording.
+        - A smooth curve has no change point and is divided where straight pieces fit it best; with small errors it is
+          divided often.
+        - Standard errors of shares and CKA are estimated from a few folds; they are pooled over the phases of a curve.
 
     Source:
-        mikit's own.
+        Specific to mikit.
 
     Example:
         >>> from mikit.flow.result import COLUMNS, frame_of
@@ -176,11 +180,11 @@ def read_phases(
     if counts.min() < 2:
         network, own = counts.index.to_frame(index=False)[["network", "seed"]].iloc[int(counts.argmin())]
         raise InputError(
-            f"{network!r} (seed {own}) was recorded at one phase only. Phases of training show in several recordings."
+            f"{network!r} (seed {own}) was recorded at one phase only. Phases of training need several recordings."
         )
     fitted, changes, movements = change_points(curves, shape=shape, level=level, jitter=jitter)
-    labelled = flow.frame["quantity"].eq("label_information")
-    both = labelled.any() and flow.frame[labelled]["role"].nunique() == 2
+    labels = flow.frame[flow.frame["quantity"].eq("label_information")]
+    both = labels["role"].nunique() == 2  # the teacher's and the students', which the divergence compares
     divergences = flow_divergences(flow) if both else pd.DataFrame()
     critical = critical_phases(divergences) if both else pd.DataFrame()
     settings = {"quantity": str(curves["quantity"].iloc[0]), "noise": noise, "shape": shape, "level": level}
@@ -189,16 +193,16 @@ def read_phases(
 
 
 def flow_curves(flow: Flow, quantity: str | None = None, *, noise: float | None = None) -> pd.DataFrame:
-    """Return the students' curves of one quantity; of shares and CKA those with the teacher layer of the same depth."""
+    """Return the students' curves of one quantity; shares and CKA with the teacher layer of the same depth."""
     known = ("label_information", "recovered_share", "cka")
     frame = flow.frame[flow.frame["role"].eq("student")]
     if quantity is None:
         quantity = next((name for name in known if frame["quantity"].eq(name).any()), known[0])
     if quantity not in known:
-        raise InputError(f'quantity is "{quantity}"; curves are read of {", ".join(known)}.')
+        raise InputError(f'quantity is "{quantity}"; it must be one of {", ".join(known)}.')
     rows = frame[frame["quantity"].eq(quantity)]
     if rows.empty:
-        raise InputError(f"This flow has no student rows of {quantity}.")
+        raise InputError(f"This flow contains no student rows of {quantity}.")
     if quantity == "recovered_share":
         levels = sorted(rows["noise"].unique())
         at = noise if noise is not None else 0.3 if 0.3 in levels else levels[len(levels) // 2]
@@ -217,33 +221,30 @@ def flow_curves(flow: Flow, quantity: str | None = None, *, noise: float | None 
 def change_points(
     curves: pd.DataFrame, *, shape: str = "straight", level: float = 0.01, jitter: float = 0.0
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Cut every curve of a table into pieces; see :func:`read_phases` for the three tables that are returned.
+    """Divide every curve of a table into pieces; see :func:`read_phases` for the arguments and the three tables.
 
-    Args:
-        curves: One row per curve and phase, as :func:`flow_curves` and :func:`layer_geometry` return them.
-        shape: ``"straight"`` or ``"constant"``.
-        level: Probability of a change point in a curve that has none.
-        jitter: Added to every standard error, in quadrature.
+    ``curves`` has one row per curve and phase, as returned by :func:`flow_curves` and :func:`layer_geometry`.
     """
-    if shape not in ("straight", "constant"):
-        raise InputError(f'shape is "{shape}"; use "straight" or "constant".')
+    require.one_of(shape, "shape", ("straight", "constant"))
     if not (np.isfinite(jitter) and jitter >= 0):
-        raise InputError(f"jitter is {jitter}; it must be a number that is not negative.")
+        raise InputError(f"jitter is {jitter}; it must be finite and not negative.")
     fitted, changes, movements = [], [], []
     for key, run in curves.groupby(_CURVE, sort=False, dropna=False):
         ordered = run.sort_values("phase").reset_index(drop=True)
         where = dict(zip(_CURVE, key, strict=True))
         values, errors = (ordered[name].to_numpy(dtype=float) for name in ("value", "standard_error"))
-        if where["quantity"] in _BY_FOLDS:  # A few folds tell an error badly; all phases together tell it well.
+        if where["quantity"] in _BY_FOLDS:
+            # The error of one phase comes from a few folds and is itself noisy; a phase whose error is too small by
+            # chance would attract change points. All phases together give a stable error.
             errors = np.full_like(errors, np.sqrt((errors**2).mean()))
         errors = np.hypot(errors, jitter)
-        found = segment_curve(values, errors, degree=int(shape == "straight"), level=level)
+        pieces = segment_curve(values, errors, degree=int(shape == "straight"), level=level)
         phases = ordered["phase"].to_numpy()
-        bounds = [0, *found.changes, len(phases)]
-        pieces = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-        fitted.append(ordered.assign(standard_error=errors, fitted=found.fitted, piece=pieces))
-        for index, at in enumerate(found.changes):
-            low, high = found.intervals[index]
+        bounds = [0, *pieces.changes, len(phases)]
+        piece = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        fitted.append(ordered.assign(standard_error=errors, fitted=pieces.fitted, piece=piece))
+        for index, at in enumerate(pieces.changes):
+            low, high = pieces.intervals[index]
             changes.append(
                 {
                     **where,
@@ -251,33 +252,22 @@ def change_points(
                     "phase": int(phases[at]),
                     "low": int(phases[low]),
                     "high": int(phases[high]),
-                    "confidence": found.confidence[index],
-                    "p_value": found.p_values[index],
-                    "slope_before": found.slopes[index],
-                    "slope_after": found.slopes[index + 1],
-                    "jump": float(found.fitted[at] - found.fitted[at - 1]),
+                    "confidence": pieces.confidence[index],
+                    "p_value": pieces.p_values[index],
+                    "slope_before": pieces.slopes[index],
+                    "slope_after": pieces.slopes[index + 1],
+                    "jump": float(pieces.fitted[at] - pieces.fitted[at - 1]),
                 }
             )
         for index, (start, end) in enumerate(pairwise(bounds)):
-            moved = _movement(str(where["quantity"]), phases, errors, found.slopes[index], start, end)
+            moved = _movement(str(where["quantity"]), phases, errors, pieces.slopes[index], start, end)
             movements.append({**where, **moved})
-    columns = [
-        *_CURVE,
-        "before",
-        "phase",
-        "low",
-        "high",
-        "confidence",
-        "p_value",
-        "slope_before",
-        "slope_after",
-        "jump",
-    ]
+    columns = [*_CURVE, *_CHANGE]
     return pd.concat(fitted, ignore_index=True), pd.DataFrame(changes, columns=columns), pd.DataFrame(movements)
 
 
 def _movement(quantity: str, phases: Any, errors: Any, slope: float, start: int, end: int) -> dict[str, Any]:
-    """Return how a piece moves from its first point to its last, and what that is called."""
+    """Return the change of a piece from its first point to its last, and its name."""
     x, w = np.arange(end - start, dtype=float), 1 / errors[start:end] ** 2
     spread = float(w @ (x - (w @ x) / w.sum()) ** 2)
     change = slope * (end - start - 1)
@@ -299,29 +289,30 @@ def layer_geometry(
     """Return the effective dimension of every layer at every phase, as curves for :func:`read_phases`.
 
     Formula: ``Σ λ_i / (λ_i + σ²)`` with the variances ``λ`` of the layer along its principal axes, in units of its mean
-    variance: how many directions stand out of noise of that size. The standard error is a delete-one-fold jackknife.
+    variance: the number of directions with more variance than the noise. The standard error is a delete-one-fold
+    jackknife.
 
     Args:
         store: A network's store.
         noise: ``σ``, in RMS SDs of the layer.
-        layers: Layers to read; all by default.
-        folds: Folds of the jackknife.
+        layers: Names of the layers; all by default.
+        folds: Number of folds of the jackknife.
         seed: Seed of the folds.
 
     Returns:
-        One row per layer and phase, as :func:`flow_curves` has them. Unit: dimensionless. Kind: an index of geometry.
+        One row per layer and phase, for :func:`read_phases`. Unit: dimensionless. Kind: an index of geometry.
 
     Raises:
-        InputError: If a layer is not stored as rows or holds NaN, or there are too few rows.
+        InputError: If a layer is not stored as ``(n, d)`` or contains NaN, or there are too few samples.
 
     Cost:
-        ``O(n d² + k d³)`` a layer and phase.
+        ``O(n d² + k d³)`` per layer and phase.
 
     Pitfalls:
-        A fall says that variance gathers in fewer directions. A network compresses no information by that.
+        A fall means that variance concentrates in fewer directions. It does not show that information is compressed.
 
     Source:
-        The effective degrees of freedom of a ridge; to read compression off them is mikit's own.
+        The effective degrees of freedom of ridge regression; their use for compression is specific to mikit.
 
     Example:
         >>> import tempfile
@@ -333,18 +324,17 @@ def layer_geometry(
         ...     layer_geometry(store)["value"].round(1).tolist()
         [3.7, 1.1]
     """
-    if not (np.isfinite(noise) and noise > 0):
-        raise InputError(f"noise is {noise}; it must be positive, in units of the layer's RMS SD.")
+    require.positive(noise, "noise", "in units of the layer's RMS SD")
     run = runs_of(store, [store], layers, None)[0]
-    deal = deal_rows(np.asarray(store.ids(store.phases[-1])), folds, seed)
+    samples = fold_samples(np.asarray(store.ids(store.phases[-1])), folds, seed)
     rows = []
     for phase in run.phases:
-        order = row_order(run, phase, run, deal)
+        order = row_order(run, phase, run, samples)
         for index, layer in enumerate(run.layers):
-            factor = factor_layer(read_rows(run, layer, phase, order), deal.folds)
+            factor = factor_layer(read_rows(run, layer, phase, order), samples.folds)
             if not factor.spectrum.any():
                 raise InputError(
-                    f"Layer {layer!r} of {run.called(phase)} never varies, so it has no directions. Leave it out."
+                    f"Layer {layer!r} of {run.called(phase)} is constant and has no effective dimension. Leave it out."
                 )
             spectra = factor.fit_spectra / factor.fit_spectra.mean(axis=1, keepdims=True)
             without = (spectra / (spectra + noise**2)).sum(axis=1)

@@ -1,8 +1,7 @@
-"""What a trace has measured, one file for each measurement, named by everything that decides it.
+"""The measurements of a trace, one file for each.
 
-A record is written whole or not at all, and its name is a hash of the activations' contents, the rows, the settings and
-the version that measured them. So a run that was killed goes on where it stopped, further phases cost only themselves,
-and nothing measured under other settings is ever taken for what was asked.
+The name of a record is a hash of the activations, the samples, the settings and the version of mikit. Therefore a
+killed run resumes where it stopped, added phases cost only themselves, and a record of other settings is never used.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mikit.core.errors import InputError
-from mikit.core.files import TEMPORARY_PREFIX, sync_folder, write_atomically
 from mikit.core.measurement import Measurement
+from mikit.core.run_folder import RecordFiles
 from mikit.core.version import __version__
 from mikit.estimators.labels.label_information import RotatedInformation
 from mikit.functional.flow.information_plane import NoisyInformation
@@ -67,7 +66,7 @@ _FACTOR = ("scale", "sizes", "sums", "spectrum", "axes", "fit_spectra", "fit_axe
 @final
 @dataclass(frozen=True)
 class Pair:
-    """A student layer against a teacher layer; the nulls are None where they were not measured."""
+    """A student layer compared with a teacher layer; the nulls are None if they were not measured."""
 
     recoveries: tuple[Recovery, ...]
     similarity: Similarity
@@ -76,7 +75,7 @@ class Pair:
 
 
 def record_key(what: str, **decides: Any) -> str:
-    """Return the name of a measurement: a hash of what it is, all that decides it, and the version that makes it."""
+    """Return the key of a measurement: a hash of its name, everything that determines it, and the version of mikit."""
     content = {"schema_version": _SCHEMA_VERSION, "mikit": __version__, "what": what, **decides}
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -84,64 +83,51 @@ def record_key(what: str, **decides: Any) -> str:
 @final
 @dataclass(frozen=True)
 class Records:
-    """A folder of records that any number of processes read and write.
+    """The records in a folder, which any number of processes read and write.
 
     Attributes:
-        folder: The folder; it exists.
+        folder: An existing folder.
     """
 
     folder: Path
 
+    @property
+    def files(self) -> RecordFiles:
+        """The files of the records."""
+        return RecordFiles(self.folder, ".npz")
+
     def fetch(self, key: str, measure: Callable[[], Arrays]) -> Arrays:
-        """Return the record of ``key``; what ``measure`` returns is written first where there is none."""
-        found = self.held(key)
+        """Return the record of ``key``; a missing record is measured and written first."""
+        found = self.stored(key)
         if found is not None:
             return found
         measured = measure()
         packed = io.BytesIO()
         np.savez(packed, allow_pickle=False, **measured)
-        write_atomically(self._path(key), lambda file: file.write(packed.getvalue()))
+        self.files.write(key, packed.getvalue())
         return measured
 
-    def held(self, key: str) -> Arrays | None:
-        """Return the record of ``key``, or None where there is none.
+    def stored(self, key: str) -> Arrays | None:
+        """Return the record of ``key``, or None.
 
         Raises:
-            InputError: If the file is damaged, which no interrupted run leaves behind.
+            InputError: If the file is damaged, which an interrupted run never causes.
         """
-        path = self._path(key)
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+            packed = self.files.read(key)
+            if packed is None:
+                return None
+            with np.load(io.BytesIO(packed), allow_pickle=False) as content:
                 return {name: content[name] for name in content.files}
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as cause:
             raise InputError(
-                f"{path} is damaged ({cause}): it was changed after mikit wrote it. Remove this one file and trace "
-                "again; all other measurements are kept."
+                f"{self.files.path(key)} is damaged ({cause}): it was changed after mikit wrote it. Remove this file "
+                "and trace again; all other records are kept."
             ) from cause
-
-    def remove_unfinished(self) -> None:
-        """Remove what killed processes were writing; only while no other process writes here."""
-        for entry in self.folder.iterdir():
-            if entry.name.startswith(TEMPORARY_PREFIX):
-                entry.unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Remove all records."""
-        for entry in self.folder.glob("*.npz"):
-            entry.unlink(missing_ok=True)
-
-    def sync(self) -> None:
-        """Make the records last through a power cut."""
-        sync_folder(self.folder)
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.npz"
 
 
 def information_to(found: Information) -> dict[str, Array]:
-    """Return label information, and that of moved labels, as arrays."""
+    """Return label information, and that of shifted labels, as arrays."""
     content: dict[str, Array] = {}
     for name, one in zip(("found", "moved"), found, strict=True):
         content[f"{name}_rows"] = one.pointwise
@@ -150,7 +136,7 @@ def information_to(found: Information) -> dict[str, Array]:
 
 
 def information_from(content: Arrays) -> Information:
-    """Return what :func:`information_to` described."""
+    """Invert :func:`information_to`."""
 
     def one(name: str) -> RotatedInformation:
         fit_value, fits, converged = content[f"{name}_told"].tolist()
@@ -165,7 +151,7 @@ def factor_to(factor: LayerFactor) -> dict[str, Array]:
 
 
 def factor_from(content: Arrays) -> LayerFactor:
-    """Return what :func:`factor_to` described."""
+    """Invert :func:`factor_to`."""
     arrays = {name: content[name] for name in _FACTOR if name != "scale"}
     return LayerFactor(scale=float(content["scale"]), **arrays)
 
@@ -180,7 +166,7 @@ def pair_to(pair: Pair) -> dict[str, Array]:
 
 
 def pair_from(content: Arrays) -> Pair:
-    """Return what :func:`pair_to` described."""
+    """Invert :func:`pair_to`."""
     found = _recoveries_from(content["recoveries"]), _similarity_from(content["similarity"])
     if "null_recoveries" not in content:
         return Pair(*found)
@@ -188,12 +174,12 @@ def pair_from(content: Arrays) -> Pair:
 
 
 def plane_to(found: tuple[NoisyInformation, ...]) -> dict[str, Array]:
-    """Return what a layer tells of the input, by noise level, as an array."""
+    """Return the information about the input by noise level as an array."""
     return {"levels": np.array([[getattr(one, name) for name in _PLANE] for one in found], dtype=np.float64)}
 
 
 def plane_from(content: Arrays) -> tuple[NoisyInformation, ...]:
-    """Return what :func:`plane_to` described."""
+    """Invert :func:`plane_to`."""
     return tuple(NoisyInformation(**dict(zip(_PLANE, row, strict=True))) for row in content["levels"].tolist())
 
 
@@ -203,7 +189,7 @@ def measurement_to(measurement: Measurement) -> dict[str, Array]:
 
 
 def measurement_from(content: Arrays) -> Measurement:
-    """Return what :func:`measurement_to` described."""
+    """Invert :func:`measurement_to`."""
     return Measurement.from_json(content["json"].tobytes().decode())
 
 

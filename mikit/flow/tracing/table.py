@@ -1,9 +1,9 @@
-"""From what was measured to the rows of the tidy table."""
+"""The rows of the tidy table, from the measurements of a trace."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,63 +12,55 @@ from scipy.stats import t as student_t
 from mikit.estimators.labels.label_information import RotatedInformation
 from mikit.flow.result import SKIPPED
 from mikit.flow.tracing.joining import Run
-from mikit.flow.tracing.snapshots import Instruments, Pair, Place, Snapshot, depth_match
-from mikit.flow.tracing.verdicts import of_gap, of_information, of_input_information, of_share, of_similarity
-from mikit.functional.labels.linear_probes import label_entropy
+from mikit.flow.tracing.snapshots import Place, Plan, Snapshot, depth_match
+from mikit.flow.tracing.verdicts import Verdict, of_gap, of_information, of_input_information, of_share, of_similarity
 
 __all__ = ["Measured", "rows_of"]
 
-Measured = Mapping[tuple[int, int, str], Snapshot]
-"""Snapshots by the run's position, the phase and the layer."""
+Measured = Mapping[Place, Snapshot]
 
 _NAN = math.nan
+_NO_TEACHER = {"teacher_layer": "", "teacher_layer_index": -1, "teacher_phase": -1}
+_SHARE = {"quantity": "recovered_share", "unit": "share", "kind": "estimate"}
+_CKA = {"quantity": "cka", "unit": "dimensionless", "kind": "index"}
 _PLANE = {"quantity": "input_information", "unit": "nats", "kind": "estimate", "probe": "", "d_y": 0}
 
 
-def rows_of(
-    runs: Sequence[Run], measured: Measured, instruments: Instruments, skipped: Mapping[Place, str]
-) -> list[dict[str, Any]]:
+def rows_of(plan: Plan, measured: Measured, skipped: Mapping[Place, str]) -> list[dict[str, Any]]:
     """Return the rows of all runs: the teacher's first, then the students', by phase and layer.
 
-    ``skipped`` says why a place was not measured; its rows are there all the same.
+    ``skipped`` contains the reason for every place that was not measured; such places get rows without values.
     """
-    n = instruments.deal.ids.shape[0]
-    entropy = _NAN if instruments.labels is None else label_entropy(instruments.labels[0])
     rows: list[dict[str, Any]] = []
-    for position, run in enumerate(runs):
+    for position, run in enumerate(plan.runs):
         for phase in run.phases:
-            place = {"network": run.network, "role": run.role, "seed": run.seed, "phase": phase}
-            rows += _accuracy(run, place)
+            where = {"network": run.network, "role": run.role, "seed": run.seed, "phase": phase}
+            rows += _accuracy(run, where)
             for index, layer in enumerate(run.layers):
-                found = measured.get((position, phase, layer))
-                reason = skipped.get((position, phase, layer))
-                if found is None and reason is None:
+                place = (position, phase, layer)
+                if place not in measured and place not in skipped:
                     continue  # Earlier phases of the teacher are measured for their label information only.
-                untrained = measured.get((position, 0, layer))
-                where = {
-                    **place,
+                at_layer = {
+                    **where,
                     "layer": layer,
                     "layer_index": index,
-                    "teacher_layer": "",
-                    "teacher_layer_index": -1,
-                    "teacher_phase": -1,
+                    **_NO_TEACHER,
                     "readout": run.store.readout(layer),
-                    "n": n,
+                    "n": len(plan.method.samples.ids),
                     "d_x": run.store.shape(layer, phase)[-1],
                 }
-                if found is None:
-                    rows += _skipped_rows(runs, position, measured, where, instruments, str(reason))
+                if place not in measured:
+                    rows += _skipped_rows(plan, measured, place, at_layer, skipped[place])
                     continue
-                rows += _label_rows(runs, measured, (position, phase, layer), where, instruments, entropy)
-                rows += _plane_rows(found, untrained, where)
-                for name, pair in found.pairs.items():
-                    before = None if untrained is None else untrained.pairs[name]
-                    rows += _pair_rows(runs, run, name, found, pair, before, measured, where)
+                rows += _label_rows(plan, measured, place, at_layer)
+                rows += _plane_rows(measured, place, at_layer)
+                for name in measured[place].pairs:
+                    rows += _pair_rows(plan, measured, place, name, at_layer)
     return rows
 
 
 def _accuracy(run: Run, place: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the accuracy that was noted at a phase; with ``accuracy_n`` noted too, Wilson's interval."""
+    """Yield the accuracy noted at a phase; with ``accuracy_n``, it has Wilson's interval."""
     notes = run.store.notes
     value = notes.get(place["phase"], {}).get("accuracy")
     if value is None:
@@ -77,16 +69,14 @@ def _accuracy(run: Run, place: dict[str, Any]) -> Iterator[dict[str, Any]]:
     low, high, error = _NAN, _NAN, _NAN
     if count > 0:
         z = 1.959964
-        centre = (value + z**2 / (2 * count)) / (1 + z**2 / count)
+        center = (value + z**2 / (2 * count)) / (1 + z**2 / count)
         reach = z / (1 + z**2 / count) * math.sqrt(value * (1 - value) / count + z**2 / (4 * count**2))
-        low, high, error = centre - reach, centre + reach, math.sqrt(value * (1 - value) / count)
+        low, high, error = center - reach, center + reach, math.sqrt(value * (1 - value) / count)
     yield {
         **place,
         "layer": "",
         "layer_index": -1,
-        "teacher_layer": "",
-        "teacher_layer_index": -1,
-        "teacher_phase": -1,
+        **_NO_TEACHER,
         "quantity": "accuracy",
         "value": value,
         "unit": "fraction",
@@ -105,38 +95,15 @@ def _accuracy(run: Run, place: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-def _label_rows(
-    runs: Sequence[Run],
-    measured: Measured,
-    key: tuple[int, int, str],
-    where: dict[str, Any],
-    instruments: Instruments,
-    entropy: float,
-) -> Iterator[dict[str, Any]]:
-    both = measured[key].information
-    if both is None or instruments.labels is None:
+def _label_rows(plan: Plan, measured: Measured, place: Place, where: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    both, labels = measured[place].information, plan.method.labels
+    if both is None or labels is None:
         return
-    position, _, layer = key
-    run, teacher = runs[position], runs[0]
+    position, _, layer = place
     found, null = both
-
-    def judged(at: tuple[int, int, str]) -> tuple[str, str]:
-        own = measured[at].information
-        first = _information(measured, (at[0], at[1], runs[at[0]].layers[0]))
-        assert own is not None
-        return of_information(
-            *own,
-            n=where["n"],
-            width=measured[at].width,
-            folds=len(instruments.deal.folds),
-            entropy=entropy,
-            first=0.0 if first is None else first.value,
-        )
-
     before = _information(measured, (position, 0, layer))
-    verdict, reasons = judged(key)
-    common: dict[str, Any] = {"unit": "nats", "kind": "V-information", "probe": instruments.probe}
-    common["d_y"] = instruments.labels[1]
+    verdict, reasons = _label_verdict(plan, measured, place)
+    common = {"unit": "nats", "kind": "V-information", "probe": plan.method.probe, "d_y": labels[1]}
     yield {
         **where,
         **common,
@@ -144,30 +111,28 @@ def _label_rows(
         "quantity": "label_information",
         "held_out": found.value,
         "in_sample": found.fit_value,
-        "ceiling": entropy,
+        "ceiling": plan.method.entropy,
         "untrained": _NAN if before is None else before.value,
         "null": null.value,
         "verdict": verdict,
         "reasons": reasons,
     }
-    if run.role == "teacher":
+    if position == 0:
         return
-    last = teacher.store.phases[-1]
-    index = depth_match(where["layer_index"], len(run.layers), len(teacher.layers))
-    matching = (0, last, teacher.layers[index])
-    reference = _information(measured, matching)
+    partner = _same_depth(plan, position, where["layer_index"])
+    reference = _information(measured, (0, plan.last, partner["teacher_layer"]))
     assert reference is not None
-    # The same rows and folds for both, so the difference is taken row by row.
+    # Student and teacher share samples and folds, and their errors are correlated. The error of the difference per
+    # sample accounts for that; the errors of the two values would not.
     difference = found.pointwise - reference.pointwise
     error = float(difference.std(ddof=1) / math.sqrt(difference.shape[0]))
-    verdict, reasons = of_gap((verdict, reasons), judged(matching))
+    teacher_verdict = _label_verdict(plan, measured, (0, plan.last, partner["teacher_layer"]))
+    verdict, reasons = of_gap((verdict, reasons), teacher_verdict)
     yield {
         **where,
         **common,
         **_with_interval(float(difference.mean()), error, where["n"]),
-        "teacher_layer": teacher.layers[index],
-        "teacher_layer_index": index,
-        "teacher_phase": last,
+        **partner,
         "quantity": "label_gap",
         "untrained": _NAN if before is None else before.value - reference.value,
         "verdict": verdict,
@@ -175,16 +140,39 @@ def _label_rows(
     }
 
 
-def _plane_rows(found: Snapshot, before: Snapshot | None, where: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what the layer tells of the input, by noise level."""
-    for position, one in enumerate(found.input_information):
+def _label_verdict(plan: Plan, measured: Measured, place: Place) -> Verdict:
+    position, phase, _ = place
+    both = measured[place].information
+    assert both is not None
+    first = _information(measured, (position, phase, plan.runs[position].layers[0]))
+    return of_information(
+        *both,
+        n=len(plan.method.samples.ids),
+        width=measured[place].width,
+        folds=len(plan.method.samples.folds),
+        entropy=plan.method.entropy,
+        first=0.0 if first is None else first.value,
+    )
+
+
+def _same_depth(plan: Plan, position: int, layer_index: int) -> dict[str, Any]:
+    """Return the columns that name the teacher layer at the relative depth of a student layer."""
+    layers = plan.runs[0].layers
+    index = depth_match(layer_index, len(plan.runs[position].layers), len(layers))
+    return {"teacher_layer": layers[index], "teacher_layer_index": index, "teacher_phase": plan.last}
+
+
+def _plane_rows(measured: Measured, place: Place, where: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the information between the layer and the input, by noise level."""
+    before = measured.get((place[0], 0, place[2]))
+    for index, one in enumerate(measured[place].input_information):
         verdict, reasons = of_input_information(one, n=where["n"])
         yield {
             **where,
             **_PLANE,
             **_with_interval(one.value, one.standard_error, where["n"]),
             "ceiling": one.ceiling,
-            "untrained": _NAN if before is None else before.input_information[position].value,
+            "untrained": _NAN if before is None else before.input_information[index].value,
             "noise": one.noise,
             "verdict": verdict,
             "reasons": reasons,
@@ -192,64 +180,52 @@ def _plane_rows(found: Snapshot, before: Snapshot | None, where: dict[str, Any])
 
 
 def _pair_rows(
-    runs: Sequence[Run],
-    run: Run,
-    name: str,
-    found: Snapshot,
-    pair: Pair,
-    before: Pair | None,
-    measured: Measured,
-    where: dict[str, Any],
+    plan: Plan, measured: Measured, place: Place, name: str, where: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    teacher = runs[0]
-    last = teacher.store.phases[-1]
-    width = measured[0, last, name].compared
-    hashes = {own for own in (run.store.data_hash, teacher.store.data_hash) if own is not None}
-    same_data = len(hashes) < 2
+    """Yield recovered share and CKA of a student layer and the teacher layer ``name``."""
+    teacher, store = plan.runs[0], plan.runs[place[0]].store
+    pair, width = measured[place].pairs[name], measured[0, plan.last, name].compared
+    start = measured.get((place[0], 0, place[2]))
+    before = None if start is None else start.pairs[name]
+    same_data = len({store.data_hash, teacher.store.data_hash} - {None}) < 2
     common = {
         **where,
         "teacher_layer": name,
         "teacher_layer_index": teacher.layers.index(name),
-        "teacher_phase": last,
+        "teacher_phase": plan.last,
         "probe": "",
-        "d_x": found.compared,
+        "d_x": measured[place].compared,
         "d_y": width,
     }
-    for position, one in enumerate(pair.recoveries):
-        verdict, reasons = of_share(one, pair, position, n=where["n"], same_data=same_data)
+    for index, one in enumerate(pair.recoveries):
+        verdict, reasons = of_share(one, pair, index, n=where["n"], same_data=same_data)
         scale = one.ceiling if one.ceiling > 0 else _NAN
-        low, high = one.interval
         yield {
             **common,
-            "quantity": "recovered_share",
+            **_SHARE,
             "value": one.share,
-            "unit": "share",
-            "kind": "estimate",
-            "low": low,
-            "high": high,
+            "low": one.interval[0],
+            "high": one.interval[1],
             "standard_error": one.standard_error,
             "held_out": one.held_out / scale,
             "in_sample": one.in_sample / scale,
             "ceiling": one.ceiling,
-            "untrained": _NAN if before is None else before.recoveries[position].share,
-            "null": _NAN if pair.null_recoveries is None else pair.null_recoveries[position].share,
+            "untrained": _NAN if before is None else before.recoveries[index].share,
+            "null": _NAN if pair.null_recoveries is None else pair.null_recoveries[index].share,
             "noise": one.noise,
             "verdict": verdict,
             "reasons": reasons,
         }
-    verdict, reasons = of_similarity(
-        pair.similarity, n=where["n"], width=max(found.compared, width), same_data=same_data
-    )
-    low, high = pair.similarity.interval
+    cka = pair.similarity
+    widest = max(measured[place].compared, width)
+    verdict, reasons = of_similarity(cka, n=where["n"], width=widest, same_data=same_data)
     yield {
         **common,
-        "quantity": "cka",
-        "value": pair.similarity.value,
-        "unit": "dimensionless",
-        "kind": "index",
-        "low": low,
-        "high": high,
-        "standard_error": pair.similarity.standard_error,
+        **_CKA,
+        "value": cka.value,
+        "low": cka.interval[0],
+        "high": cka.interval[1],
+        "standard_error": cka.standard_error,
         "untrained": _NAN if before is None else before.similarity.value,
         "null": _NAN if pair.null_similarity is None else pair.null_similarity.value,
         "verdict": verdict,
@@ -258,38 +234,28 @@ def _pair_rows(
 
 
 def _skipped_rows(
-    runs: Sequence[Run],
-    position: int,
-    measured: Measured,
-    where: dict[str, Any],
-    instruments: Instruments,
-    reason: str,
+    plan: Plan, measured: Measured, place: Place, where: dict[str, Any], reason: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a layer that was not measured, without values."""
-    run, teacher = runs[position], runs[0]
-    last = teacher.store.phases[-1]
+    teacher, method = plan.runs[0], plan.method
     bare = {**where, "value": _NAN, "verdict": SKIPPED, "reasons": reason}
-    if instruments.labels is not None:
-        known = {"unit": "nats", "kind": "V-information", "probe": instruments.probe, "d_y": instruments.labels[1]}
+    if method.labels is not None:
+        known = {"unit": "nats", "kind": "V-information", "probe": method.probe, "d_y": method.labels[1]}
         yield {**bare, **known, "quantity": "label_information"}
-        if run.role == "student":
-            index = depth_match(where["layer_index"], len(run.layers), len(teacher.layers))
-            place = {"teacher_layer": teacher.layers[index], "teacher_layer_index": index, "teacher_phase": last}
-            yield {**bare, **known, **place, "quantity": "label_gap"}
-    for level in instruments.plane:
+        if place[0]:
+            yield {**bare, **known, **_same_depth(plan, place[0], where["layer_index"]), "quantity": "label_gap"}
+    for level in method.plane:
         yield {**bare, **_PLANE, "noise": level, "ceiling": math.log(where["n"])}
-    if run.role == "teacher":
+    if not place[0]:
         return
     for index, name in enumerate(teacher.layers):
-        place = {"teacher_layer": name, "teacher_layer_index": index, "teacher_phase": last, "probe": ""}
-        place |= {"d_x": instruments.width(where["d_x"]), "d_y": measured[0, last, name].compared}
-        for level in instruments.noise:
-            share = {"quantity": "recovered_share", "unit": "share", "kind": "estimate", "noise": level}
-            yield {**bare, **place, **share}
-        yield {**bare, **place, "quantity": "cka", "unit": "dimensionless", "kind": "index"}
+        pair = {"teacher_layer": name, "teacher_layer_index": index, "teacher_phase": plan.last, "probe": ""}
+        pair |= {"d_x": method.width(where["d_x"]), "d_y": measured[0, plan.last, name].compared}
+        yield from ({**bare, **pair, **_SHARE, "noise": level} for level in method.noise)
+        yield {**bare, **pair, **_CKA}
 
 
-def _information(measured: Measured, key: tuple[int, int, str]) -> RotatedInformation | None:
+def _information(measured: Measured, key: Place) -> RotatedInformation | None:
     found = measured.get(key)
     return None if found is None or found.information is None else found.information[0]
 

@@ -1,4 +1,4 @@
-"""Doing the tasks of a trace: by threads, processes or a cluster, coarse before fine, within a budget of time."""
+"""Running the tasks of a trace: on threads, processes or a cluster, within a time budget."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from typing import Any, TypeVar, final
 
@@ -18,6 +19,7 @@ from mikit.core.errors import InputError
 
 __all__ = [
     "Budget",
+    "Workers",
     "coarse_to_fine",
     "devices_of",
     "done",
@@ -38,11 +40,7 @@ Found = TypeVar("Found")
 
 @final
 class Budget:
-    """How much time is left.
-
-    Args:
-        minutes: The budget, from now on; None for no limit.
-    """
+    """A time limit that starts now; None for no limit."""
 
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
@@ -50,20 +48,30 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        """Whether it is used up."""
+        """Whether the time is used up."""
         return self._end is not None and time.monotonic() >= self._end
 
     @property
     def sentence(self) -> str:
-        """Why a row was not measured, and what to do."""
+        """The reason for a skipped row, and what to do."""
         return (
             f"not measured: the budget of {self.minutes or 0:g} minutes was used up; trace again into the same folder "
-            "to go on from here"
+            "to continue"
         )
 
 
+@final
+@dataclass(frozen=True)
+class Workers:
+    """How many workers there are, for how long, and whether to show their progress."""
+
+    jobs: int | None
+    budget: Budget
+    progress: bool
+
+
 def coarse_to_fine(count: int) -> list[int]:
-    """Return ``0 .. count - 1`` so that any beginning of the list is spread over all of it: ends, middle, quarters.
+    """Return ``0 .. count - 1`` ordered so that every prefix covers the whole range: ends, middle, quarters.
 
     Example:
         >>> coarse_to_fine(9)
@@ -80,11 +88,7 @@ def coarse_to_fine(count: int) -> list[int]:
 
 @contextmanager
 def working_with(backend: str | None) -> Iterator[None]:
-    """Let joblib work with ``backend`` in the block; with None, with whatever is set around it.
-
-    Raises:
-        InputError: If joblib knows no such backend, or it is not ready.
-    """
+    """Set joblib's backend in the block; None keeps the current one."""
     if backend is None:
         yield
         return
@@ -93,15 +97,15 @@ def working_with(backend: str | None) -> Iterator[None]:
     except (ValueError, ImportError) as cause:
         raise InputError(
             f'The backend "{backend}" cannot be used: {" ".join(str(cause).split())} Use "threading" or "loky" on this '
-            'machine; "dask" needs a dask.distributed.Client made before, "ray" a call of register_ray() of '
-            "ray.util.joblib."
+            'machine; "dask" needs an existing dask.distributed.Client, "ray" a call of '
+            "ray.util.joblib.register_ray()."
         ) from cause
     with chosen:
         yield
 
 
 def shares_memory() -> tuple[bool, bool]:
-    """Return whether the workers live in this process, and whether they live on this machine."""
+    """Return whether the workers are threads of this process, and whether they run on this machine."""
     backend, _ = joblib.parallel.get_active_backend(prefer="threads")
     within = bool(getattr(backend, "supports_sharedmem", False))
     return within, type(backend).__module__ == "joblib._parallel_backends"
@@ -110,34 +114,33 @@ def shares_memory() -> tuple[bool, bool]:
 def done(
     work: Callable[[Task], Found], tasks: Iterable[Task], *, jobs: int | None, budget: Budget
 ) -> Iterator[tuple[Task, Found]]:
-    """Yield each task with its result, in the order of the tasks; none is begun once the budget is spent.
+    """Yield each task with its result, in order; no task starts after the budget is spent.
 
-    Args:
-        work: Does a task; must be a function of a module, or a partial of one, so that it can be sent to a process.
-        tasks: The tasks.
-        jobs: Workers; None for what joblib was told.
-        budget: The time there is.
+    ``work`` must be picklable: a function of a module, or a partial of one. ``jobs=None`` means joblib's own setting.
     """
-    begun: list[Task] = []
+    # joblib consumes the tasks lazily and yields bare results in order, so the tasks are remembered as they start.
+    started: list[Task] = []
 
     def dispatched(some: Iterable[Task]) -> Iterator[Any]:
         for task in some:
             if budget.spent:
                 return
-            begun.append(task)
-            yield joblib.delayed(_alone_on_a_core)(work, task)
+            started.append(task)
+            yield joblib.delayed(_single_threaded)(work, task)
 
+    # joblib dispatches tasks before workers are free. Each dispatched task has to finish, so a budget dispatches fewer.
     ahead = "2 * n_jobs" if budget.minutes is None else "n_jobs"
     backend, workers = joblib.parallel.get_active_backend(prefer="threads")
     if backend.supports_return_generator:
         pool = joblib.Parallel(n_jobs=jobs, prefer="threads", return_as="generator", pre_dispatch=ahead)
         found = pool(dispatched(tasks))
-    else:  # Ray gives results only when all are there: some tasks at a time, so that progress and budget hold
+    else:
+        # Ray returns all results at once. It gets a few rounds of tasks at a time, so that progress and budget work.
         pool = joblib.Parallel(n_jobs=jobs, pre_dispatch=ahead)
         count = _ROUNDS_AT_A_TIME * max(backend.effective_n_jobs(workers if jobs is None else jobs), 1)
         found = chain.from_iterable(pool(dispatched(some)) for some in _batches(tasks, count))
     for position, one in enumerate(found):
-        yield begun[position], one
+        yield started[position], one
 
 
 def _batches(tasks: Iterable[Task], count: int) -> Iterator[tuple[Task, ...]]:
@@ -148,9 +151,9 @@ def _batches(tasks: Iterable[Task], count: int) -> Iterator[tuple[Task, ...]]:
 
 @contextmanager
 def progress_bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call after every task; with ``shown`` it moves a bar, with the time left, on stderr.
+    """Yield a function to call after every task; if ``shown``, it advances a bar with the remaining time on stderr.
 
-    Where stderr is no terminal, a line is written every half minute.
+    If stderr is not a terminal, a line is printed every half minute.
     """
     if not shown:
         yield lambda done: None
@@ -160,11 +163,11 @@ def progress_bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _Lines(total, lambda line: console.print(line, soft_wrap=True, markup=False)).told
+        yield _Lines(total, lambda line: console.print(line, soft_wrap=True, markup=False)).advance
         return
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    # One measurement can take minutes: the pace is that of the last hour, not of the last half minute.
+    # One measurement can take minutes, so the speed is averaged over the last hour instead of rich's half minute.
     with Progress(*columns, console=console, speed_estimate_period=3600) as bar:
         task = bar.add_task("Tracing", total=total)
         yield lambda done: bar.update(task, advance=1, description=done)
@@ -172,36 +175,33 @@ def progress_bar(shown: bool, total: int) -> Iterator[Callable[[str], None]]:
 
 @final
 class _Lines:
-    """Tells now and then how far the work is, and how long the rest takes at the pace so far."""
+    """Prints the progress and the remaining time, at most every half minute."""
 
     def __init__(self, total: int, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._write, self._clock = total, write, clock
-        self._begun = self._last = clock()
+        self._started = self._last = clock()
         self._count = 0
 
-    def told(self, done: str) -> None:
-        """Take in that one more task is done, and write a line if half a minute has passed since the last."""
+    def advance(self, done: str) -> None:
+        """Count one more finished task; print a line if half a minute has passed since the last."""
         self._count += 1
         now = self._clock()
         if now - self._last < _SECONDS_BETWEEN_LINES or self._count == self._total:
             return
         self._last = now
-        left = (now - self._begun) / self._count * (self._total - self._count)
+        left = (now - self._started) / self._count * (self._total - self._count)
         minutes = "under a minute" if left < 60 else f"about {left / 60:.0f} min"
         self._write(f"{self._count} of {self._total} measured, {minutes} left ({done})")
 
 
-def _alone_on_a_core(work: Callable[[Task], Found], task: Task) -> Found:
+def _single_threaded(work: Callable[[Task], Found], task: Task) -> Found:
     with _one:
         return work(task)
 
 
 @final
 class _Single:
-    """One thread of linear algebra for each task, whatever the process: with more, sums are rounded differently.
-
-    The limit is the process's own. The first task of a process sets it and the last one gives back what was there.
-    """
+    """Limits linear algebra to one thread per task, since the number of threads changes how sums are rounded."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -210,12 +210,14 @@ class _Single:
         self._torch = 1
 
     def __enter__(self) -> None:
+        # The BLAS limit applies to the whole process: the first running task sets it, and the last one restores it.
         with self._lock:
             if self._tasks == 0:
                 self._torch = torch.get_num_threads()
                 self._limits = threadpool_limits(1, user_api="blas")
             self._tasks += 1
-        torch.set_num_threads(1)  # the number of the calling thread; threads begun later take it over
+        # Unlike BLAS, torch keeps this number per thread; threads started later inherit it.
+        torch.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -229,42 +231,32 @@ _one = _Single()
 
 
 def devices_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the devices that were asked for; none for the processor's own arithmetic.
-
-    Raises:
-        InputError: If a device does not exist here, stands twice, or has no float64.
-    """
+    """Return the devices by name; none for NumPy."""
     if given is None:
         return ()
     names = (given,) if isinstance(given, str) else tuple(given)
     if not names or len(set(names)) < len(names):
-        raise InputError(f'device is {given!r}; name devices, each once, such as "cuda:0".')
+        raise InputError(f'device is {given!r}; pass different device names such as "cuda:0".')
     for name in names:
         try:
             device = torch.device(name)
         except (RuntimeError, TypeError) as cause:
-            raise InputError(f'device is {name!r}, which names none; pass "cpu", "cuda" or "cuda:1".') from cause
+            raise InputError(f'device is "{name}", unknown to torch; pass "cpu", "cuda" or "cuda:1".') from cause
         if device.type not in ("cpu", "cuda"):
-            raise InputError(
-                f'device is {name!r}, which does not compute in float64 as a trace does; pass "cuda", or leave it out.'
-            )
+            raise InputError(f'device is "{name}", but a trace needs float64; pass "cuda", or leave device out.')
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         if device.type == "cuda" and (device.index or 0) >= count:
             seen = f"torch sees {count} CUDA devices here" if count else "torch sees no CUDA device here"
-            raise InputError(f"device is {name!r}, but {seen}. Leave device out to use the processor.")
+            raise InputError(f'device is "{name}", but {seen}. Leave device out to use the CPU.')
     return names
 
 
 @contextmanager
 def sharing(devices: tuple[str, ...]) -> Iterator[None]:
-    """Refuse workers that cannot share the devices.
-
-    Raises:
-        InputError: If there are several devices, and the workers are no threads of one process.
-    """
+    """Refuse several devices unless the workers are threads of one process."""
     if len(devices) > 1 and not shares_memory()[0]:
         raise InputError(
-            f"device names {len(devices)} devices, which the threads of one process share, but the workers are "
+            f"device names {len(devices)} devices, which only threads of one process can share, but the workers are "
             'processes. Use the backend "threading", or name one device.'
         )
     yield
@@ -276,7 +268,7 @@ _lent: Counter[str] = Counter()
 
 @contextmanager
 def lent_device(devices: tuple[str, ...]) -> Iterator[torch.device | None]:
-    """Lend the device that fewest tasks of this process use; None where none was asked for."""
+    """Yield the device that the fewest tasks of this process use; None without devices."""
     if not devices:
         yield None
         return

@@ -1,1 +1,1 @@
-"""bounds."""
+"""Variational bounds on mutual information and related objectives."""

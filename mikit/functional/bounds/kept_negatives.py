@@ -1,8 +1,8 @@
-"""Contrastive objectives over stacked matrices of scores in which some of the negatives do not count.
+"""Contrastive objectives over stacked matrices of scores in which some negatives are excluded.
 
 The formulas are those of :mod:`mikit.functional.bounds.infonce_scores` and :mod:`mikit.functional.bounds.ratio_scores`,
-except that a mask says which combinations are negatives: those with another label, say. One matrix may stand for each
-position of a map.
+with a mask of the combinations that are negatives, such as those with another label. There may be one matrix for each
+position of a feature map.
 """
 
 from __future__ import annotations
@@ -26,19 +26,10 @@ __all__ = [
 
 
 def kept_negatives(n: int, labels: Tensor | None = None, *, device: torch.device | None = None) -> Tensor:
-    """Return which of the ``n²`` combinations are negatives: none on the diagonal, none of two rows with one label.
+    """Return a mask ``(n, n)`` of the negatives: not the diagonal, and no two rows with equal ``labels`` ``(n,)``.
 
-    Args:
-        n: Number of rows.
-        labels: Class indices ``(n,)``; None: all other rows are negatives.
-        device: Where the mask is to be; that of the labels where there are any.
-
-    Returns:
-        Booleans ``(n, n)``.
-
-    Raises:
-        InputError: If the labels do not fit, or lie on the CPU and are all alike, so that no negative is left. Labels
-            on another device, or in a compiled graph, are not looked at; the objectives are then nan.
+    Labels on another device than the CPU, or in a compiled graph, are not checked for a negative that remains; without
+    one the objectives are NaN.
 
     Example:
         >>> kept_negatives(3, torch.tensor([0, 1, 0])).int().tolist()
@@ -47,37 +38,27 @@ def kept_negatives(n: int, labels: Tensor | None = None, *, device: torch.device
     if labels is None:
         return ~torch.eye(n, dtype=torch.bool, device=device)
     if labels.ndim != 1 or labels.shape[0] != n:
-        raise InputError(f"labels has shape {tuple(labels.shape)}, but there are {n} rows. Pass one class index a row.")
+        raise InputError(
+            f"labels has shape {tuple(labels.shape)}, but there are {n} samples. Pass one class index per sample."
+        )
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels has dtype {labels.dtype}; class indices are whole numbers, such as torch.long.")
     kept = labels[:, None] != labels[None, :]
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(kept.any()):
         raise InputError(
-            f"All {n} rows have one label, so no negative is left once those of the same label are excluded. Use "
+            f"All {n} samples have one label, so no negative is left once those of the same label are excluded. Use "
             "batches of several classes, or pass no labels."
         )
     return kept
 
 
 def shifted_partners(kept: Tensor, shift: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Return for each row the one negative that a cyclic shift gives it, and whether it has any.
+    """Return for each row the one negative that a cyclic shift selects, ``(n,)``, and whether it has any, ``(n,)``.
 
-    Formula: ``j(i)`` is the first of ``i + shift, i + shift + 1, ...``, modulo n, that is a negative of ``i``. Where
-    all others are, that is ``i + shift`` itself: a derangement, with no row its own negative.
-
-    Args:
-        kept: Which combinations are negatives, ``(n, n)``.
-        shift: From 1 to ``n - 1``; a number or a 0-dim tensor.
-
-    Returns:
-        Rows ``(n,)``, and booleans ``(n,)``. A row without any negative is its own partner, and marked False.
-
-    Cost:
-        ``O(n²)`` booleans.
+    It is the first of ``i + shift, i + shift + 1, ...``, modulo n, that is a negative of ``i``; a row without negatives
+    is its own partner. Where all others are negatives this is a derangement. ``shift`` is from 1 to ``n - 1``.
 
     Example:
-        >>> shifted_partners(kept_negatives(4), 1)[0].tolist()
-        [1, 2, 3, 0]
         >>> shifted_partners(kept_negatives(4, torch.tensor([0, 0, 1, 1])), 1)[0].tolist()
         [2, 2, 0, 0]
     """
@@ -90,26 +71,10 @@ def shifted_partners(kept: Tensor, shift: Tensor | int) -> tuple[Tensor, Tensor]
 
 
 def jsd_of_partners(positives: Tensor, negatives: Tensor, has: Tensor) -> Tensor:
-    """Return the Jensen-Shannon objective with one negative a row.
+    """Return the Jensen-Shannon objective with one negative per row, in expectation :func:`~mikit.functional.jsd`.
 
-    Formula: ``mean -log(1 + exp(-s⁺)) - mean log(1 + exp s⁻) + 2 log 2``, the second mean over rows that have a
-    negative.
-
-    Args:
-        positives: Scores of pairs, ``(n, p)``, one column a position.
-        negatives: Scores of each row with its partner, ``(n, p)``.
-        has: Whether a row has a partner, ``(n,)``.
-
-    Returns:
-        0-dim.
-
-    Unit: nats, of the Jensen-Shannon divergence.
-
-    Kind: training objective, as :func:`~mikit.functional.jsd`: in expectation the two are the same.
-
-    Example:
-        >>> jsd_of_partners(torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(3, dtype=torch.bool)).abs() < 1e-6
-        tensor(True)
+    ``positives`` and ``negatives`` are scores ``(n, p)``, one column per position; rows without a partner have no
+    negative term.
     """
     weights = has.to(positives)
     missed = (softplus(negatives).mean(dim=1) * weights).sum() / weights.sum()
@@ -117,24 +82,12 @@ def jsd_of_partners(positives: Tensor, negatives: Tensor, has: Tensor) -> Tensor
 
 
 def jsd_with_kept(scores: Tensor, kept: Tensor) -> Tensor:
-    """Return the Jensen-Shannon objective whose second mean is over the kept negatives.
-
-    Args:
-        scores: ``(p, n, n)``, positives on the diagonals, student rows first.
-        kept: Which combinations are negatives, ``(n, n)``.
-
-    Returns:
-        0-dim: the mean over the ``p`` matrices.
-
-    Unit: nats, of the Jensen-Shannon divergence.
-
-    Kind: training objective, as :func:`~mikit.functional.jsd`.
+    """Return the Jensen-Shannon objective over the kept negatives, the mean over matrices of scores ``(p, n, n)``.
 
     Example:
-        >>> scores = torch.randn(2, 4, 4)
         >>> from mikit.functional.bounds.ratio_scores import jsd_from_scores
-        >>> whole = (jsd_from_scores(scores[0]) + jsd_from_scores(scores[1])) / 2
-        >>> bool(torch.allclose(jsd_with_kept(scores, kept_negatives(4)), whole))
+        >>> scores = torch.randn(1, 4, 4)
+        >>> bool(torch.allclose(jsd_with_kept(scores, kept_negatives(4)), jsd_from_scores(scores[0])))
         True
     """
     missed = torch.where(kept, softplus(scores), 0.0).sum() / (kept.sum() * scores.shape[0])
@@ -142,25 +95,10 @@ def jsd_with_kept(scores: Tensor, kept: Tensor) -> Tensor:
 
 
 def infonce_with_kept(scores: Tensor, kept: Tensor) -> Tensor:
-    """Return InfoNCE in both directions, each row among its own kept negatives.
+    """Return InfoNCE in both directions, each row among its ``K_i`` kept negatives; the mean over ``(p, n, n)`` scores.
 
-    Formula: ``mean_i s_ii - log (1/(1 + K_i)) (exp s_ii + Σ_j exp s_ij)``, the sum over the ``K_i`` kept negatives,
-    averaged with the same for the transposed scores.
-
-    Args:
-        scores: ``(p, n, n)``.
-        kept: ``(n, n)``, symmetric.
-
-    Returns:
-        0-dim: the mean over the matrices.
-
-    Unit: nats.
-
-    Kind: lower bound on the information where all others are kept; a training objective otherwise.
-
-    Example:
-        >>> float(infonce_with_kept(torch.zeros(2, 5, 5), kept_negatives(5)))
-        0.0
+    Formula: ``mean_i s_ii - log (1/(1 + K_i)) (exp s_ii + Σ_j exp s_ij)``, averaged with the same for the transposed
+    scores. It is a lower bound on the information where all negatives are kept, and a training objective otherwise.
     """
     n = scores.shape[-1]
     shown = kept | torch.eye(n, dtype=torch.bool, device=kept.device)
@@ -171,22 +109,10 @@ def infonce_with_kept(scores: Tensor, kept: Tensor) -> Tensor:
 
 
 def anchored_infonce_with_kept(scores: Tensor, kept: Tensor, *, relative_anchor: float = 4.0) -> Tensor:
-    """Return the anchored InfoNCE objective, each row among its own kept negatives.
+    """Return the anchored InfoNCE objective, each row among its ``K_i`` kept negatives; the mean over ``(p, n, n)``.
 
-    Formula: that of :func:`~mikit.functional.anchored_infonce` with ``K = K_i``, the number of kept negatives, the
-    anchor ``relative_anchor · K_i``, and the first kept negative after row i left out of the candidates.
-
-    Args:
-        scores: ``(p, n, n)``.
-        kept: ``(n, n)``. Rows without a negative do not count.
-        relative_anchor: The anchor over the number of candidates, above 0.
-
-    Returns:
-        0-dim, below 0: the mean over the matrices.
-
-    Unit: nats, of a classification's log-likelihood.
-
-    Kind: training objective.
+    Formula: :func:`~mikit.functional.anchored_infonce` with ``K = K_i``, the anchor ``relative_anchor · K_i``, and the
+    first kept negative after row i left out of the candidates. Rows without a negative do not contribute.
 
     Example:
         >>> from mikit.functional.bounds.infonce_scores import anchored_infonce_from_scores

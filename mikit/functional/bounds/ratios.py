@@ -1,8 +1,8 @@
 """Objectives that compare the scores of pairs with those of all other combinations: JSD, NWJ, DV, SMILE.
 
-Each is at its best when the critic is the logarithm of the density ratio of the joint law and the product of its
-marginals (up to a constant for some), and each asks one number of the joint law (the n positives on the diagonal) and
-one of the product law (the n (n - 1) other combinations). The positives never appear among the others.
+Each is optimal when the critic is the logarithm of the ratio of the joint density to the product of the marginals (up
+to a constant for some). Each takes one mean over the joint distribution (the n positives on the diagonal) and one over
+the product of the marginals (the n (n - 1) other combinations). The positives are never among the negatives.
 """
 
 from __future__ import annotations
@@ -14,18 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus as softplus_of
 
+from mikit.core import require
 from mikit.functional.bounds.infonce import dot_critic
-from mikit.functional.bounds.ratio_scores import require_clip
+from mikit.functional.engine.epilogues import clipped_exponential, exp_, exponential, softplus
 from mikit.functional.engine.operators import closed_form
-from mikit.functional.engine.pairwise import (
-    Gradient,
-    clipped_exponential,
-    exp_,
-    exponential,
-    scores,
-    softplus,
-    sum_over_pairs,
-)
+from mikit.functional.engine.pairwise import Gradient, scores, sum_over_pairs
 
 __all__ = ["dv", "jsd", "nwj", "smile"]
 
@@ -38,16 +31,16 @@ def jsd(x: Tensor, y: Tensor, *, temperature: float | Tensor = 1.0, strip: int |
     Args:
         x: Embeddings ``(n, d)``; row ``i`` belongs to row ``i`` of ``y``.
         y: Embeddings ``(n, d)``.
-        temperature: What scores are divided by; a positive number or a 0-dim tensor, which may be learned.
-        strip: Rows of scores held at once; chosen from the device by default. It changes memory, not the value.
+        temperature: Divisor of the scores; a positive number or a 0-dim tensor, which may be learned.
+        strip: Rows of scores in memory at a time; None chooses by the device. It changes memory, not the value.
 
     Returns:
-        0-dim, differentiable once. The loss to minimise is its negative.
+        0-dim, differentiable once. The loss to minimize is its negative.
 
     Unit: nats, of the Jensen-Shannon divergence, not of mutual information.
 
-    Kind: lower bound, in expectation, on twice the Jensen-Shannon divergence between the joint law and the product of
-    the marginals, hence at most ``2 log 2 = 1.386``. 0 for a critic that scores everything 0.
+    Kind: lower bound, in expectation, on twice the Jensen-Shannon divergence between the joint distribution and the
+    product of the marginals, hence at most ``2 log 2 = 1.386``. 0 for a critic whose scores are all 0.
 
     Raises:
         InputError: If the shapes are not two equal ``(n, d)`` with ``n >= 2``, or the temperature is not positive.
@@ -56,8 +49,9 @@ def jsd(x: Tensor, y: Tensor, *, temperature: float | Tensor = 1.0, strip: int |
         ``O(n² d)`` time in three matrix products for value and gradients together; ``O(strip · n + n d)`` memory.
 
     Pitfalls:
-        A training objective, never a number of nats of information: at the best critic it stays below 1.386 whatever
-        the information. The mean score of pairs that did not fit the critic is the read-out, or :func:`nwj`.
+        A training objective, not an estimate of information: for the optimal critic it is below 1.386, however large
+        the information. Estimate the information by the mean score of pairs that the critic was not fitted to, or by
+        :func:`nwj`.
 
     Source:
         Nowozin, Cseke and Tomioka (2016), "f-GAN", for the variational form; as in Deep InfoMax (Hjelm and others,
@@ -84,12 +78,12 @@ def nwj(x: Tensor, y: Tensor, *, temperature: float | Tensor = 1.0, strip: int |
         strip: As in :func:`jsd`.
 
     Returns:
-        0-dim, differentiable once. The loss to minimise is its negative.
+        0-dim, differentiable once. The loss to minimize is its negative.
 
     Unit: nats.
 
-    Kind: lower bound on ``I(x; y)``, in expectation, on rows that did not fit the critic. Tight where the critic is
-    1 plus the logarithm of the density ratio.
+    Kind: lower bound on ``I(x; y)``, in expectation, on rows that the critic was not fitted to. Tight where the critic
+    is 1 plus the logarithm of the density ratio.
 
     Raises:
         InputError: As :func:`jsd`.
@@ -98,8 +92,8 @@ def nwj(x: Tensor, y: Tensor, *, temperature: float | Tensor = 1.0, strip: int |
         As :func:`jsd`.
 
     Pitfalls:
-        The second mean is one of exponentials: its variance grows like the exponential of the information, and single
-        pairs rule it. Scores beyond 88 overflow float32 to minus infinity, which is then the honest value.
+        The second mean is over exponentials: its variance grows exponentially with the information, and single pairs
+        dominate it. Scores above 88 overflow float32, and the result is then minus infinity.
 
     Source:
         Nguyen, Wainwright and Jordan (2010); the form of Poole and others (2019).
@@ -125,12 +119,12 @@ def dv(x: Tensor, y: Tensor, *, temperature: float | Tensor = 1.0, strip: int | 
         strip: As in :func:`jsd`.
 
     Returns:
-        0-dim, differentiable once. The loss to minimise is its negative.
+        0-dim, differentiable once. The loss to minimize is its negative.
 
     Unit: nats.
 
-    Kind: lower bound on ``I(x; y)`` in the limit of many rows that did not fit the critic. At finite n the logarithm of
-    a mean makes it larger on average, so it is no strict bound.
+    Kind: lower bound on ``I(x; y)`` in the limit of many rows that the critic was not fitted to. At finite n the
+    logarithm of a mean biases it upwards, so it is not a strict bound.
 
     Raises:
         InputError: As :func:`jsd`.
@@ -139,9 +133,9 @@ def dv(x: Tensor, y: Tensor, *, temperature: float | Tensor = 1.0, strip: int | 
         As :func:`jsd`.
 
     Pitfalls:
-        One row of negatives can rule the mean: the variance grows like the exponential of the information, and on
-        rows that fitted the critic the value has no limit but the scores. A gradient over a mini-batch is biased,
-        because the logarithm is taken of the batch's mean.
+        One row of negatives can dominate the mean: the variance grows exponentially with the information, and on the
+        rows that the critic was fitted to the value is unbounded. A mini-batch gradient is biased, because the
+        logarithm is taken of the mean over the batch.
 
     Source:
         Donsker and Varadhan (1983); as a critic's objective Belghazi and others (2018).
@@ -158,11 +152,11 @@ def dv(x: Tensor, y: Tensor, *, temperature: float | Tensor = 1.0, strip: int | 
 def smile(
     x: Tensor, y: Tensor, *, clip: float = 5.0, temperature: float | Tensor = 1.0, strip: int | None = None
 ) -> Tensor:
-    r"""Return the SMILE read-out for the dot-product critic ``s_ij = x_i . y_j / temperature``.
+    r"""Return the SMILE estimate for the dot-product critic ``s_ij = x_i . y_j / temperature``.
 
     .. math:: \frac1n \sum_i s_{ii} - \log \frac1{n(n-1)} \sum_{i \ne j} \exp \min(\max(s_{ij}, -\tau), \tau)
 
-    :func:`dv` with the exponents of the second mean clipped to ``[-τ, τ]``: less variance, for a bias.
+    :func:`dv` with the exponents of the second mean clipped to ``[-τ, τ]``: less variance, but a bias.
 
     Args:
         x: Embeddings ``(n, d)``.
@@ -172,7 +166,7 @@ def smile(
         strip: As in :func:`jsd`.
 
     Returns:
-        0-dim, differentiable once; scores beyond the limit have no gradient as negatives.
+        0-dim, differentiable once; negatives with scores beyond the limit have no gradient.
 
     Unit: nats.
 
@@ -185,8 +179,8 @@ def smile(
         As :func:`jsd`.
 
     Pitfalls:
-        Meant for a critic trained with :func:`jsd`. As an objective it can be driven up without limit: negatives above
-        the limit cost nothing. Values with different limits do not compare.
+        Meant for a critic trained with :func:`jsd`. As an objective it is unbounded: negatives above the limit cost
+        nothing. Values with different limits are not comparable.
 
     Source:
         Song and Ermon (2020), "Understanding the Limitations of Variational Mutual Information Estimators".
@@ -197,7 +191,7 @@ def smile(
         True
     """
     a, b = dot_critic(x, y, temperature)
-    require_clip(clip)
+    require.positive(clip, "clip")
     return _smile(a, b, clip, strip).to(a.dtype)
 
 
@@ -234,18 +228,20 @@ def _smile(
 def _dv(wants: Sequence[bool], a: Tensor, b: Tensor, strip: int | None) -> tuple[Tensor, Tensor, Tensor]:
     n = a.shape[0]
     gradient = Gradient(a, b, wants)
-    # Exponentials relative to the largest score met so far: what was summed before is brought down when it grows.
+    # One normalizer for all pairs: exponentials are relative to the largest score met so far, and what was summed
+    # before is scaled down when the maximum grows. A fixed reference would overflow, a pass for the maximum cost a
+    # product.
     largest = a.new_full((), -math.inf)
     total = a.new_zeros((), dtype=torch.float64)
-    for part in scores(a, b, strip=strip):
-        part.own_of(part.values).fill_(-math.inf)
-        known, largest = largest, torch.maximum(largest, part.values.amax())
+    for block in scores(a, b, strip=strip):
+        block.diagonal_of(block.values).fill_(-math.inf)
+        known, largest = largest, torch.maximum(largest, block.values.amax())
         down = (known - largest).exp()
-        exponentials = exp_(part.values.sub_(largest))
+        exponentials = exp_(block.values.sub_(largest))
         total = total * down + exponentials.sum(dim=1).sum(dtype=torch.float64)
         if any(wants):
             gradient.rescale(down)
-            gradient.add(part, exponentials)
+            gradient.add(block, exponentials)
     value = (a * b).sum(dim=1).mean(dtype=torch.float64) - total.log() - largest + math.log(n * (n - 1))
     return value, *_joined(wants, a, b, 1 / n, gradient.both(), -1 / total)
 

@@ -1,4 +1,4 @@
-"""Scores of all pairs made a proper law: both marginals hold, and pairings can be drawn from it."""
+"""Balance a critic's scores of all pairs to a joint distribution, and sample pairings from it."""
 
 from __future__ import annotations
 
@@ -13,91 +13,52 @@ __all__ = ["balanced_log_ratios", "drawn_pairing"]
 
 
 def balanced_log_ratios(scores: Tensor, *, rounds: int = 8) -> Tensor:
-    r"""Log density ratios whose law has uniform marginals over the rows of both sides.
+    r"""Return log density ratios ``r (n, n)`` of a joint distribution with uniform marginals over both samples.
 
     .. math:: r_{ij} = s_{ij} + a_i + b_j, \qquad \frac1n \sum_j e^{r_{ij}} = 1, \qquad \frac1n \sum_i e^{r_{ij}} = 1
 
-    A log density ratio of a joint law to the product of its marginals has both properties; a critic's scores have them
-    only after this scaling, which removes what a critic gets wrong about either side alone. The mean of the diagonal is
-    then a read-out of mutual information that no single pair of rows can dominate, unlike one with a global normaliser.
-
-    Args:
-        scores: ``(n, n)``, a critic's scores of all pairs.
-        rounds: Passes of Sinkhorn's algorithm over rows and columns; the columns are exact after each.
-
-    Returns:
-        ``(n, n)``, in the precision of ``scores``; nats.
-
-    Raises:
-        InputError: If ``scores`` is not square.
-
-    Cost:
-        ``O(n² rounds)`` time and ``O(n²)`` memory.
-
-    Pitfalls:
-        No entry can exceed ``log n``, so information of more than about ``log n - 2`` nats is read too low.
-
-    Source:
-        Sinkhorn's matrix scaling.
+    ``rounds`` counts the passes of Sinkhorn's algorithm; the column sums are exact after each. No entry can exceed
+    ``log n``, so information above about ``log n - 2`` nats is underestimated. ``O(n² rounds)`` time.
 
     Example:
-        >>> g = torch.Generator().manual_seed(0)
-        >>> ratios = balanced_log_ratios(torch.randn(50, 50, generator=g))
+        >>> ratios = balanced_log_ratios(torch.randn(50, 50, generator=torch.Generator().manual_seed(0)))
         >>> bool(torch.allclose(ratios.exp().mean(0), torch.ones(50), atol=1e-5))
         True
     """
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise InputError(f"scores has shape {tuple(scores.shape)}; balancing needs a square matrix of all pairs.")
+    # A log density ratio of a joint distribution to the product of its marginals satisfies both sums exactly; the
+    # scores of a critic do not. Balancing removes every error that is a function of one side alone. It also bounds what
+    # one pair can contribute to the mean of the diagonal, unlike the single global normalizer of a Donsker-Varadhan
+    # bound.
     n = math.log(scores.shape[0])
     rows = n - torch.logsumexp(scores, 1, keepdim=True)
     columns = n - torch.logsumexp(scores + rows, 0, keepdim=True)
-    # One pass in logarithms brings every sum near 1; from there products with the exponentials are safe and quicker.
+    # One pass in logarithms brings every sum near 1. From there products with the exponentials neither overflow nor
+    # underflow, and they are quicker.
     ratios = scores + rows
     ratios += columns
     weights = ratios.exp()
     size = scores.shape[0]
-    own, other = torch.ones_like(scores[:, 0]), torch.ones_like(scores[0])
+    row_factor, column_factor = torch.ones_like(scores[:, 0]), torch.ones_like(scores[0])
     for _ in range(rounds - 1):
-        own = size / (weights @ other)
-        other = size / (own @ weights)
-    ratios += own.log()[:, None]
-    ratios += other.log()
+        row_factor = size / (weights @ column_factor)
+        column_factor = size / (row_factor @ weights)
+    ratios += row_factor.log()[:, None]
+    ratios += column_factor.log()
     return ratios
 
 
 def drawn_pairing(log_ratios: Tensor, *, generator: torch.Generator, sweeps: int = 3000) -> Tensor:
-    r"""Draw a pairing of the rows from the law that log ratios describe.
+    r"""Sample a pairing from the distribution that the log ratios describe, ``(n,)``: the ``y`` row of each ``x`` row.
 
-    The law of permutations is :math:`p(\sigma) \propto \exp \sum_i r_{i \sigma(i)}`. Starting from a random pairing,
-    each sweep splits the rows into couples and lets each swap its partners with the probability of Metropolis. The
-    pairs ``(x_i, y_σ(i))`` are then a sample in which both sides keep exactly the rows they have, and only the
-    dependence is the critic's: whatever differs between it and the data is what the critic has missed.
-
-    Args:
-        log_ratios: ``(n, n)``, scores of all pairs; what rows or columns have in common does not matter.
-        generator: Where the draws come from.
-        sweeps: Rounds of swaps.
-
-    Returns:
-        ``(n,)``, the row of ``y`` that belongs to each row of ``x``.
-
-    Raises:
-        InputError: If ``log_ratios`` is not square.
-
-    Cost:
-        ``O(n sweeps)`` time beyond the matrix.
-
-    Pitfalls:
-        Mixes slowly where few pairings are likely: at 5 nats one swap in a hundred is accepted, so each row is moved
-        some thirty times in 3,000 sweeps; far above that the sample stays nearer to independence than the law.
-
-    Source:
-        Metropolis, Rosenbluth, Rosenbluth, Teller and Teller, 1953, for the acceptance rule.
+    Permutations have probability :math:`p(\sigma) \propto \exp \sum_i r_{i \sigma(i)}`; constants of a row or of a
+    column cancel. It mixes slowly where few pairings are likely: at 5 nats one swap in a hundred is accepted, so in
+    3,000 ``sweeps`` each row moves about thirty times. Far above that the sample stays too close to independence.
 
     Example:
-        >>> g = torch.Generator().manual_seed(0)
         >>> one_to_one = 20 * torch.eye(6)
-        >>> drawn_pairing(one_to_one, generator=g, sweeps=200).tolist()
+        >>> drawn_pairing(one_to_one, generator=torch.Generator().manual_seed(0), sweeps=200).tolist()
         [0, 1, 2, 3, 4, 5]
     """
     if log_ratios.ndim != 2 or log_ratios.shape[0] != log_ratios.shape[1]:
@@ -106,13 +67,16 @@ def drawn_pairing(log_ratios: Tensor, *, generator: torch.Generator, sweeps: int
     device = log_ratios.device
     pairing = torch.randperm(n, generator=generator).to(device)
     half = n // 2
+    # A permutation rather than independent draws: both sides keep exactly their own rows, so the sample differs from
+    # the data in its dependence alone, which is the critic's. Disjoint couples can all be swapped at once: the
+    # acceptance of one swap (Metropolis et al., 1953) does not depend on the others.
     for _ in range(sweeps if half else 0):
         order = torch.randperm(n, generator=generator).to(device)
         first, second = order[:half], order[half : 2 * half]
-        own, other = pairing[first], pairing[second]
-        gain = log_ratios[first, other] + log_ratios[second, own]
-        gain -= log_ratios[first, own] + log_ratios[second, other]
+        partner, other = pairing[first], pairing[second]
+        gain = log_ratios[first, other] + log_ratios[second, partner]
+        gain -= log_ratios[first, partner] + log_ratios[second, other]
         swap = torch.rand(half, generator=generator).log().to(device) < gain
-        pairing[first] = torch.where(swap, other, own)
-        pairing[second] = torch.where(swap, own, other)
+        pairing[first] = torch.where(swap, other, partner)
+        pairing[second] = torch.where(swap, partner, other)
     return pairing

@@ -1,4 +1,4 @@
-"""What nearest neighbours see in data beyond a sample drawn from a model of it."""
+"""Compare the data with a sample drawn from a model of them, by nearest-neighbor estimates of information."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mikit.functional.gaussian.canonical import bartlett_rank, canonical_form, r
 from mikit.functional.neighbors.entropy import weighted_kl_pointwise
 from mikit.functional.neighbors.ksg import ksg_pointwise
 
-__all__ = ["WIDEST_FOR_KSG", "WIDEST_FOR_WEIGHTED", "Residual", "leading_pairs", "neighbour_residual"]
+__all__ = ["WIDEST_FOR_KSG", "WIDEST_FOR_WEIGHTED", "Residual", "leading_pairs", "neighbor_residual"]
 
 WIDEST_FOR_KSG, WIDEST_FOR_WEIGHTED = 20, 8
-"""Columns of both sides up to which neighbours are asked by KSG, and by weighted Kozachenko-Leonenko entropies."""
+"""Most columns of both sides together for KSG, and for weighted Kozachenko-Leonenko entropies."""
 
 _MOST_ROWS = 20_000
 _MOST_TIED = 0.02
@@ -27,11 +27,11 @@ _MOST_TIED = 0.02
 @final
 @dataclass(frozen=True)
 class Residual:
-    """The information of the data less that of a drawn sample, as neighbours see both.
+    """The nearest-neighbor information of the data minus that of a drawn sample.
 
     Attributes:
         value: In nats.
-        error: Its standard error, as if neighbours were not shared.
+        error: Its standard error, computed as if no two rows shared neighbors.
         method: ``"weighted"`` or ``"ksg"``.
     """
 
@@ -40,46 +40,21 @@ class Residual:
     method: str
 
 
-def neighbour_residual(x: Tensor, y: Tensor, rows: Tensor, partners: Tensor) -> Residual | None:
-    r"""Return the difference of nearest-neighbour information between data and a drawn pairing of the same rows.
+def neighbor_residual(x: Tensor, y: Tensor, rows: Tensor, partners: Tensor) -> Residual | None:
+    r"""Return the difference of nearest-neighbor information between the data and drawn pairings of the same rows.
 
     .. math:: \hat I(x_i; y_i) - \frac1k \sum_{j=1}^k \hat I(x_i; y_{\sigma_j(i)})
 
-    Both samples have the same marginals, so only the joint entropies differ; the bias of neighbours, which grows with
-    the dependence and the columns, cancels as far as the two joint laws are alike. With up to 8 columns and few ties
-    the weighted Kozachenko-Leonenko entropies are compared, with up to 20 KSG of one neighbour, and above that nothing.
+    ``rows (m,)`` are row numbers, of which the first 20,000 are used; ``partners (m, k)`` are the ``y`` rows drawn for
+    each, in each of ``k`` draws. None with more than 20 columns in total. It costs ``1 + k`` nearest-neighbor
+    estimates.
 
-    Args:
-        x: ``(n, d_x)``.
-        y: ``(n, d_y)``.
-        rows: ``(m,)``, row numbers; the first 20,000 are used.
-        partners: ``(m, k)``, the row of ``y`` that was drawn for each, in each of ``k`` draws.
-
-    Returns:
-        The residual; None with more than 20 columns in all.
-
-    Raises:
-        InputError: If there are too few rows for the neighbours.
-
-    Cost:
-        ``1 + k`` estimates by neighbours.
-
-    Pitfalls:
-        What lies far from the drawn sample in many columns is seen in part only. A drawn sample with too little
-        dependence leaves the bias of the data uncancelled.
-
-    Source:
-        mikit's own.
-
-    Example:
-        >>> import torch
-        >>> g = torch.Generator().manual_seed(0)
-        >>> x = torch.randn(800, 1, generator=g)
-        >>> rows = torch.arange(800)
-        >>> found = neighbour_residual(x, x.abs() + 0.5 * torch.randn(800, 1, generator=g), rows, rows.flip(0)[:, None])
-        >>> found.method, found.value > 0.3
-        ('weighted', True)
+    What lies far from the drawn sample in many columns is only partly detected. If the drawn sample has too little
+    dependence, some of the bias of the data remains.
     """
+    # Both samples have the same marginals, so only their joint entropies differ. The bias of nearest-neighbor estimates
+    # grows with the dependence and with the columns; it cancels as far as the two joint distributions are alike. The
+    # weighted entropies have less bias but need a density, hence few columns and few ties; counting needs neither.
     width = x.shape[1] + y.shape[1]
     if width > WIDEST_FOR_KSG:
         return None
@@ -87,63 +62,39 @@ def neighbour_residual(x: Tensor, y: Tensor, rows: Tensor, partners: Tensor) -> 
     if width <= WIDEST_FOR_WEIGHTED and max(_tied(x), _tied(y)) <= _MOST_TIED:
         try:
             return _residual(x, y, rows, partners, weighted_kl_pointwise, "weighted")
-        except InputError:  # Columns that follow from each other have no density; counting needs none.
+        except InputError:  # Columns that determine each other have no joint density.
             pass
     return _residual(x, y, rows, partners, partial(ksg_pointwise, k=1), "ksg")
 
 
 def leading_pairs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the normal scores of the canonical pairs that are correlated, where they are few enough for neighbours.
+    """Return the normal scores ``(n, r)`` of each side's correlated canonical pairs, if there are at most four.
 
-    What the leading pairs say of each other is at most what all columns do, and where dependence is confined to a few
-    directions it is all of it.
-
-    Args:
-        x: ``(n, d_x)``, normal scores.
-        y: ``(n, d_y)``.
-
-    Returns:
-        ``(n, r)`` of each side with ``r`` by Bartlett's test; None if no pair is correlated or more than four are.
-
-    Raises:
-        InputError: If a linear combination of ``x`` equals one of ``y`` exactly.
-
-    Cost:
-        ``O(n d² + d³)``.
-
-    Pitfalls:
-        The directions are fitted on the rows they are read on, which matters where columns are not far fewer than rows.
-
-    Source:
-        Bartlett's sequential test (1941) for the rank.
-
-    Example:
-        >>> import torch
-        >>> g = torch.Generator().manual_seed(0)
-        >>> x = torch.randn(800, 12, generator=g)
-        >>> y = torch.cat([x[:, :1], torch.randn(800, 11, generator=g)], 1) + torch.randn(800, 12, generator=g)
-        >>> leading_pairs(x, y)[0].shape
-        torch.Size([800, 1])
+    ``x`` and ``y`` are normal scores, and ``r`` comes from Bartlett's sequential test (1941). None if no pair is
+    correlated or more than four are. The directions are fitted on the samples they are evaluated on, which matters
+    unless there are far fewer columns than samples. ``O(n d² + d³)`` time.
     """
+    # By data processing the leading pairs share at most the information that all columns share. Where the dependence is
+    # confined to a few directions they share all of it, in few enough columns for nearest neighbors.
     form = canonical_form(x, y)
     rank = bartlett_rank(form.correlations, x.shape[0], x.shape[1], y.shape[1])
     if not 1 <= rank <= WIDEST_FOR_WEIGHTED // 2:
         return None
     sides = ((x, form.mean_x, form.directions_x), (y, form.mean_y, form.directions_y))
-    own, other = (rank_gaussianise((side.double() - mean) @ directions[:, :rank]) for side, mean, directions in sides)
-    return own, other
+    first, second = (rank_gaussianise((side.double() - mean) @ axes[:, :rank]) for side, mean, axes in sides)
+    return first, second
 
 
 def _residual(
-    x: Tensor, y: Tensor, rows: Tensor, partners: Tensor, reading: Callable[[Tensor, Tensor], Tensor], method: str
+    x: Tensor, y: Tensor, rows: Tensor, partners: Tensor, pointwise: Callable[[Tensor, Tensor], Tensor], method: str
 ) -> Residual:
-    own = reading(x[rows], y[rows])
-    other = torch.stack([reading(x[rows], y[drawn]) for drawn in partners.T]).mean(0)
-    error = float(((own.var() + other.var()) / own.shape[0]).sqrt())
-    return Residual(float(own.mean() - other.mean()), error, method)
+    data = pointwise(x[rows], y[rows])
+    sampled = torch.stack([pointwise(x[rows], y[drawn]) for drawn in partners.T]).mean(0)
+    error = float(((data.var() + sampled.var()) / data.shape[0]).sqrt())
+    return Residual(float(data.mean() - sampled.mean()), error, method)
 
 
 def _tied(rows: Tensor) -> float:
-    """Return the largest share of entries of a column that repeat another."""
+    """Return the largest fraction of the entries of a column that repeat another entry."""
     ordered = rows.sort(dim=0).values
     return float((ordered[1:] == ordered[:-1]).double().mean(0).max())

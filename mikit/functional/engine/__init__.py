@@ -1,1 +1,1 @@
-"""engine."""
+"""Streamed computation over all pairs of rows, and validation of samples."""

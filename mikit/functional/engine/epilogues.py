@@ -1,4 +1,4 @@
-"""What becomes of every pair's entry: the terms of a sum over pairs, and their derivatives."""
+"""Epilogues: the functions that a sum over pairs applies to every entry, with their derivatives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOG2_E = 1 / math.log(2)
 
 @final
 class Scratch:
-    """Memory that one strip after the other uses.
+    """Memory that one block after another reuses.
 
     Example:
         >>> scratch = Scratch()
@@ -38,7 +38,7 @@ class Scratch:
         self._memory: Tensor | None = None
 
     def shaped(self, like: Tensor, count: int = 1) -> tuple[Tensor, ...]:
-        """Return ``count`` tensors of the shape of ``like``, holding whatever was there before."""
+        """Return ``count`` uninitialized tensors of the shape of ``like``."""
         needed = count * like.numel()
         if self._memory is None or self._memory.numel() < needed:
             self._memory = like.new_empty(needed)
@@ -46,22 +46,22 @@ class Scratch:
 
 
 class Epilogue(Protocol):
-    """What a sum over pairs makes of every entry: a term, and the term's derivative."""
+    """A function of every entry of a sum over pairs, with its derivative."""
 
     def __call__(self, entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-        """Return the terms and, if ``slopes``, their derivatives; one tensor may be both.
+        """Return the terms and, if ``slopes``, their derivatives; both may be one tensor.
 
         Args:
             entries: Scores or scaled squared distances; may be overwritten.
-            spare: Memory of the same shape, to write to. New memory costs more than most functions of an entry.
+            spare: Memory of the same shape to write to. Allocating costs more than most functions of an entry.
             slopes: Whether the derivatives are needed.
         """
 
 
 def exp_(entries: Tensor) -> Tensor:
-    """Overwrite entries with their exponentials, by way of powers of two.
+    """Overwrite entries with their exponentials, computed as powers of two.
 
-    On a CPU that takes half the time, and where results are too small for the dtype a fraction of it.
+    On a CPU ``exp2`` takes half the time of ``exp``, and a fraction of it for results that underflow.
 
     Example:
         >>> exp_(torch.tensor([0.0, 1.0, -1000.0]))
@@ -71,13 +71,13 @@ def exp_(entries: Tensor) -> Tensor:
 
 
 def exponential(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-    """Make ``exp u`` of every entry: of ``-|a - b|² / 2σ²`` a Gaussian kernel."""
+    """Compute ``exp u`` of every entry: a Gaussian kernel where ``u = -|a - b|² / 2σ²``."""
     terms = exp_(entries)
     return terms, terms
 
 
 def clipped_exponential(limit: float) -> Epilogue:
-    """Return the epilogue that makes ``exp min(max(u, -limit), limit)`` of every entry."""
+    """Return the epilogue that computes ``exp min(max(u, -limit), limit)`` of every entry."""
 
     def clipped(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
         torch.abs(entries, out=spare)
@@ -88,10 +88,12 @@ def clipped_exponential(limit: float) -> Epilogue:
 
 
 def gaussians(bandwidths: Sequence[float]) -> Epilogue:
-    """Return the epilogue that makes ``Σ_k exp(u / σ_k²)`` of every entry ``u = -|a - b|² / 2``."""
+    """Return the epilogue that computes ``Σ_k exp(u / σ_k²)`` of every entry ``u = -|a - b|² / 2``."""
     scratch = Scratch()
 
     def summed(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+        # The value and its derivative weight the same exponentials differently, so each keeps a sum of its own;
+        # the exponentials themselves, the expensive part, are computed once.
         terms, derivatives = scratch.shaped(entries, 2)
         terms.zero_()
         derivatives.zero_()
@@ -105,16 +107,17 @@ def gaussians(bandwidths: Sequence[float]) -> Epilogue:
 
 
 def softplus(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-    """Make ``log(1 + exp u)`` of every entry, without overflow."""
-    terms = torch.ops.aten.softplus.out(entries, threshold=80, out=spare)  # above 80 it is u, to the last digit
+    """Compute ``log(1 + exp u)`` of every entry, without overflow."""
+    terms = torch.ops.aten.softplus.out(entries, threshold=80, out=spare)  # above 80 it equals u to the last digit
     return terms, entries.sigmoid_() if slopes else terms
 
 
 def power(degree: int, *, scale: float, offset: float) -> Epilogue:
-    """Return the epilogue that makes ``(scale u + offset)^degree`` of every entry: of scores a polynomial kernel."""
+    """Return the epilogue that computes ``(scale u + offset)^degree`` of every entry: a polynomial kernel of scores."""
 
     def raised(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
         entries.mul_(scale).add_(offset)
+        # One power serves both: the term is u times it, the derivative is a multiple of it.
         lower = torch.pow(entries, degree - 1, out=spare)
         return entries.mul_(lower), lower.mul_(degree * scale) if slopes else lower
 

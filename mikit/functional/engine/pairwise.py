@@ -1,8 +1,8 @@
-"""The engine of every quantity over all pairs of rows: strips of pairs, one at a time, in memory that is reused.
+"""Streamed computation of any quantity over all pairs of rows: blocks of pairs, one at a time, in reused memory.
 
-A quantity over all pairs is three lines around it: for each strip of scores (or of squared distances) overwrite the
-entries with a function of them, sum the rows, and hand the derivatives to a :class:`Gradient`. No tensor of ``n x m``
-entries is ever made. Rows are expected in the dtype to compute in; centre them before asking for distances.
+Such a quantity is a loop: for each block of scores (or of squared distances) overwrite the entries with a function of
+them, sum them, and pass the derivatives to a :class:`Gradient`. No ``n x m`` tensor is ever allocated. Pass rows in the
+dtype to compute in, and center them before asking for distances.
 """
 
 from __future__ import annotations
@@ -13,165 +13,106 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from mikit.core.errors import InputError
-from mikit.functional.engine.epilogues import (
-    Epilogue,
-    Scratch,
-    clipped_exponential,
-    exp_,
-    exponential,
-    gaussians,
-    power,
-    softplus,
-)
+from mikit.core import require
+from mikit.functional.engine.epilogues import Epilogue, Scratch
 from mikit.functional.engine.operators import unwanted
 
-__all__ = [
-    "Epilogue",
-    "Gradient",
-    "Scratch",
-    "Strip",
-    "clipped_exponential",
-    "exp_",
-    "exponential",
-    "gaussians",
-    "power",
-    "scores",
-    "softplus",
-    "spans",
-    "squared_distances",
-    "sum_over_pairs",
-]
+__all__ = ["Block", "Gradient", "scores", "spans", "squared_distances", "sum_over_pairs"]
 
-# Rows of a strip on a CPU: as many as keep it near the processor, not so few that the matrix product starves, and fewer
-# yet where a strip would take more than 32 MiB of float32. A GPU needs more work per launch.
+# Rows of a block on a CPU: enough to keep the matrix product efficient, few enough that the block stays in the cache,
+# and fewer yet where a block would take more than 32 MiB of float32. A GPU needs more work per launch.
 _CACHED_ENTRIES, _FEWEST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 2**20, 256, 512, 2**23
 _ENTRIES_ON_GPU = 2**26
 
 
 @final
-class Strip(NamedTuple):
+class Block(NamedTuple):
     """Some rows of the matrix of all pairs.
 
-    Args:
+    Attributes:
         rows: Which rows of the first sample.
-        columns: Which rows of the second: all of them, or with ``symmetric`` those from the first of ``rows`` on.
-        values: One entry a pair, a view of the buffer that the next strip reuses. Write over it freely.
+        columns: Which rows of the second: all, or with ``symmetric`` those from the first of ``rows`` on.
+        values: One entry per pair, a view of a buffer that the next block reuses. It may be overwritten.
     """
 
     rows: slice
     columns: slice
     values: Tensor
 
-    def own_of(self, values: Tensor) -> Tensor:
-        """Return the entries of the pairs ``(i, i)``, a view of ``values``, which are shaped as those of the strip."""
+    def diagonal_of(self, values: Tensor) -> Tensor:
+        """Return the entries of the pairs ``(i, i)`` as a view of ``values``, which have the block's shape."""
         return values.diagonal(self.rows.start - self.columns.start)
 
     @property
     def beyond(self) -> int:
-        """With ``symmetric``: the first column whose pairs no other strip visits in the other order."""
+        """With ``symmetric``: the first column whose pairs also stand for their mirror images."""
         width: int = self.rows.stop - self.columns.start
         return width
 
 
-def scores(a: Tensor, b: Tensor, *, symmetric: bool = False, strip: int | None = None) -> Iterator[Strip]:
-    """Yield the scores ``a_i . b_j`` of all pairs of rows.
+def scores(a: Tensor, b: Tensor, *, symmetric: bool = False, strip: int | None = None) -> Iterator[Block]:
+    """Yield the scores ``a_i . b_j`` of all pairs of rows, in blocks that share one buffer.
 
-    Args:
-        a: Rows, ``(n, d)``.
-        b: Rows, ``(m, d)``, of the same dtype.
-        symmetric: Whether ``b`` is ``a``, and each unordered pair is to be visited only once.
-        strip: Rows of ``a`` handled at a time; None chooses.
-
-    Yields:
-        Strips, whose values share one buffer.
-
-    Cost:
-        ``2 n m d`` operations, half of it if ``symmetric``; ``O(strip m)`` memory.
-
-    Pitfalls:
-        A strip is gone once the next one is asked for.
+    With ``symmetric``, where ``b`` is ``a``, each unordered pair is visited once, in half the time. ``strip`` is the
+    number of rows of a block; None chooses.
 
     Example:
         >>> a = torch.arange(6.0).reshape(3, 2)
-        >>> [(strip.rows, strip.values.tolist()) for strip in scores(a, a[:2], strip=2)]
+        >>> [(block.rows, block.values.tolist()) for block in scores(a, a[:2], strip=2)]
         [(slice(0, 2, None), [[1.0, 3.0], [3.0, 13.0]]), (slice(2, 3, None), [[5.0, 23.0]])]
     """
     n, m = a.shape[0], b.shape[0]
     columns = b.T.contiguous()
     buffer = a.new_empty(0)
     for rows in spans(n, m, strip, a.device):
+        # A symmetric block starts at the column of its first row. The square on its diagonal contains both orders of
+        # its pairs; the pairs beyond it appear in this order only.
         first = rows.start if symmetric else 0
         shape = rows.stop - rows.start, m - first
         if not buffer.numel():
-            buffer = a.new_empty(shape[0] * shape[1])  # the first strip is the largest
+            buffer = a.new_empty(shape[0] * shape[1])  # the first block is the largest
         values = buffer[: shape[0] * shape[1]].view(shape)
         torch.mm(a[rows], columns[:, first:], out=values)
-        yield Strip(rows, slice(first, m), values)
+        yield Block(rows, slice(first, m), values)
 
 
 def squared_distances(
     a: Tensor, b: Tensor, *, scale: float = 1.0, symmetric: bool = False, strip: int | None = None
-) -> Iterator[Strip]:
-    """Yield ``scale |a_i - b_j|²`` for all pairs of rows, never of the wrong sign.
+) -> Iterator[Block]:
+    """Yield ``scale |a_i - b_j|²`` for all pairs of rows of centered samples, never of the wrong sign.
 
-    Args:
-        a: Rows, ``(n, d)``, around a common centre with those of ``b``.
-        b: Rows, ``(m, d)``, of the same dtype.
-        scale: What the squared distances are multiplied by; ``-1 / 2σ²`` gives the exponent of a Gaussian kernel.
-        symmetric: Whether ``b`` is ``a``, and each unordered pair is to be visited only once. Rows are then at
-            distance 0 from themselves exactly.
-        strip: Rows of ``a`` handled at a time; None chooses.
-
-    Yields:
-        Strips, whose values share one buffer.
-
-    Cost:
-        As :func:`scores` with two more columns.
-
-    Pitfalls:
-        From one matrix product: a distance is lost in rounding where it is much smaller than the rows are long.
+    A ``scale`` of ``-1 / 2σ²`` gives the exponent of a Gaussian kernel; the other arguments are those of
+    :func:`scores`. A distance is lost in rounding where it is much smaller than the norms of its rows.
 
     Example:
         >>> a = torch.tensor([[0.0], [3.0]])
-        >>> [strip.values.tolist() for strip in squared_distances(a, a)]
+        >>> [block.values.tolist() for block in squared_distances(a, a)]
         [[[0.0, 9.0], [9.0, 0.0]]]
     """
+    # |a - b|² = |a|² - 2 a . b + |b|², with both norms as further columns of the factors: one matrix product gives the
+    # distances, with no second pass over the entries to add the norms.
     ones_a, ones_b = a.new_ones(a.shape[0], 1), b.new_ones(b.shape[0], 1)
     left = torch.cat([a * (-2 * scale), a.square().sum(dim=1, keepdim=True) * scale, ones_a], dim=1)
     right = torch.cat([b, ones_b, b.square().sum(dim=1, keepdim=True) * scale], dim=1)
-    for part in scores(left, right, symmetric=symmetric, strip=strip):
-        part.values.clamp_(max=0) if scale < 0 else part.values.clamp_(min=0)
+    for block in scores(left, right, symmetric=symmetric, strip=strip):
+        # Rounding may turn a small distance negative, and a square root of it into NaN.
+        block.values.clamp_(max=0) if scale < 0 else block.values.clamp_(min=0)
         if symmetric:
-            part.own_of(part.values).zero_()
-        yield part
+            block.diagonal_of(block.values).zero_()
+        yield block
 
 
 @final
 class Gradient:
-    """The gradient of a sum over all pairs, from the derivative of each pair's term in its entry.
+    """The gradient of a sum over all pairs, from the derivative ``w_ij`` of each pair's term in its entry.
 
-    For scores ``∂/∂a_i = Σ_j w_ij b_j`` and ``∂/∂b_j = Σ_i w_ij a_i``. For squared distances times ``scale``
-    ``∂/∂a_i = 2 scale Σ_j w_ij (a_i - b_j)`` and ``∂/∂b_j = 2 scale Σ_i w_ij (b_j - a_i)``.
+    For scores ``∂/∂a_i = Σ_j w_ij b_j``. For squared distances times ``scale``
+    ``∂/∂a_i = 2 scale Σ_j w_ij (a_i - b_j)``. Those in ``b`` are the same with the roles exchanged.
 
-    Args:
-        a: Rows, ``(n, d)``, as given to :func:`scores` or :func:`squared_distances`.
-        b: Rows, ``(m, d)``.
-        wants: Which of the two gradients to form.
-        scale: As given to :func:`squared_distances`; None for :func:`scores`.
-        symmetric: As given to the strips. The weights are then symmetric, the sum runs over ordered pairs, and the
-            gradient in ``a`` holds both of its roles; the one in ``b`` is not formed.
-
-    Cost:
-        ``2 n m d`` operations for each gradient, half of it if ``symmetric``; ``O((n + m) d)`` memory.
-
-    Example:
-        >>> a, b = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [5.0]])
-        >>> gradient = Gradient(a, b, (True, True))
-        >>> for strip in scores(a, b):
-        ...     gradient.add(strip, torch.ones_like(strip.values))  # the derivative of the sum of all scores
-        >>> [part.tolist() for part in gradient.both()]
-        [[[8.0], [8.0]], [[3.0], [3.0]]]
+    ``a``, ``b``, ``scale`` (None for scores) and ``symmetric`` are as given to the blocks, and ``wants`` states which
+    gradients to compute. With ``symmetric`` the weights are symmetric, the sum runs over ordered pairs, and the
+    gradient in ``a`` includes both of its roles; the one in ``b`` is not computed. Each gradient costs ``2 n m d``
+    operations, half of that if symmetric.
     """
 
     def __init__(
@@ -185,52 +126,49 @@ class Gradient:
     ) -> None:
         self._a, self._b, self._scale, self._symmetric = a, b, scale, symmetric
         self._wants = (wants[0], wants[1] and not symmetric)
-        # Sums over a strip's columns fall to its rows; sums over its rows fall to its columns, and stand on their side:
-        # the matrix product adds to them faster so.
+        # A block has all columns of its rows, so what it adds to the rows is final and overwrites; what it adds to the
+        # columns accumulates. That sum is kept transposed, because the product adds to it faster in this layout.
         self._by_row = a.new_zeros(a.shape) if wants[0] else None
         self._by_column = b.new_zeros(b.shape[1], b.shape[0]) if wants[0 if symmetric else 1] else None
         self._weights_by_row, self._weights_by_column = (t.new_zeros(t.shape[0], dtype=torch.float64) for t in (a, b))
 
-    def add(self, strip: Strip, weights: Tensor, per_row: Tensor | None = None) -> None:
-        """Take in the derivatives of one strip's terms.
+    def add(self, block: Block, weights: Tensor, per_row: Tensor | None = None) -> None:
+        """Add the derivatives of one block's terms, ``(rows, columns)``.
 
-        Args:
-            strip: The strip.
-            weights: The derivatives, ``(rows, columns)``.
-            per_row: ``(rows, 1)``, what the derivatives of each row are multiplied by. The factor goes into the thin
-                matrices. Not where pairs are ``symmetric``.
-
-        Raises:
-            ValueError: If a factor is given for symmetric pairs, whose weights it would make asymmetric.
+        ``per_row`` ``(rows, 1)`` multiplies the derivatives of each row. It is applied to the thin factors, which saves
+        a pass over the block. It would make the weights of symmetric pairs asymmetric, which raises ``ValueError``.
         """
         if self._symmetric and per_row is not None:
             raise ValueError("A factor for each row makes symmetric weights asymmetric. Multiply the weights instead.")
-        rows, beyond = strip.rows, slice(strip.rows.stop if self._symmetric else 0, None)
-        others = weights[:, strip.beyond :] if self._symmetric else weights
+        rows, beyond = block.rows, slice(block.rows.stop if self._symmetric else 0, None)
+        # Of a symmetric block only the columns beyond its diagonal square add to the columns: the square itself
+        # contains both orders of its pairs, and both were counted by its rows.
+        others = weights[:, block.beyond :] if self._symmetric else weights
         if self._by_row is not None:
-            torch.mm(weights, self._b[strip.columns], out=self._by_row[rows])
+            torch.mm(weights, self._b[block.columns], out=self._by_row[rows])
             if per_row is not None:
                 self._by_row[rows] *= per_row
             if self._scale is not None:
                 sums = weights.sum(dim=1)
                 self._weights_by_row[rows] = sums if per_row is None else sums * per_row[:, 0]
         if self._by_column is not None:
-            own = self._a[rows] if per_row is None else self._a[rows] * per_row
-            self._by_column[:, beyond].addmm_(own.T, others)
+            thin = self._a[rows] if per_row is None else self._a[rows] * per_row
+            self._by_column[:, beyond].addmm_(thin.T, others)
             if self._scale is not None:
                 self._weights_by_column[beyond] += others.sum(dim=0) if per_row is None else others.T @ per_row[:, 0]
 
     def rescale(self, factor: Tensor) -> None:
-        """Multiply everything taken in so far by a 0-dim tensor, for weights that were relative to another number."""
+        """Multiply everything added so far by a 0-dim tensor: for weights relative to a maximum that has changed."""
         for sums in (self._by_row, self._by_column, self._weights_by_row, self._weights_by_column):
             if sums is not None:
                 sums *= factor
 
     def both(self) -> tuple[Tensor, Tensor]:
-        """Return the two gradients, those of distances in float64; an empty tensor in the place of one not formed."""
+        """Return the two gradients, those of distances in float64; an empty tensor for one not computed."""
         first, second = unwanted(self._a), unwanted(self._b)
         if self._symmetric and self._by_row is not None and self._by_column is not None:
             sums = self._by_row.add_(self._by_column.T)
+            # Twice: a row appears on both sides of every ordered pair.
             first = self._finished(self._a, sums, self._weights_by_row + self._weights_by_column).mul_(2)
         elif self._by_row is not None:
             first = self._finished(self._a, self._by_row, self._weights_by_row)
@@ -241,6 +179,7 @@ class Gradient:
     def _finished(self, rows: Tensor, sums: Tensor, weights: Tensor) -> Tensor:
         if self._scale is None:
             return sums
+        # Σ_j w_ij a_i and Σ_j w_ij b_j nearly cancel where near pairs dominate, hence the float64 weights.
         return (rows * weights[:, None]).sub_(sums).mul_(2 * self._scale)
 
 
@@ -255,79 +194,54 @@ def sum_over_pairs(
     hollow: bool = False,
     strip: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum of a function of every pair's entry, and its gradients.
+    """Return the sum over ordered pairs of ``epilogue(entry)``, 0-dim in float64, and its gradients in ``a`` and ``b``.
 
-    Args:
-        a: Rows, ``(n, d)``.
-        b: Rows, ``(m, d)``.
-        epilogue: What each entry contributes, and its derivative.
-        wants: Which of the gradients to form.
-        scale: Entries are squared distances times this; None: entries are scores.
-        symmetric: Whether ``b`` is ``a``. Each unordered pair is then visited once and counted twice, and the
-            gradient in ``a`` holds both of its roles.
-        hollow: Whether to leave out the pairs ``(i, i)``.
-        strip: Rows of ``a`` handled at a time; None chooses.
-
-    Returns:
-        The sum over ordered pairs, a 0-dim float64 tensor, and the gradients in ``a`` and in ``b``.
-
-    Cost:
-        ``2 n m d`` operations for the value and for each gradient, half of them if ``symmetric``;
-        ``O((n + m) d + strip m)`` memory.
-
-    Pitfalls:
-        Entries are computed in the dtype of the rows. A sum that overflows it is infinite, not an error.
+    Entries are scores, or with ``scale`` squared distances times it. With ``symmetric``, where ``b`` is ``a``, each
+    unordered pair is visited once and counted twice. ``hollow`` leaves out the pairs ``(i, i)``. Entries are in the
+    dtype of the rows: a sum that overflows it is infinite, not an error.
 
     Example:
+        >>> from mikit.functional.engine.epilogues import exponential
         >>> rows = torch.zeros(3, 2)
         >>> float(sum_over_pairs(rows, rows, exponential, scale=-0.5, symmetric=True, hollow=True)[0])
         6.0
     """
     gradient = Gradient(a, b, wants, scale=scale, symmetric=symmetric)
     if scale is None:
-        pairs = scores(a, b, symmetric=symmetric, strip=strip)
+        blocks = scores(a, b, symmetric=symmetric, strip=strip)
     else:
-        pairs = squared_distances(a, b, scale=scale, symmetric=symmetric, strip=strip)
+        blocks = squared_distances(a, b, scale=scale, symmetric=symmetric, strip=strip)
     sums = []
     spare = Scratch()
-    for strip_of_pairs in pairs:
-        terms, slopes = epilogue(strip_of_pairs.values, spare.shaped(strip_of_pairs.values)[0], any(wants))
+    for block in blocks:
+        terms, slopes = epilogue(block.values, spare.shaped(block.values)[0], any(wants))
         if hollow:
-            strip_of_pairs.own_of(terms).zero_()
-            strip_of_pairs.own_of(slopes).zero_()
+            block.diagonal_of(terms).zero_()
+            block.diagonal_of(slopes).zero_()
+        # Rows are summed in the dtype of the entries, which is fast. The sums of rows are added in float64, because
+        # their number grows with the sample.
         sums.append(terms.sum(dim=1).sum(dtype=torch.float64))
         if symmetric:
-            sums.append(terms[:, strip_of_pairs.beyond :].sum(dim=1).sum(dtype=torch.float64))
+            sums.append(terms[:, block.beyond :].sum(dim=1).sum(dtype=torch.float64))
         if any(wants):
             if symmetric and scale is not None:
-                # A row's distance from itself does not change: its slope adds nothing but rounding.
-                strip_of_pairs.own_of(slopes).zero_()
-            gradient.add(strip_of_pairs, slopes)
+                # The distance of a row from itself is constant: its slope would only add rounding.
+                block.diagonal_of(slopes).zero_()
+            gradient.add(block, slopes)
     return torch.stack(sums).sum(), *gradient.both()
 
 
 def spans(n: int, m: int, strip: int | None = None, device: torch.device | None = None) -> Iterator[slice]:
-    """Yield the slices that cut ``n`` rows into strips of pairs with ``m`` others.
+    """Yield the slices that divide ``n`` rows into blocks of pairs with ``m`` others.
 
-    Args:
-        n: Number of rows.
-        m: Number of rows that each is paired with.
-        strip: Rows of one strip; None chooses by the device.
-        device: Where the strips live; None: on a CPU.
-
-    Yields:
-        Slices with a start and a stop. The last may be shorter.
-
-    Raises:
-        InputError: If ``strip`` is below 1.
+    ``strip`` is the number of rows of a block; None chooses by ``device``, where None is a CPU.
 
     Example:
         >>> list(spans(5, 9, 3))
         [slice(0, 3, None), slice(3, 5, None)]
     """
     if strip is not None:
-        if strip < 1:
-            raise InputError(f"strip is {strip}; at least 1 row must be handled at a time.")
+        require.at_least(strip, "strip")
         height = strip
     elif device is None or device.type == "cpu":
         height = min(max(_CACHED_ENTRIES // m, min(_FEWEST_ROWS, _MOST_ENTRIES // m)), _MOST_ROWS)

@@ -1,4 +1,4 @@
-"""Second moments of a layer by folds, factored once: what pairs of layers are compared by, without their rows."""
+"""Second moments of a layer by folds, factored once, so that pairs of layers are compared without their samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mikit.functional.flow.log_determinants import corrected_log_determinant
 __all__ = [
     "LayerFactor",
     "Similarity",
-    "centred",
+    "centered",
     "cross_covariance",
     "cross_products",
     "device_cross_products",
@@ -39,18 +39,7 @@ def device_rows(rows: Array, device: torch.device) -> Tensor:
 
 
 def device_cross_products(first: Tensor, second: Tensor, parts: Sequence[Array | slice]) -> Array:
-    """Return ``Σ_i a_i b_iᵀ`` per fold, ``(k, d_a, d_b)``, of rows on one device.
-
-    Args:
-        first: ``(n, d_a)``, float64.
-        second: ``(n, d_b)``, float64, rows paired with ``first``.
-        parts: The folds.
-
-    Example:
-        >>> rows = torch.arange(8.0, dtype=torch.float64).reshape(4, 2)
-        >>> device_cross_products(rows, rows[:, :1], [slice(0, 2), slice(2, 4)]).tolist()
-        [[[4.0], [6.0]], [[52.0], [62.0]]]
-    """
+    """Return ``Σ_i a_i b_iᵀ`` per fold, ``(k, d_a, d_b)``, of paired float64 rows on one device."""
     products = [first[part].T @ second[part] for part in parts]
     return np.asarray(torch.stack(products).cpu().numpy())
 
@@ -71,29 +60,19 @@ _WIDE = 1024
 @final
 @dataclass(frozen=True)
 class LayerFactor:
-    """What is kept of a layer: enough to score any pair it is part of, at any noise level, without its rows.
+    """Everything needed to score any pair that contains a layer, at any noise level, without its samples.
 
-    All moments are in units of ``scale``. "Fit" means all folds but one, "held out" that one fold.
-
-    Attributes:
-        scale: RMS SD ``sqrt(tr Σ / d)`` over all rows, in the features' own unit; 1 for a layer that never varies.
-        sizes: Rows per fold ``(k,)``.
-        sums: Sums per fold ``(k, d)``.
-        spectrum: Eigenvalues of the covariance of all rows ``(d,)``.
-        axes: Its eigenvectors as columns ``(d, d)``.
-        fit_spectra: Eigenvalues of each fold's fit covariance ``(k, d)``.
-        fit_axes: Their eigenvectors ``(k, d, d)``.
-        held_out: Each fold's second moments about the fit mean, in the fit axes ``(k, d, d)``.
+    All moments are in units of ``scale``. "Fit" means all folds but one, "held out" means that one fold.
     """
 
-    scale: float
-    sizes: Array
-    sums: Array
-    spectrum: Array
-    axes: Array
-    fit_spectra: Array
-    fit_axes: Array
-    held_out: Array
+    scale: float  # RMS SD sqrt(tr Σ / d) over all rows, in the features' own unit; 1 for a layer that never varies.
+    sizes: Array  # Rows per fold (k,).
+    sums: Array  # Sums per fold (k, d).
+    spectrum: Array  # Eigenvalues of the covariance of all rows (d,).
+    axes: Array  # Its eigenvectors as columns (d, d).
+    fit_spectra: Array  # Eigenvalues of each fold's fit covariance (k, d).
+    fit_axes: Array  # Their eigenvectors (k, d, d).
+    held_out: Array  # Each fold's second moments about the fit mean, in the fit axes (k, d, d).
 
     @property
     def rows(self) -> int:
@@ -106,19 +85,16 @@ class LayerFactor:
         return int(self.spectrum.shape[0])
 
     def ceiling(self, noise: float) -> float:
-        """Return ``½ Σ log(1 + λ_i / σ²)`` in nats: what a noisy copy of the layer says about the layer.
+        """Return ``½ Σ log(1 + λ_i / σ²)`` in nats: the information of a noisy copy of the layer about the layer.
 
-        The ``λ_i`` are those of the law: the bias that the sample's have for few rows is taken out
-        (:func:`~mikit.functional.flow.log_determinants.corrected_log_determinant`).
-
-        Raises:
-            InputError: If there are not more rows than columns.
+        The bias of the sample eigenvalues for few rows is removed
+        (:func:`~mikit.functional.flow.log_determinants.corrected_log_determinant`), which needs more rows than columns.
         """
         degrees = self.rows - 1
         return 0.5 * corrected_log_determinant(self.spectrum * (self.rows / degrees) / noise**2, degrees)
 
     def effective_dimension(self, noise: float) -> float:
-        """Return ``Σ λ_i / (λ_i + σ²)``: how many directions stand out of the noise."""
+        """Return ``Σ λ_i / (λ_i + σ²)``: the number of directions with more variance than the noise."""
         return float((self.spectrum / (self.spectrum + noise**2)).sum())
 
 
@@ -138,7 +114,7 @@ class Similarity:
         return self.value - reach, self.value + reach
 
 
-def centred(features: Array) -> Array:
+def centered(features: Array) -> Array:
     """Return a copy with the column means removed in float64; float32 stays float32, so products of it are fast."""
     out = np.array(features, dtype=np.float32 if features.dtype in (np.float16, np.float32) else np.float64)
     mean = out.mean(axis=0, dtype=np.float64)
@@ -150,29 +126,12 @@ def centred(features: Array) -> Array:
 def factor_layer(rows: Array, parts: Sequence[Part], *, device: torch.device | None = None) -> LayerFactor:
     """Factor one layer: fold sums, second moments, RMS SD, and the eigenbases that make every noise level cheap.
 
-    Args:
-        rows: ``(n, d)``, float32 or float64, centred (:func:`centred`).
-        parts: Row indices or slices of at least 2 folds that together hold every row once.
-        device: Where to compute products and eigenbases, in float64; None: by NumPy, products of float32 rows in
-            float32 over blocks.
-
-    Returns:
-        The factor; moments in float64, in units of the RMS SD.
-
-    Raises:
-        InputError: If there are fewer than 2 folds, or they do not hold every row once.
-
-    Cost:
-        ``O(n d² + k d³)`` time and ``O(k d²)`` memory for ``k`` folds.
-
-    Pitfalls:
-        The formulas hold for rows that are not centred too, but a mean much larger than the SD costs digits.
-
-    Source:
-        Second moments of disjoint folds add up; no paper.
+    ``rows`` are centered. ``parts`` are row indices or slices of at least 2 folds that together contain every row once.
+    With a ``device``, products and eigenbases are computed there in float64; otherwise by NumPy, with products of
+    float32 rows in float32 over blocks. ``O(n d² + k d³)`` time and ``O(k d²)`` memory for ``k`` folds.
 
     Example:
-        >>> rows = centred(np.random.default_rng(0).standard_normal((1000, 4)))
+        >>> rows = centered(np.random.default_rng(0).standard_normal((1000, 4)))
         >>> factor = factor_layer(rows, [slice(0, 500), slice(500, 1000)])
         >>> factor.rows, factor.width, round(float(factor.spectrum.mean()), 6)
         (1000, 4, 1.0)
@@ -180,8 +139,8 @@ def factor_layer(rows: Array, parts: Sequence[Part], *, device: torch.device | N
     sizes = np.array([rows[part].shape[0] for part in parts])
     if len(parts) < 2 or sizes.sum() != rows.shape[0] or sizes.min() == 0:
         raise InputError(
-            f"{len(parts)} folds with {int(sizes.sum())} rows in all do not deal out {rows.shape[0]} rows; pass at "
-            "least 2 folds that hold every row once."
+            f"{len(parts)} folds with {int(sizes.sum())} samples in total do not cover {rows.shape[0]} samples; pass "
+            "at least 2 folds that together contain every sample once."
         )
     sums = np.stack([rows[part].sum(axis=0, dtype=np.float64) for part in parts])
     if device is None:
@@ -196,6 +155,8 @@ def factor_layer(rows: Array, parts: Sequence[Part], *, device: torch.device | N
     scale = float(np.sqrt(variance)) if variance > 0 else 1.0
     sums, seconds, covariance = sums / scale, seconds / scale**2, covariance / scale**2
     spectrum, axes = _eigh(covariance, device)
+    # Sums and second moments of disjoint folds add up, so the moments of a fit part are a difference: no fold is read
+    # more than once, however many folds there are.
     others = (n - sizes)[:, None]
     fit_means = (sums.sum(axis=0) - sums) / others
     fit_covariances = (seconds.sum(axis=0) - seconds) / others[..., None]
@@ -209,13 +170,7 @@ def factor_layer(rows: Array, parts: Sequence[Part], *, device: torch.device | N
 
 
 def cross_products(first: Array, second: Array, parts: Sequence[Part]) -> Array:
-    """Return ``Σ_i a_i b_iᵀ`` per fold, ``(k, d_a, d_b)``, summed in float64 over blocks of 1,024 rows.
-
-    Args:
-        first: ``(n, d_a)``.
-        second: ``(n, d_b)``, rows paired with ``first``.
-        parts: The folds, as in :func:`factor_layer`.
-    """
+    """Return ``Σ_i a_i b_iᵀ`` per fold, ``(k, d_a, d_b)``, summed in float64 over blocks of 1,024 paired rows."""
     out = np.zeros((len(parts), first.shape[1], second.shape[1]))
     for fold, part in enumerate(parts):
         a, b = first[part], second[part]
@@ -225,40 +180,14 @@ def cross_products(first: Array, second: Array, parts: Sequence[Part]) -> Array:
 
 
 def factored_cka(student: LayerFactor, teacher: LayerFactor, cross: Array) -> Similarity:
-    """Return linear centred kernel alignment of two layers from the moments already at hand.
+    """Return linear centered kernel alignment ``‖Σ_st‖²_F / (‖Σ_ss‖_F ‖Σ_tt‖_F)`` of two factored layers.
 
-    Formula: ``‖Σ_st‖²_F / (‖Σ_ss‖_F ‖Σ_tt‖_F)``.
-
-    Args:
-        student: Factor of the student layer.
-        teacher: Factor of the teacher layer, on the same rows and folds.
-        cross: ``cross_products(student_rows, teacher_rows, parts)``.
-
-    Returns:
-        An index, dimensionless, in ``[0, 1]``; NaN if a layer never varies.
-
-    Raises:
-        InputError: If the folds differ.
-
-    Cost:
-        ``O(k d_s d_t)``.
-
-    Pitfalls:
-        Biased upwards for wide layers and few rows. It weighs directions by variance and is symmetric: a similarity,
-        not an amount of information. It has no unit.
-
-    Source:
-        Kornblith et al., ICML 2019 [known].
-
-    Example:
-        >>> rows = centred(np.random.default_rng(0).standard_normal((1000, 3)))
-        >>> parts = [slice(0, 500), slice(500, 1000)]
-        >>> factor = factor_layer(rows, parts)
-        >>> round(factored_cka(factor, factor, cross_products(rows, rows, parts)).value, 6)
-        1.0
+    ``cross`` comes from :func:`cross_products`. The value lies in ``[0, 1]``; it is NaN if a layer never varies. It is
+    biased upwards for wide layers and few samples. It weighs directions by variance and is symmetric: a similarity, not
+    an amount of information. Kornblith et al., ICML 2019. ``O(k d_s d_t)`` time.
     """
     if not np.array_equal(student.sizes, teacher.sizes):
-        raise InputError("The two layers were factored on different folds; use the same rows and folds for both.")
+        raise InputError("The two layers were factored on different folds; use the same samples and folds for both.")
     products = np.asarray(cross) / (student.scale * teacher.scale)
     whole = cross_covariance(products.sum(0), student.sums.sum(0), teacher.sums.sum(0), student.rows)
     fit, _ = fold_covariances(student, teacher, products)
@@ -271,14 +200,14 @@ def factored_cka(student: LayerFactor, teacher: LayerFactor, cross: Array) -> Si
 
 
 def principal_axes(rows: Array, count: int) -> Array:
-    """Return the ``count`` directions of largest variance of centred rows as columns ``(d, count)``.
+    """Return the ``count`` directions of largest variance of centered rows as columns ``(d, count)``.
 
-    From 1,024 columns on, a small ``count`` is found without the covariance where the spectrum allows it
+    From 1,024 columns on, a small ``count`` is found without the covariance if the spectrum decays fast enough
     (:mod:`mikit.functional.flow.leading_axes`).
     """
     width = rows.shape[1]
     if not 1 <= count <= width:
-        raise InputError(f"{count} principal components were asked of {width} columns.")
+        raise InputError(f"{count} principal components were requested of {width} features.")
     found = leading_axes(rows, count, most=width // 4) if width >= _WIDE and 16 * count <= width else None
     if found is None:
         found = np.linalg.eigh(cross_products(rows, rows, [slice(None)])[0])[1][:, ::-1][:, :count]

@@ -1,4 +1,4 @@
-"""The cheapest way through a table of costs that never goes back."""
+"""The cheapest monotone path through a table of costs."""
 
 from __future__ import annotations
 
@@ -13,31 +13,11 @@ __all__ = ["monotone_alignment"]
 
 
 def monotone_alignment(costs: NDArray[Any]) -> tuple[int, ...]:
-    """Choose one column for every row so that columns never go back and the costs add up to the least.
+    """Choose one column for every row so that columns never decrease and the sum of costs is smallest.
 
-    Formula: ``min Σ_i c[i, κ(i)]`` over ``κ(1) <= κ(2) <= ... <= κ(N)``, by dynamic programming.
-
-    Args:
-        costs: ``(rows, columns)``; an infinite cost forbids a cell.
-
-    Returns:
-        The column of every row, counted from 0; the earliest of equals.
-
-    Unit: none.
-
-    Kind: a matching.
-
-    Raises:
-        InputError: If the costs are no table, hold NaN, or forbid every way.
-
-    Cost:
-        O(rows columns).
-
-    Pitfalls:
-        Several rows can go with one column, and columns can be left out.
-
-    Source:
-        Ours: alignment by dynamic programming.
+    Formula: ``min Σ_i c[i, κ(i)]`` over ``κ(1) <= κ(2) <= ... <= κ(N)``, by dynamic programming. An infinite cost
+    forbids a cell; of equal paths the earliest columns are returned. Several rows can share a column, and columns can
+    be skipped.
 
     Example:
         >>> monotone_alignment(np.array([[3.0, 0.0, 9.0], [0.0, 1.0, 9.0]]))  # each row's own best would go back
@@ -50,15 +30,17 @@ def monotone_alignment(costs: NDArray[Any]) -> tuple[int, ...]:
     best = np.zeros(depth)
     choices: list[list[int]] = []
     for row in table:
+        # best[j] is the cost of the cheapest path to the previous row that ends at column j or before. Keeping this
+        # running minimum instead of the minimum for each column makes a row O(columns), and < keeps the earliest of
+        # equals.
         sums = best + row
-        # Of the columns up to j, the one at which the way to this row ends best.
         ends = [0] * depth
         for j in range(1, depth):
             ends[j] = j if sums[j] < sums[ends[j - 1]] else ends[j - 1]
         best = sums[ends]
         choices.append(ends)
     if not np.isfinite(best[-1]):
-        raise InputError("Infinite costs forbid every way through the table that never goes back.")
+        raise InputError("Infinite costs forbid every monotone path through the table.")
     found = [choices[-1][-1]]
     for ends in reversed(choices[:-1]):
         found.append(ends[found[-1]])

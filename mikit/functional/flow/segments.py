@@ -1,4 +1,4 @@
-"""Where a short curve with known errors changes: exact segmentation, with a confidence for every place."""
+"""Change points of a short curve with known errors: exact segmentation, with a probability for every place."""
 
 from __future__ import annotations
 
@@ -27,59 +27,28 @@ _KEPT = 0.95
 class Segmentation:
     """A curve cut into pieces.
 
-    Attributes:
-        changes: Index of the first point of every piece but the first.
-        fitted: The pieces at every point ``(n,)``.
-        slopes: Slope of every piece per unit of position; 0 for constant pieces.
-        penalty: What a change had to lower the cost by.
-        p_values: For every change, an upper bound on how often a curve without it would gain as much at some place.
-        weights: ``(changes, n)``: the probability that a change is at a place, given how many there are.
-        intervals: The smallest run of places around a change that holds 95 % of its probability, both ends included.
-        confidence: Probability that the change lies within one point of where it was put.
-        cost: Sum of squared residuals in standard errors.
+    For every change there are: in ``p_values`` an upper bound on the probability that a curve without it would gain as
+    much at some place; in ``intervals`` the smallest run of places that contains 95 % of its probability, both ends
+    included; in ``confidence`` the probability that it lies within one point of the place where it was put.
     """
 
-    changes: tuple[int, ...]
-    fitted: Array
-    slopes: tuple[float, ...]
-    penalty: float
+    changes: tuple[int, ...]  # Index of the first point of every piece but the first.
+    fitted: Array  # The pieces at every point (n,).
+    slopes: tuple[float, ...]  # Of every piece, per unit of position; 0 for constant pieces.
+    penalty: float  # Required decrease of the cost per change.
     p_values: tuple[float, ...]
-    weights: Array
+    weights: Array  # (changes, n): probability that a change is at a place, given the number of changes.
     intervals: tuple[tuple[int, int], ...]
     confidence: tuple[float, ...]
-    cost: float
+    cost: float  # Sum of squared residuals in standard errors.
 
 
 def flat_penalty(n: int, *, degree: int = 0, level: float = 0.01) -> float:
-    """The penalty with which a curve without a change is cut with probability ``level`` at most.
+    """Return the penalty with which a curve without changes is cut with probability ``level`` at most.
 
-    Formula: the least ``β`` with ``Σ_K C(n-1, K) P(χ²_{K (degree+1)} > K β) <= level``, a union bound over all ways to
-    cut ``n`` points.
-
-    Args:
-        n: Number of points.
-        degree: 0 for constant pieces, 1 for straight ones.
-        level: Probability of any change in a curve that has none, for Gaussian errors of the stated size.
-
-    Returns:
-        What each change has to lower the sum of squared standardised residuals by.
-
-    Unit: dimensionless.
-
-    Kind: a bound.
-
-    Raises:
-        InputError: If an argument is out of range.
-
-    Cost:
-        O(n) a step of a bisection.
-
-    Pitfalls:
-        It holds for independent errors of known size. An error common to all points does no harm; one that wanders
-        from point to point looks like a change.
-
-    Source:
-        The union bound; mikit's own.
+    Formula: the smallest ``β`` with ``Σ_K C(n-1, K) P(χ²_{K (degree+1)} > K β) <= level``, a union bound over all ways
+    to cut ``n`` points into constant (``degree=0``) or straight (``degree=1``) pieces. It assumes independent Gaussian
+    errors of known size. An error common to all points does no harm; a slowly varying one looks like a change.
 
     Example:
         >>> round(flat_penalty(8), 1), round(flat_penalty(8, degree=1), 1)
@@ -87,7 +56,7 @@ def flat_penalty(n: int, *, degree: int = 0, level: float = 0.01) -> float:
     """
     _require(degree, level)
     if n < 1:
-        raise InputError(f"n is {n}; a curve has one point at least.")
+        raise InputError(f"n is {n}; a curve has at least one point.")
     return _flat_penalty(n, degree, level)
 
 
@@ -117,43 +86,12 @@ def segment_curve(
     level: float = 0.01,
     penalty: float | None = None,
 ) -> Segmentation:
-    """Cut a curve into constant or straight pieces, as few as its errors allow.
+    """Cut a curve into constant or straight pieces, as few as its errors allow. A change ``i`` is before point ``i``.
 
     Formula: ``min Σ_i ((y_i - f(x_i)) / σ_i)² + β K`` over all ways to cut the points into ``K + 1`` pieces and all
-    constants (straight lines) on the pieces, by exact dynamic programming. Given ``K``, the probability of a change at
-    a place is the share of ``exp(-cost / 2) Π |XᵀWX|^{-1/2}`` of the ways that cut there, that is, with flat priors on
-    all coefficients and places.
-
-    Args:
-        values: ``(n,)``.
-        errors: Standard errors ``(n,)``, positive.
-        positions: Where the points stand, increasing; ``0, 1, 2, ...`` by default.
-        degree: 0 for constant pieces, 1 for straight ones, which need not meet.
-        level: For the default penalty, :func:`flat_penalty`.
-        penalty: ``β`` of one's own.
-
-    Returns:
-        A :class:`Segmentation`. A change at index ``i`` lies between the points ``i - 1`` and ``i``.
-
-    Unit: indices.
-
-    Kind: an estimate.
-
-    Raises:
-        InputError: If the shapes differ, a number is not finite, an error is not positive, positions do not increase,
-            or an argument is out of range.
-
-    Cost:
-        O(n³); a millisecond for 30 points.
-
-    Pitfalls:
-        - Errors that are too small cut a curve to pieces. The error of sampling does not hold the randomness of
-          training: add what seeds show.
-        - A smooth bend has no change point, and is cut where straight pieces follow it best.
-        - Probabilities of places are given the number of changes, and say nothing of whether there are so many.
-
-    Source:
-        Dynamic programming over segments is classical. Penalty and probabilities are mikit's own.
+    constants (or lines, which need not meet) on them. ``β`` is ``penalty``, by default :func:`flat_penalty` of
+    ``level``. Errors that are too small produce too many pieces; sampling errors do not include the randomness of
+    training. A smooth bend has no change point. ``O(n³)`` time: a millisecond for 30 points.
 
     Example:
         >>> found = segment_curve(np.array([0.0, 0.1, 0.0, 2.1, 2.0, 2.0]), np.full(6, 0.1), degree=0)
@@ -168,6 +106,7 @@ def segment_curve(
     beta = flat_penalty(n, degree=degree, level=level) if penalty is None else float(penalty)
     costs, logs = _pieces(y, sigma, x, degree)
 
+    # Exact dynamic programming over the end of the last piece. The first piece is free of the penalty, hence -beta.
     best = np.full(n + 1, np.inf)
     best[0] = -beta
     starts = np.zeros(n + 1, dtype=int)
@@ -185,6 +124,7 @@ def segment_curve(
         coefficients = _line(y[start:end], sigma[start:end], x[start:end], degree)
         fitted[start:end] = coefficients[0] + (coefficients[1] * x[start:end] if degree else 0.0)
         slopes.append(float(coefficients[1]) if degree else 0.0)
+    # A change is tested against the two pieces beside it joined into one, with a union bound over the n - 1 places.
     p_values = []
     for before, at, after in zip(bounds[:-2], changes, bounds[2:], strict=True):
         gain = costs[before, after] - costs[before, at] - costs[at, after]
@@ -198,7 +138,7 @@ def segment_curve(
 
 def _require(degree: int, level: float) -> None:
     if degree not in (0, 1):
-        raise InputError(f"degree is {degree}; use 0 for constant pieces or 1 for straight ones.")
+        raise InputError(f"degree is {degree}; use 0 for constant pieces or 1 for straight pieces.")
     if not 0 < level < 1:
         raise InputError(f"level is {level}; it must lie between 0 and 1.")
 
@@ -213,8 +153,8 @@ def _checked(values: Array, errors: Array, positions: Array | None) -> tuple[Arr
         )
     if not (np.isfinite(y).all() and np.isfinite(sigma).all() and np.isfinite(x).all() and (sigma > 0).all()):
         raise InputError(
-            "A value or position is not finite, or a standard error is not a positive number. A curve whose errors are "
-            "not known cannot be cut; mikit never fills them in."
+            "A value or position is not finite, or a standard error is not a positive number. A curve with unknown "
+            "errors cannot be segmented; mikit does not fill in errors."
         )
     if (np.diff(x) <= 0).any():
         raise InputError(f"The positions {x.tolist()} do not increase.")
@@ -222,13 +162,13 @@ def _checked(values: Array, errors: Array, positions: Array | None) -> tuple[Arr
 
 
 def _line(y: Array, sigma: Array, x: Array, degree: int) -> Array:
-    """Return intercept and slope of the weighted fit; the flattest of those that fit equally well."""
+    """Return intercept and slope of the weighted fit; the flattest of equally good fits."""
     design = np.stack([x**power for power in range(degree + 1)], axis=1) / sigma[:, None]
     return np.asarray(np.linalg.lstsq(design, y / sigma, rcond=None)[0])
 
 
 def _pieces(y: Array, sigma: Array, x: Array, degree: int) -> tuple[Array, Array]:
-    """Return for every piece ``[start, end)`` its cost and ``-½ log|XᵀWX|``; infinite where it is too short."""
+    """Return for every piece ``[start, end)`` its cost and ``-½ log|XᵀWX|``; infinite where the piece is too short."""
     n = y.shape[0]
     costs, logs = np.full((n + 1, n + 1), np.inf), np.full((n + 1, n + 1), -np.inf)
     shortest = min(degree + 1, n)
@@ -249,10 +189,12 @@ def _pieces(y: Array, sigma: Array, x: Array, degree: int) -> tuple[Array, Array
 
 
 def _places(logs: Array, changes: int) -> Array:
-    """Return ``(changes, n)``: for every change the probability of each place, given their number."""
+    """Return ``(changes, n)``: for every change the probability of each place, given the number of changes."""
     n = logs.shape[0] - 1
     if not changes:
         return np.zeros((0, n))
+    # With flat priors on coefficients and places, a piece has the marginal likelihood exp(-cost / 2) |XᵀWX|^(-1/2). The
+    # forward and backward sums over all ways to place the other changes give the exact posterior, in O(changes n²).
     forward = np.full((changes + 2, n + 1), -np.inf)
     backward = np.full((changes + 2, n + 1), -np.inf)
     forward[0, 0] = backward[0, n] = 0.0
@@ -273,7 +215,7 @@ def _summed(logs: Array) -> float:
 
 
 def _interval(weights: Array, at: int) -> tuple[int, int]:
-    """Return the run of places around ``at`` that is grown, by the heavier neighbour, until it holds enough."""
+    """Return the run of places around ``at``, grown towards the heavier neighbor until it contains 95 %."""
     low = high = at
     while weights[low : high + 1].sum() < _KEPT:
         left = weights[low - 1] if low > 0 else -1.0

@@ -1,1 +1,1 @@
-"""gaussian."""
+"""Gaussian information, and the comparison of samples as Gaussians."""

@@ -1,7 +1,6 @@
-"""Gaussian information: canonical correlations, the Gaussian copula, and the exact finite-sample bias.
+"""Gaussian information in float64: canonical correlations, the Gaussian copula, and the exact finite-sample bias.
 
-For jointly Gaussian ``x`` and ``y`` with canonical correlations ``ρ_i``, ``I(x; y) = -½ Σ log(1 - ρ_i²)``. Everything
-here computes in float64.
+For jointly Gaussian ``x`` and ``y`` with canonical correlations ``ρ_i``, ``I(x; y) = -½ Σ log(1 - ρ_i²)``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = [
     "wishart_bias",
 ]
 
-# Directions whose variance is below this share of the largest are rounding, not data.
+# Directions whose variance is below this fraction of the largest are rounding, not data.
 _RANK_TOLERANCE = 1e-10
 # 1 - ρ² below this means an exact linear relation: the information is infinite.
 _EXACT_RELATION = 1e-10
@@ -41,7 +40,7 @@ class CanonicalForm:
         mean_y: Column means ``(d_y,)``.
         directions_x: Columns are canonical directions ``(d_x, r_x)``; projections have unit variance.
         directions_y: Likewise ``(d_y, r_y)``.
-        correlations: Canonical correlations ``(min(r_x, r_y),)``, falling.
+        correlations: Canonical correlations ``(min(r_x, r_y),)``, in descending order.
     """
 
     mean_x: Tensor
@@ -51,7 +50,7 @@ class CanonicalForm:
     correlations: Tensor
 
     def log_ratio(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``log p(x, y) / (p(x) p(y))`` per row under the Gaussian law."""
+        """Return ``log p(x, y) / (p(x) p(y))`` of each row under the Gaussian distribution."""
         r = self.correlations.shape[0]
         a = (x.double() - self.mean_x) @ self.directions_x[:, :r]
         b = (y.double() - self.mean_y) @ self.directions_y[:, :r]
@@ -62,21 +61,11 @@ class CanonicalForm:
 
 
 def canonical_form(x: Tensor, y: Tensor, *, shrinkage: float = 0.0) -> CanonicalForm:
-    """Return the canonical form of paired rows, with numerically empty directions left out.
+    """Return the canonical form of paired rows ``(n, d_x)`` and ``(n, d_y)``, without numerically empty directions.
 
-    Args:
-        x: ``(n, d_x)``.
-        y: ``(n, d_y)``.
-        shrinkage: ``λ`` in ``[0, 1)``: the joint correlation matrix ``R`` becomes ``(1 - λ) R + λ I``.
-
-    Returns:
-        The canonical form. Constant and exactly collinear columns add no direction.
-
-    Raises:
-        InputError: If a linear combination of ``x`` equals one of ``y`` exactly: the information is infinite then.
-
-    Cost:
-        ``O(n d² + d³)`` time and ``O(d²)`` memory beyond the inputs, ``d = d_x + d_y``.
+    ``shrinkage`` in ``[0, 1)`` replaces the joint correlation matrix ``R`` by ``(1 - λ) R + λ I``. Raises
+    :class:`~mikit.InputError` if a linear combination of ``x`` equals one of ``y`` exactly: the information is
+    infinite.
     """
     n = x.shape[0]
     x64, y64 = x.double(), y.double()
@@ -89,6 +78,8 @@ def canonical_form(x: Tensor, y: Tensor, *, shrinkage: float = 0.0) -> Canonical
         c_xx = (1 - shrinkage) * c_xx + shrinkage * torch.diag(live_x)
         c_yy = (1 - shrinkage) * c_yy + shrinkage * torch.diag(live_y)
         c_xy = (1 - shrinkage) * c_xy
+    # Whitening both sides first, and leaving out empty directions there, makes the correlations singular values. The
+    # usual generalized eigenproblem yields their squares, which loses half of the digits of small ones.
     w_x, w_y = whitener(c_xx), whitener(c_yy)
     if w_x.shape[1] == 0 or w_y.shape[1] == 0:
         correlations = x64.new_zeros(0)
@@ -98,13 +89,14 @@ def canonical_form(x: Tensor, y: Tensor, *, shrinkage: float = 0.0) -> Canonical
         count = int((1 - s.square() < _EXACT_RELATION).sum())
         raise InputError(
             f"{count} linear combination{'s' if count > 1 else ''} of x equal{'' if count > 1 else 's'} a combination "
-            f"of y exactly, so the information between them is infinite. {THREE_WAYS} Or leave out the shared columns."
+            f"of y exactly, so the information between them is infinite. {THREE_WAYS} Or leave out the shared "
+            "features."
         )
     return CanonicalForm(mean_x, mean_y, (w_x @ u) / scale_x[:, None], (w_y @ v.T) / scale_y[:, None], s.clamp(max=1.0))
 
 
 def cca(x: Tensor, y: Tensor) -> Tensor:
-    """Return the canonical correlations of ``x`` and ``y``, falling.
+    """Return the canonical correlations of ``x`` and ``y``, in descending order.
 
     Formula: the singular values of ``Σ_xx^{-1/2} Σ_xy Σ_yy^{-1/2}``.
 
@@ -122,8 +114,8 @@ def cca(x: Tensor, y: Tensor) -> Tensor:
         ``O(n d² + d³)`` time, ``O(d²)`` memory.
 
     Pitfalls:
-        Sample canonical correlations are biased upwards: independent data of width ``d`` show about
-        ``sqrt(d / n)``, and all of them are 1 once ``n <= d_x + d_y``.
+        Sample canonical correlations are biased upwards: for independent data of width ``d`` they are about
+        ``sqrt(d / n)``, and all of them are 1 if ``n <= d_x + d_y``.
 
     Source:
         Hotelling, 1936.
@@ -149,7 +141,7 @@ def gaussian_mi(x: Tensor, y: Tensor, *, correct_bias: bool = True) -> Tensor:
         correct_bias: Whether to subtract ``b``.
 
     Returns:
-        0-dim, float64, in nats. Exactly unbiased for Gaussian data when corrected, so it can fall below 0.
+        0-dim, float64, in nats. Exactly unbiased for Gaussian data when corrected, so it can be negative.
 
     Raises:
         InputError: If ``n <= r_x + r_y + 1``, or if an exact linear relation makes the information infinite.
@@ -158,8 +150,8 @@ def gaussian_mi(x: Tensor, y: Tensor, *, correct_bias: bool = True) -> Tensor:
         ``O(n d² + d³)`` time, ``O(d²)`` memory.
 
     Pitfalls:
-        Sees linear dependence only. It is neither a lower nor an upper bound in general; with Gaussian marginals it is
-        a lower bound.
+        Measures linear dependence only. In general it is neither a lower nor an upper bound; with Gaussian marginals it
+        is a lower bound.
 
     Source:
         Cover and Thomas, Elements of Information Theory, for the formula; the bias is the mean log-determinant of a
@@ -177,8 +169,8 @@ def gaussian_mi(x: Tensor, y: Tensor, *, correct_bias: bool = True) -> Tensor:
     n = x.shape[0]
     if n <= r_x + r_y + 1:
         raise InputError(
-            f"Gaussian information in closed form needs more rows than columns: {n} rows for {r_x} + {r_y} independent "
-            "columns. Use shrinkage with held-out rows, or reduce the columns first."
+            f"Gaussian information in closed form needs more samples than features: {n} samples for {r_x} + {r_y} "
+            "independent features. Use shrinkage with held-out samples, or reduce the features first."
         )
     value = -0.5 * torch.log1p(-form.correlations.square()).sum()
     return value - wishart_bias(n, r_x, r_y) if correct_bias else value
@@ -188,8 +180,8 @@ def wishart_bias(n: int, d_x: int, d_y: int) -> float:
     """Return the bias of the plug-in Gaussian mutual information of ``n`` Gaussian samples.
 
     Formula: ``½ [w(d_x) + w(d_y) - w(d_x + d_y)]`` with ``w(p) = Σ_{i<p} [ψ((m - i)/2) - log(m/2)]``, ``m = n - 1``,
-    because ``E log|S| = log|Σ| + w(p)`` for a sample covariance with ``m`` degrees of freedom. It does not depend on
-    the correlations; for large ``n`` it is about ``d_x d_y / 2n``.
+    because ``E log|S| = log|Σ| + w(p)`` for a sample covariance with ``m`` degrees of freedom. The bias does not depend
+    on the correlations; for large ``n`` it is about ``d_x d_y / 2n``.
 
     Args:
         n: Number of rows.
@@ -217,7 +209,7 @@ def wishart_bias(n: int, d_x: int, d_y: int) -> float:
     """
     if n <= d_x + d_y:
         raise InputError(
-            f"The bias of {n} rows with {d_x} + {d_y} columns is infinite; use more rows or fewer columns."
+            f"The bias of {n} samples with {d_x} + {d_y} features is infinite; use more samples or fewer features."
         )
     m = n - 1
 
@@ -230,9 +222,9 @@ def wishart_bias(n: int, d_x: int, d_y: int) -> float:
 
 
 def rank_gaussianise(x: Tensor) -> Tensor:
-    """Return each column's normal scores: a map that keeps mutual information and makes every marginal Gaussian.
+    """Return the normal scores of each column: the marginals become Gaussian, and mutual information is preserved.
 
-    Formula: ``z = Φ^{-1}((rank - ½) / n)``, scaled to unit variance; tied entries share their mean rank, so that a
+    Formula: ``z = Φ^{-1}((rank - ½) / n)``, scaled to unit variance; tied entries get their mean rank, so that a
     constant column becomes 0.
 
     Args:
@@ -248,8 +240,8 @@ def rank_gaussianise(x: Tensor) -> Tensor:
         ``O(n d log n)`` time, ``O(n d)`` memory.
 
     Pitfalls:
-        The map is fitted to the sample, so it is invertible on the sample only. Many ties (an atom at 0 after ReLU)
-        are kept as ties.
+        The map is fitted to the sample, so it is invertible on the sample only. Ties (an atom at 0 after ReLU) remain
+        ties.
 
     Source:
         Van der Waerden's normal scores.
@@ -276,7 +268,7 @@ def rank_gaussianise(x: Tensor) -> Tensor:
 
 
 def bartlett_rank(correlations: Tensor, n: int, d_x: int, d_y: int, *, level: float = 0.01) -> int:
-    """Return how many canonical correlations differ from 0 by Bartlett's sequential test at ``level``."""
+    """Return the number of canonical correlations that differ from 0 by Bartlett's sequential test at ``level``."""
     from scipy.stats import chi2
 
     rho = correlations.double()
@@ -288,18 +280,18 @@ def bartlett_rank(correlations: Tensor, n: int, d_x: int, d_y: int, *, level: fl
 
 
 def _column_scale(x: Tensor, mean: Tensor) -> Tensor:
-    """Return each column's SD; infinity for columns that vary by rounding only, so that they become 0."""
-    centred = x - mean
-    peak = centred.abs().amax(0)
+    """Return the SD of each column; infinity for columns that vary by rounding only, so that they become 0."""
+    centered = x - mean
+    peak = centered.abs().amax(0)
     rounding = 1e-13 * mean.abs() * x.shape[0] ** 0.5
     varies = peak > rounding
-    # Divided by the peak first, so that neither huge nor tiny columns leave the range of float64 when squared.
-    relative = centred / torch.where(varies, peak, 1.0)
+    # Dividing by the peak first keeps the squares of huge and tiny columns within the range of float64.
+    relative = centered / torch.where(varies, peak, 1.0)
     return torch.where(varies, peak * relative.square().mean(0).sqrt(), torch.inf)
 
 
 def whitener(correlation: Tensor) -> Tensor:
-    """Return ``(d, r)``, a matrix that turns rows of this correlation matrix ``(d, d)`` white; empty directions go."""
+    """Return a whitening matrix ``(d, r)`` for rows of this correlation matrix ``(d, d)``, without empty directions."""
     values, vectors = torch.linalg.eigh(correlation)
     largest = values[-1:].clamp(min=0)
     kept = values > _RANK_TOLERANCE * largest

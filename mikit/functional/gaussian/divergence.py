@@ -1,4 +1,4 @@
-"""Two samples compared as Gaussians: Kullback-Leibler divergence, and the transport distance of their columns."""
+"""Comparison of two samples as Gaussians: Kullback-Leibler divergence, and transport distance without correlations."""
 
 from __future__ import annotations
 
@@ -10,30 +10,27 @@ from torch import Tensor
 
 from mikit.core.errors import InputError
 from mikit.functional.engine.operators import closed_form, unwanted
-from mikit.functional.engine.samples import require_one_device, require_rows, require_same_width, working_dtype
-from mikit.functional.gaussian.shrinkage import centred_rows, ledoit_wolf_weight, require_shrinkage
+from mikit.functional.engine.samples import require_comparable, working_dtype
+from mikit.functional.gaussian.shrinkage import centered_rows, ledoit_wolf_weight, require_shrinkage
 
 __all__ = ["FewRowGaussian", "diagonal_gaussian_wasserstein2", "divergence_of_few_rows", "gaussian_kl"]
 
 
-# Least share of the trace that shrinkage puts on the identity: below, differences from it lose digits.
+# Smallest weight of the identity for which the few-row form is used: below, differences from the identity lose digits.
 _LEAST_AMOUNT = 1e-3
+# Fraction of its variance that a column must keep, given those before it, for a covariance to be inverted in float64.
+_LEAST_SHARE = 1e-12
 
 
 @final
 class FewRowGaussian(NamedTuple):
-    r"""A Gaussian of covariance :math:`\alpha I + \beta X^\top X`.
+    r"""A Gaussian of covariance :math:`\alpha I + \beta X^\top X` for fewer rows than columns.
 
     Attributes:
-        rows: :math:`X`, centred, ``(n, d)``, float64.
-        mean: ``(d,)``.
-        amount: Shrinkage.
-        floor: :math:`\alpha`.
-        factor: :math:`\beta`.
+        rows: :math:`X`, centered, ``(n, d)``, float64.
+        amount: Shrinkage; it determines :math:`\alpha`, the ``floor``, and :math:`\beta`, the ``factor``.
         gram: :math:`X X^\top`.
-        inner: :math:`\beta (\alpha I + \beta X X^\top)^{-1}`, with which the inverse is
-            :math:`(I - X^\top K X) / \alpha`.
-        log_det: Logarithm of the determinant.
+        inner: :math:`K = \beta (\alpha I + \beta X X^\top)^{-1}`.
     """
 
     rows: Tensor
@@ -47,7 +44,9 @@ class FewRowGaussian(NamedTuple):
 
     @classmethod
     def fitted(cls, rows: Tensor, mean: Tensor, amount: Tensor) -> Self | None:
-        """Return the Gaussian of centred rows, or None where it takes the whole covariance."""
+        """Return the Gaussian of centered rows, or None where the full covariance is needed."""
+        # Woodbury's identity: the inverse covariance is (I - Xᵀ K X) / α, so everything is computed from n x n matrices
+        # and no d x d matrix is formed.
         n, d = rows.shape
         gram = rows @ rows.T
         floor, factor = amount * gram.trace() / (n * d), (1 - amount) / n
@@ -76,12 +75,11 @@ class FewRowGaussian(NamedTuple):
     def gradient(self, moved: Tensor, trace: Tensor, of_mean: Tensor) -> Tensor:
         """Return the gradient in the sample.
 
-        Args:
-            moved: The rows times the gradient in the covariance.
-            trace: That gradient's trace.
-            of_mean: The gradient in the mean.
+        ``moved`` is the rows times the gradient in the covariance, ``trace`` the trace of the latter, and ``of_mean``
+        the gradient in the mean.
         """
         n, d = self.rows.shape
+        # The second term: the multiple of the identity grows with the trace of the sample covariance.
         inner = (1 - self.amount) * moved + (self.amount * trace / d) * self.rows
         return (2 * inner + of_mean) / n
 
@@ -92,26 +90,24 @@ def divergence_of_few_rows(
     """Return the Kullback-Leibler divergence of ``a`` from ``b``, and its gradients in the samples ``x`` and ``y``."""
     d = x.shape[1]
     shift = (a.mean - b.mean)[None]
-    seen = b.solved(shift)
+    solved_shift = b.solved(shift)
     solved_a = b.solved(a.rows)
     trace = a.floor * b.inverse_trace() + a.factor * (solved_a * a.rows).sum()
-    value = (trace + (shift * seen).sum() - d + b.log_det - a.log_det) / 2
+    value = (trace + (shift * solved_shift).sum() - d + b.log_det - a.log_det) / 2
     gradient_x, gradient_y = unwanted(x), unwanted(y)
     if wants[0]:
         moved = (solved_a - a.solved(a.rows)) / 2
-        gradient_x = a.gradient(moved, (b.inverse_trace() - a.inverse_trace()) / 2, seen[0])
+        gradient_x = a.gradient(moved, (b.inverse_trace() - a.inverse_trace()) / 2, solved_shift[0])
     if wants[1]:
         solved_b = b.solved(b.rows)
-        moved = (solved_b - b.solved(a.spread(solved_b)) - (b.rows @ seen[0])[:, None] * seen) / 2
+        moved = (solved_b - b.solved(a.spread(solved_b)) - (b.rows @ solved_shift[0])[:, None] * solved_shift) / 2
+        # The traces of B⁻² and of B⁻¹ A B⁻¹, by Woodbury's identity.
         inner_gram = b.inner @ b.gram
         squared = (d - 2 * inner_gram.trace() + (inner_gram * inner_gram.T).sum()) / b.floor**2
-        seen_twice = a.floor * squared + a.factor * solved_a.square().sum()
-        gradient_y = b.gradient(moved, (b.inverse_trace() - seen_twice - seen.square().sum()) / 2, -seen[0])
+        twice_solved = a.floor * squared + a.factor * solved_a.square().sum()
+        of_trace = (b.inverse_trace() - twice_solved - solved_shift.square().sum()) / 2
+        gradient_y = b.gradient(moved, of_trace, -solved_shift[0])
     return value, gradient_x, gradient_y
-
-
-# Share of its variance that a column must keep, given those before it, for a covariance to be inverted in float64.
-_LEAST_SHARE = 1e-12
 
 
 def gaussian_kl(
@@ -137,23 +133,23 @@ def gaussian_kl(
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Unit: nats.
         Kind: a divergence of the fitted Gaussians, 0 if and only if means and covariances agree; not symmetric; never
-        clipped, so rounding may leave ``-1e-15``.
+        clipped, so rounding may give ``-1e-15``.
 
     Raises:
-        InputError: If a sample is not ``(n, d)`` with two rows at least, widths or devices differ, the shrinkage is not
-            in [0, 1], or a covariance is singular: without shrinkage one with a constant column, with a column that is
-            a combination of others, or of ``n <= d`` rows, and always one of rows that are all equal. The divergence
-            is infinite or undefined then.
+        InputError: If a sample is not ``(n, d)`` with at least two rows, widths or devices differ, the shrinkage is not
+            in [0, 1], or a covariance is singular, for which the divergence is infinite or undefined: without shrinkage
+            that of a sample with a constant column, with a column that is a combination of others, or with ``n <= d``
+            rows; with any shrinkage that of rows that are all equal.
 
     Cost:
         O((n + m) d² + d³) time, O(d² + (n + m) d) memory, in float64; with shrinkage and fewer rows than columns
         O((n + m)² d); ``diagonal``: O((n + m) d).
 
     Pitfalls:
-        - Where dead units or few rows make a covariance singular, the value is decided by the shrinkage: compare
-          values of one shrinkage, sample size and width only.
-        - Too large on small samples, about by ``d (d + 3) / 4 (1 / n + 1 / m)`` nats without shrinkage.
-        - Sees means and covariances only, and with ``diagonal`` no correlations.
+        - Where dead units or few rows make the sample covariance singular, the shrinkage determines the value: compare
+          only values with the same shrinkage, sample size and width.
+        - Too large on small samples, by about ``d (d + 3) / 4 (1 / n + 1 / m)`` nats without shrinkage.
+        - Compares means and covariances only, and with ``diagonal`` no correlations.
         - Blind to pairing: shuffling the rows of one sample changes nothing.
 
     Source:
@@ -176,19 +172,18 @@ def diagonal_gaussian_wasserstein2(x: Tensor, y: Tensor, *, shrinkage: float | s
 
     .. math:: W^2 = \sum_j (\bar x_j - \bar y_j)^2 + \sum_j (\sigma_{x, j} - \sigma_{y, j})^2
 
-    with standard deviations that divide by the number of rows. Correlations are left out:
-    :func:`~mikit.functional.gaussian_wasserstein2` has them.
+    with standard deviations that divide by the number of rows. Correlations are ignored;
+    :func:`~mikit.functional.gaussian_wasserstein2` includes them.
 
     Args:
         x: First sample, ``(n, d)``.
         y: Second sample, ``(m, d)``.
-        shrinkage: Weight in [0, 1] with which the variances of a sample are drawn to their mean, or
-            ``"ledoit-wolf"``; None: not at all. A constant for the gradient.
+        shrinkage: Weight in [0, 1] with which the variances of a sample are shrunk to their mean, or
+            ``"ledoit-wolf"``; None: no shrinkage. A constant for the gradient.
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable in both. Unit: that of the
-        features, squared. Kind: a squared distance of the columns, at most that of the Gaussians with their
-        correlations.
+        features, squared. Kind: a squared distance, at most that of the Gaussians with their correlations.
 
     Raises:
         InputError: If a sample is not ``(n, d)``, widths or devices differ, the shrinkage is not in [0, 1], or there
@@ -198,10 +193,10 @@ def diagonal_gaussian_wasserstein2(x: Tensor, y: Tensor, *, shrinkage: float | s
         O((n + m) d) time and memory.
 
     Pitfalls:
-        - Blind to correlations: two laws of opposite correlations are at distance 0.
-        - A standard deviation has no derivative where it is 0; the gradient there is 0, so a dead unit is moved by its
-          mean only.
-        - Too large on small samples, though less than with correlations.
+        - Blind to correlations: two distributions with opposite correlations are at distance 0.
+        - A standard deviation has no derivative at 0. The gradient there is set to 0, so a dead unit receives a
+          gradient through its mean only.
+        - Too large on small samples, though less so than with correlations.
 
     Source:
         As :func:`~mikit.functional.bures2`, for covariances that commute. It is the "Gaussian Wasserstein" of the
@@ -227,34 +222,34 @@ def _divergence(
     wants: Sequence[bool], x: Tensor, y: Tensor, weight: float, diagonal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not bool((x.sum(dtype=torch.float64) + y.sum(dtype=torch.float64)).isfinite()):
-        # There is no covariance of NaNs; the answer is what every other formula gives.
+        # The solvers raise on NaN. Every other formula propagates it.
         nan = x.new_full((), torch.nan, dtype=torch.float64)
         return nan, torch.full_like(x, torch.nan), torch.full_like(y, torch.nan)
     if not diagonal and max(x.shape[0], y.shape[0]) < x.shape[1] and weight != 0:
-        few = [FewRowGaussian.fitted(*centred_rows(rows), _amount(rows, weight, diagonal=False)) for rows in (x, y)]
+        few = [FewRowGaussian.fitted(*centered_rows(rows), _amount(rows, weight, diagonal=False)) for rows in (x, y)]
         if few[0] is not None and few[1] is not None:
             return divergence_of_few_rows(wants, x, y, few[0], few[1])
     fitted = _columns if diagonal else _fitted
     a, b = fitted(x, weight, "x"), fitted(y, weight, "y")
     shift = a.mean - b.mean
     if diagonal:
-        seen = b.inverse * shift
-        value = (b.inverse * a.covariance).sum() + shift @ seen - x.shape[1] + b.log_det - a.log_det
+        solved_shift = b.inverse * shift
+        value = (b.inverse * a.covariance).sum() + shift @ solved_shift - x.shape[1] + b.log_det - a.log_det
         of_a = (b.inverse - a.inverse) / 2
-        of_b = (b.inverse - b.inverse.square() * a.covariance - seen.square()) / 2
+        of_b = (b.inverse - b.inverse.square() * a.covariance - solved_shift.square()) / 2
     else:
-        seen = b.inverse @ shift
-        value = (b.inverse * a.covariance).sum() + shift @ seen - x.shape[1] + b.log_det - a.log_det
+        solved_shift = b.inverse @ shift
+        value = (b.inverse * a.covariance).sum() + shift @ solved_shift - x.shape[1] + b.log_det - a.log_det
         of_a = (b.inverse - a.inverse) / 2
-        of_b = (b.inverse - b.inverse @ a.covariance @ b.inverse - torch.outer(seen, seen)) / 2
-    gradient_x = a.gradient(of_a, seen) if wants[0] else unwanted(x)
-    gradient_y = b.gradient(of_b, -seen) if wants[1] else unwanted(y)
+        of_b = (b.inverse - b.inverse @ a.covariance @ b.inverse - torch.outer(solved_shift, solved_shift)) / 2
+    gradient_x = a.gradient(of_a, solved_shift) if wants[0] else unwanted(x)
+    gradient_y = b.gradient(of_b, -solved_shift) if wants[1] else unwanted(y)
     return value / 2, gradient_x, gradient_y
 
 
 @final
 class _Fitted(NamedTuple):
-    """A Gaussian fitted to a sample; of a diagonal covariance and its inverse the diagonals only."""
+    """A Gaussian fitted to a sample; a diagonal covariance and its inverse are stored as vectors."""
 
     rows: Tensor
     mean: Tensor
@@ -275,7 +270,7 @@ class _Fitted(NamedTuple):
 
 
 def _fitted(sample: Tensor, weight: float, name: str) -> _Fitted:
-    rows, mean = centred_rows(sample)
+    rows, mean = centered_rows(sample)
     n, d = rows.shape
     amount = _amount(sample, weight, diagonal=False)
     covariance = (1 - amount) * (rows.T @ rows / n)
@@ -283,27 +278,27 @@ def _fitted(sample: Tensor, weight: float, name: str) -> _Fitted:
     spread = covariance.diagonal().sqrt()
     dead = int((spread == 0).sum())
     if dead:
-        raise _singular(name, f"{dead} of its {d} columns never vary", weight)
-    # In units of each column's spread: singular means that columns repeat each other, not that some are small.
+        raise _singular(name, f"{dead} of its {d} features never vary", weight)
+    # Scaled to correlations, so that singular means that columns repeat each other, and not that some are small.
     factor, failed = torch.linalg.cholesky_ex(covariance / spread[:, None] / spread)
     if failed or not bool(factor.diagonal().square().amin() > _LEAST_SHARE):
-        raise _singular(name, f"its {n} rows leave combinations of the {d} columns without variance", weight)
+        raise _singular(name, f"its {n} samples leave combinations of the {d} features without variance", weight)
     inverse = torch.cholesky_inverse(factor) / spread[:, None] / spread
     return _Fitted(rows, mean, amount, covariance, inverse, 2 * (factor.diagonal().log() + spread.log()).sum())
 
 
 def _columns(sample: Tensor, weight: float, name: str) -> _Fitted:
-    rows, mean = centred_rows(sample)
+    rows, mean = centered_rows(sample)
     amount = _amount(sample, weight, diagonal=True)
     variances = _shrunk(rows.square().mean(dim=0), amount)
     dead = int((variances == 0).sum())
     if dead:
-        raise _singular(name, f"{dead} of its {len(variances)} columns never vary", weight)
+        raise _singular(name, f"{dead} of its {len(variances)} features never vary", weight)
     return _Fitted(rows, mean, amount, variances, 1 / variances, variances.log().sum())
 
 
 def _spreads(sample: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    rows, mean = centred_rows(sample)
+    rows, mean = centered_rows(sample)
     variances = _shrunk(rows.square().mean(dim=0), _amount(sample, weight, diagonal=True))
     positive = variances > 0
     return mean, torch.where(positive, torch.where(positive, variances, 1.0).sqrt(), 0.0)
@@ -331,9 +326,6 @@ def _singular(name: str, what: str, weight: float) -> InputError:
 
 
 def _prepared(x: Tensor, y: Tensor, *, fewest: int) -> tuple[Tensor, Tensor]:
-    require_rows(x, "x", fewest=fewest)
-    require_rows(y, "y", fewest=fewest)
-    require_same_width(x, y)
-    require_one_device(x, y)
+    require_comparable(x, y, fewest=fewest)
     dtype = working_dtype(x, y)
     return x.to(dtype), y.to(dtype)

@@ -1,1 +1,1 @@
-"""kernels."""
+"""Kernel discrepancies and dependence indices."""

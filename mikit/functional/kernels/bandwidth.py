@@ -1,11 +1,11 @@
-"""Bandwidths of Gaussian kernels, and the linear comparison of two representations."""
+"""The median bandwidth of Gaussian kernels, and linear CKA."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mikit.core.errors import InputError
+from mikit.core import require
 from mikit.functional.engine.samples import (
     constant_columns,
     require_paired,
@@ -18,27 +18,26 @@ __all__ = ["linear_cka", "median_bandwidth", "median_distance"]
 
 
 def median_bandwidth(x: Tensor, y: Tensor | None = None, *, most: int = 2048) -> float:
-    """Median Euclidean distance between distinct rows: the usual bandwidth of a Gaussian kernel, as a number.
+    """Median Euclidean distance between distinct rows: the usual bandwidth of a Gaussian kernel.
 
     Args:
         x: Sample, ``(n, d)``.
         y: Second sample, ``(m, d)``, pooled with the first; None for one sample.
-        most: Rows looked at, at most: evenly spaced ones of the pooled sample where there are more.
+        most: Largest number of rows to use; where there are more, evenly spaced rows of the pooled sample.
 
     Returns:
-        The median over all pairs of rows that differ, in the unit of the features, without gradient. 1.0 if no two
-        rows differ, where every bandwidth gives the same kernel.
+        The median over all pairs of rows that differ, a number in the unit of the features. 1.0 if no two rows differ,
+        where every bandwidth gives the same kernel.
 
     Raises:
         InputError: If a sample is not ``(n, d)``, the widths differ, or ``most`` is below 2.
 
     Cost:
-        O(most² d) time, O(most²) memory, whatever n.
+        O(most² d) time and O(most²) memory, for any n.
 
     Pitfalls:
-        A function of the data: two values of a kernel quantity with different bandwidths are not comparable. Fix the
-        bandwidth for a curve over layers or training steps. Above ``most`` rows it depends on the order of the rows,
-        a little.
+        It depends on the data, and kernel quantities with different bandwidths are not comparable: fix the bandwidth
+        for a curve over layers or training steps. Above ``most`` rows it depends slightly on the order of the rows.
 
     Source:
         The median heuristic, common practice.
@@ -51,49 +50,26 @@ def median_bandwidth(x: Tensor, y: Tensor | None = None, *, most: int = 2048) ->
 
 
 def median_distance(x: Tensor, y: Tensor | None = None, *, most: int = 2048) -> Tensor:
-    """Return :func:`median_bandwidth` as a 0-dim float64 tensor, which a compiled or a GPU loss need not wait for.
-
-    Args:
-        x: As there.
-        y: As there.
-        most: As there.
-
-    Returns:
-        0-dim tensor without gradient.
-
-    Raises:
-        InputError: As there.
-
-    Cost:
-        As there.
-
-    Pitfalls:
-        As there.
-
-    Example:
-        >>> median_distance(torch.tensor([[0.0], [1.0], [3.0]]))
-        tensor(2., dtype=torch.float64)
-    """
+    """Return :func:`median_bandwidth` as a 0-dim float64 tensor, so that no computation has to wait for its value."""
     require_rows(x, "x")
     rows = x.detach()
     if y is not None:
         require_rows(y, "y")
         require_same_width(x, y)
         rows = torch.cat([rows.double(), y.detach().double()])
-    if most < 2:
-        raise InputError(f"most is {most}; a distance takes at least 2 rows.")
+    require.at_least(most, "most", 2)
     n = rows.shape[0]
     if n > most:
         rows = rows[torch.arange(most, device=rows.device) * (n - 1) // (most - 1)]
     rows = rows.to(torch.float64)
-    distances = torch.pdist(rows - rows.mean(dim=0))
+    distances = torch.pdist(rows - rows.mean(dim=0))  # centered, so that a common offset costs no digits
     if not distances.numel():
         return distances.new_ones(())
     return torch.where(distances > 0, distances, torch.nan).nanmedian().nan_to_num(nan=1.0)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    r"""Linear centred kernel alignment of two representations of the same inputs.
+    r"""Linear centered kernel alignment of two representations of the same inputs.
 
     .. math:: \mathrm{CKA} = \frac{\|X_c^\top Y_c\|_F^2}{\|X_c^\top X_c\|_F \, \|Y_c^\top Y_c\|_F}
 
@@ -103,17 +79,18 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         0-dim tensor in the common dtype of the inputs, float32 at least, between 0 and 1, differentiable. 0 if one of
-        them is constant. Unit: dimensionless. Kind: an index, biased upwards when ``n`` is not well above the widths.
+        them is constant. Unit: dimensionless. Kind: an index, biased upwards unless ``n`` is much larger than the
+        widths.
 
     Raises:
         InputError: If the inputs are not ``(n, d)`` or have different numbers of rows.
 
     Cost:
-        O(n d_x d_y + n d_x² + n d_y²) time and O((d_x + d_y)²) memory; via the n x n Gram matrices where n is the
-        smaller. In float64.
+        O(n d_x d_y + n d_x² + n d_y²) time and O((d_x + d_y)²) memory; via the n x n Gram matrices where n is
+        smaller than a width. In float64.
 
     Pitfalls:
-        - Not information: a representation that holds everything about another can have any CKA with it.
+        - Not information: a representation that contains all information about another can have any CKA with it.
         - Independent representations do not give 0 at finite n: about ``(d_x d_y)**0.5 / n`` for white ones.
         - Dominated by the directions of largest variance.
 
@@ -134,19 +111,18 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
         a, b = (_unit_size(rows.to(torch.float64)) for rows in (x, y))
         if n < max(a.shape[1], b.shape[1]):
             gram_x, gram_y = a @ a.T, b @ b.T
-            shared, own_x, own_y = (gram_x * gram_y).sum(), gram_x.square().sum(), gram_y.square().sum()
+            shared, norm_x, norm_y = (gram_x * gram_y).sum(), gram_x.square().sum(), gram_y.square().sum()
         else:
             shared = (a.T @ b).square().sum()
-            own_x, own_y = (a.T @ a).square().sum(), (b.T @ b).square().sum()
-        size = own_x * own_y
+            norm_x, norm_y = (a.T @ a).square().sum(), (b.T @ b).square().sum()
+        size = norm_x * norm_y
         constant = size == 0
         # Dividing by 1 where the norm is 0 keeps the gradient of the square root finite.
         return (shared / torch.where(constant, 1.0, size).sqrt()).to(dtype)
 
 
 def _unit_size(rows: Tensor) -> Tensor:
-    """Centre the columns exactly where they are constant, and bring the largest entry to 1 (CKA ignores scale)."""
-    centred = rows - rows.mean(dim=0)
-    centred = torch.where(constant_columns(rows), 0.0, centred)
-    largest = centred.detach().abs().amax()
-    return centred / torch.where(largest > 0, largest, 1.0)
+    """Return the centered rows, exactly 0 in constant columns, with largest entry 1 (CKA ignores scale)."""
+    centered = torch.where(constant_columns(rows), 0.0, rows - rows.mean(dim=0))
+    largest = centered.detach().abs().amax()
+    return centered / torch.where(largest > 0, largest, 1.0)

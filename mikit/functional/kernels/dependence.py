@@ -1,6 +1,6 @@
-"""Dependence of two samples through Gaussian kernels: HSIC, its normalised form, and quadratic mutual information.
+"""Dependence of two samples, measured with Gaussian kernels: HSIC, CKA and quadratic mutual information.
 
-All are one number: the sum over pairs of rows of one kernel times the other, after the rows' means are taken off.
+All of them are the inner product of two centered kernel matrices.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.functional.engine.samples import (
-    centred,
+    centered,
     constant_columns,
     require_one_device,
     require_paired,
@@ -40,7 +41,7 @@ def hsic(
               K_{ij} = \exp\left(-\|x_i - x_j\|^2 / 2\sigma_x^2\right), \quad
               L_{ij} = \exp\left(-\|y_i - y_j\|^2 / 2\sigma_y^2\right), \quad H = I - \tfrac{1}{n} 1 1^\top
 
-    The unbiased form is a U-statistic: with the diagonals of both kernels set to 0,
+    The unbiased form is a U-statistic. With the diagonals of both kernels set to 0 it is
 
     .. math:: \frac{1}{n (n - 3)} \left[ \operatorname{tr}(K L) + \frac{1^\top K 1 \; 1^\top L 1}{(n - 1)(n - 2)}
               - \frac{2}{n - 2} 1^\top K L 1 \right]
@@ -51,27 +52,28 @@ def hsic(
         bandwidth_x: Sigma of the kernel of ``x``, in the unit of its features; None: :func:`median_bandwidth` of
             ``x``, a constant for the gradient.
         bandwidth_y: The same for ``y``.
-        unbiased: Whether to use the U-statistic, whose mean over samples is the value in the population.
-        strip: Rows handled at a time; None chooses. Values do not depend on it, up to rounding.
+        unbiased: Whether to use the U-statistic, whose expectation is the population value.
+        strip: Rows processed at a time; None chooses. The value does not depend on it, up to rounding.
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Unit:
         dimensionless, below 1. Kind: a dependence index, 0 in the population if and only if the samples are
-        independent. The biased form is never negative; the unbiased one is about half of the time when they are.
+        independent. The biased form is never negative. The unbiased form is negative about half of the time when they
+        are independent.
 
     Raises:
-        InputError: If a sample is not ``(n, d)``, rows do not pair up, there are fewer than two rows (four for the
-            unbiased form), or a bandwidth is not positive.
+        InputError: If a sample is not ``(n, d)``, the numbers of rows differ, there are fewer than two rows (four for
+            the unbiased form), or a bandwidth is not positive.
 
     Cost:
-        O(n² (d_x + d_y)) time for the value, two to three times that with gradients, which are formed in the same
-        call; O(n (d_x + d_y)) memory and a few strips. Second derivatives are refused.
+        O(n² (d_x + d_y)) time for the value, two to three times that with gradients, which are computed in the same
+        call; O(n (d_x + d_y)) memory and a few blocks of pairs. Second derivatives raise an error.
 
     Pitfalls:
-        - Not Shannon information, and without an upper end that means anything: compare it with permuted rows.
+        - Not Shannon information, and without a meaningful maximum: compare it with permuted rows.
         - The biased form is not 0 for independent samples but about ``(1 - mean K)(1 - mean L) / n``.
         - Depends on both bandwidths, and with fixed ones on the scale of the features. Not comparable across layers.
-        - Cutting a batch into smaller ones changes the quantity: pairs across the parts are lost.
+        - Splitting a batch changes the quantity: pairs across the parts are lost.
 
     Source:
         Gretton, Bousquet, Smola and Schölkopf (2005), "Measuring Statistical Dependence with Hilbert-Schmidt Norms";
@@ -86,7 +88,7 @@ def hsic(
         >>> abs(hsic(x, noise, unbiased=True).item()) < 1e-3
         True
     """
-    return _measured(x, y, (bandwidth_x, bandwidth_y), unbiased=unbiased, strip=strip)
+    return _dependence(x, y, (bandwidth_x, bandwidth_y), unbiased=unbiased, strip=strip)
 
 
 def cka(
@@ -98,11 +100,11 @@ def cka(
     unbiased: bool = False,
     strip: int | None = None,
 ) -> Tensor:
-    r"""Centred kernel alignment of two representations of the same inputs, under Gaussian kernels.
+    r"""Centered kernel alignment of two representations of the same inputs, under Gaussian kernels.
 
     .. math:: \mathrm{CKA} = \frac{\mathrm{HSIC}(x, y)}{\sqrt{\mathrm{HSIC}(x, x)\, \mathrm{HSIC}(y, y)}}
 
-    For bandwidths far above all distances it approaches :func:`linear_cka`.
+    For bandwidths much larger than all distances it approaches :func:`linear_cka`.
 
     Args:
         x: First representation, ``(n, d_x)``.
@@ -114,20 +116,20 @@ def cka(
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Between 0 and
-        1, and between -1 and 1 with ``unbiased``. 0, with a gradient of 0, if one of the kernels does not vary beyond
-        rounding once it is centred: a constant sample, and for the unbiased form rows that are all equally far apart.
-        Unit: dimensionless. Kind: a dependence index, biased upwards unless ``unbiased``.
+        1, and between -1 and 1 with ``unbiased``. 0, with a gradient of 0, if one of the centered kernels is 0 up to
+        rounding: for a constant sample, and in the unbiased form for rows that are all equally far apart. Unit:
+        dimensionless. Kind: a dependence index, biased upwards unless ``unbiased``.
 
     Raises:
         InputError: As :func:`hsic`.
 
     Cost:
-        As :func:`hsic`, with three products of kernels in the place of one.
+        As :func:`hsic`, with three products of kernels instead of one.
 
     Pitfalls:
         - Not information: an invertible map of one representation changes it, unless it is a rotation.
-        - The biased form is near 1 for independent samples when distances are all alike, as in many dimensions with
-          few rows. The ratio of unbiased estimates is not itself unbiased.
+        - With many dimensions and few rows all distances are alike, and the biased form is near 1 even for independent
+          samples. The ratio of unbiased estimates is not itself unbiased.
         - The median bandwidth follows the scale of the features; a fixed one does not.
 
     Source:
@@ -139,7 +141,7 @@ def cka(
         >>> round(cka(x, 3 * x.flip(1) + 1).item(), 4)  # rotations, shifts and, by the median, scale do not matter
         1.0
     """
-    return _measured(x, y, (bandwidth_x, bandwidth_y), unbiased=unbiased, normalised=True, strip=strip)
+    return _dependence(x, y, (bandwidth_x, bandwidth_y), unbiased=unbiased, normalized=True, strip=strip)
 
 
 def qmi(
@@ -150,7 +152,7 @@ def qmi(
     bandwidth_y: float | None = None,
     strip: int | None = None,
 ) -> Tensor:
-    r"""Quadratic mutual information of paired samples, from Gaussian density estimates, without a unit.
+    r"""Quadratic mutual information of paired samples, from Gaussian density estimates, made dimensionless.
 
     .. math:: V_{IN} + V_{ALL} - 2 V_{BTW} = \operatorname{mean}_{ij} K_{ij} L_{ij}
               + \operatorname{mean}_{ij} K_{ij} \operatorname{mean}_{ij} L_{ij}
@@ -158,8 +160,9 @@ def qmi(
 
     with :math:`K_{ij} = \exp(-\|x_i - x_j\|^2 / 4\sigma_x^2)`, :math:`L_{ij} = \exp(-\|y_i - y_j\|^2 / 4\sigma_y^2)`.
     The integral :math:`\int (p(x, y) - p(x) p(y))^2` of density estimates of widths :math:`\sigma_x` and
-    :math:`\sigma_y` is this number times :math:`(4\pi\sigma_x^2)^{-d_x/2} (4\pi\sigma_y^2)^{-d_y/2}`, its unit of a
-    squared density. The factor is left out. It is biased :func:`hsic` with bandwidths :math:`\sqrt{2} \sigma`.
+    :math:`\sigma_y` is this number times :math:`(4\pi\sigma_x^2)^{-d_x/2} (4\pi\sigma_y^2)^{-d_y/2}`. The factor, which
+    has the unit of a density, is left out. The result is biased :func:`hsic` with bandwidths
+    :math:`\sqrt{2} \sigma`.
 
     Args:
         x: First sample, ``(n, d_x)``.
@@ -180,10 +183,10 @@ def qmi(
         As :func:`hsic`.
 
     Pitfalls:
-        - Not Shannon information, in spite of its name: it has no nats, and bounds none.
-        - Depends on sigma, by factors, in both directions.
-        - Biased: not 0 for independent samples. Take off the mean over permuted rows.
-        - Not comparable across layers or widths, even with the median. :func:`cka` is closer to that.
+        - Not Shannon information, in spite of its name: it is not in nats and bounds nothing in nats.
+        - Depends strongly on sigma, in both directions.
+        - Biased: not 0 for independent samples. Subtract the mean over permuted rows.
+        - Not comparable across layers or widths, even with the median. :func:`cka` comes closer.
 
     Source:
         Torkkola (2003), "Feature Extraction by Non-Parametric Mutual Information Maximization", JMLR 3, for the form.
@@ -193,18 +196,18 @@ def qmi(
         >>> round(qmi(x, x, bandwidth_x=1.0, bandwidth_y=1.0).item(), 4)  # two equal clusters far apart
         0.25
     """
-    return _measured(x, y, (bandwidth_x, bandwidth_y), stretch=math.sqrt(2), strip=strip)
+    return _dependence(x, y, (bandwidth_x, bandwidth_y), stretch=math.sqrt(2), strip=strip)
 
 
 def label_qmi(x: Tensor, labels: Tensor, *, bandwidth: float | None = None, strip: int | None = None) -> Tensor:
-    r"""Quadratic mutual information of a sample and labels, from Gaussian density estimates, without a unit.
+    r"""Quadratic mutual information of a sample and labels, from Gaussian density estimates, made dimensionless.
 
     .. math:: V_{IN} + V_{ALL} - 2 V_{BTW} = \frac{1}{n^2} \sum_{ij} K_{ij}
               \left( [c_i = c_j] + \sum_p \pi_p^2 - \pi_{c_i} - \pi_{c_j} \right), \qquad
               K_{ij} = \exp(-\|x_i - x_j\|^2 / 4\sigma^2)
 
-    with :math:`\pi_p` the share of class p. The sum over classes of :math:`\int (p(x, c) - p(x) P(c))^2 dx` is this
-    number times :math:`(4\pi\sigma^2)^{-d/2}`. It is biased HSIC of a Gaussian kernel of bandwidth
+    with :math:`\pi_p` the fraction of rows in class p. The sum over classes of :math:`\int (p(x, c) - p(x) P(c))^2 dx`
+    is this number times :math:`(4\pi\sigma^2)^{-d/2}`. It is biased HSIC of a Gaussian kernel of bandwidth
     :math:`\sqrt{2} \sigma` with the kernel that is 1 for rows of one class and 0 otherwise.
 
     Args:
@@ -218,14 +221,14 @@ def label_qmi(x: Tensor, labels: Tensor, *, bandwidth: float | None = None, stri
         1. Kind: a dependence index.
 
     Raises:
-        InputError: As :func:`hsic`, and if there is not one label a row or labels are not integers.
+        InputError: As :func:`hsic`, and if there is not one label per row or labels are not integers.
 
     Cost:
-        O(n² d) time in one pass, about twice that with the gradient; O(n d) memory and a few strips.
+        O(n² d) time in one pass, about twice that with the gradient; O(n d) memory and a few blocks of pairs.
 
     Pitfalls:
-        As :func:`qmi`. It also depends on the shares of the classes: the largest value, for classes that are points
-        far apart, is ``Σ π² - 2 Σ π³ + (Σ π²)²``.
+        As :func:`qmi`. It also depends on the class frequencies: the largest value, for classes that are points far
+        apart, is ``Σ π² - 2 Σ π³ + (Σ π²)²``.
 
     Source:
         As :func:`qmi`.
@@ -239,21 +242,23 @@ def label_qmi(x: Tensor, labels: Tensor, *, bandwidth: float | None = None, stri
     """
     require_rows(x, "x", fewest=2)
     if labels.shape != x.shape[:1]:
-        raise InputError(f"labels has shape {tuple(labels.shape)}, but x has {x.shape[0]} rows; pass one label a row.")
+        raise InputError(
+            f"labels has shape {tuple(labels.shape)}, but x has {x.shape[0]} samples; pass one label per sample."
+        )
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels are {labels.dtype}; pass classes as integers, or use qmi for numbers.")
     require_one_device(x, labels)
-    a, bandwidth = _prepared(x, working_dtype(x), bandwidth, "bandwidth")
-    return kernel_with_labels(a, labels, math.sqrt(2) * bandwidth, strip).to(a.dtype)
+    a = _prepared(x, working_dtype(x), bandwidth, "bandwidth")
+    return kernel_with_labels(a, labels, math.sqrt(2), strip).to(a.dtype)
 
 
-def _measured(
+def _dependence(
     x: Tensor,
     y: Tensor,
     bandwidths: tuple[float | None, float | None],
     *,
     unbiased: bool = False,
-    normalised: bool = False,
+    normalized: bool = False,
     stretch: float = 1.0,
     strip: int | None,
 ) -> Tensor:
@@ -262,18 +267,18 @@ def _measured(
     require_paired(x, y)
     require_one_device(x, y)
     dtype = working_dtype(x, y)
-    a, width_x = _prepared(x, dtype, bandwidths[0], "bandwidth_x")
-    b, width_y = _prepared(y, dtype, bandwidths[1], "bandwidth_y")
-    return kernel_with_kernel(a, b, stretch * width_x, stretch * width_y, unbiased, normalised, strip).to(dtype)
+    a = _prepared(x, dtype, bandwidths[0], "bandwidth_x")
+    b = _prepared(y, dtype, bandwidths[1], "bandwidth_y")
+    return kernel_with_kernel(a, b, stretch, unbiased, normalized, strip).to(dtype)
 
 
-def _prepared(rows: Tensor, dtype: torch.dtype, bandwidth: float | None, name: str) -> tuple[Tensor, float]:
-    """Return centred rows, exactly 0 in columns that are constant, and the bandwidth in their unit."""
-    (around,) = centred(rows.to(dtype))
+def _prepared(rows: Tensor, dtype: torch.dtype, bandwidth: float | None, name: str) -> Tensor:
+    """Return the centered rows in units of the bandwidth, exactly 0 in constant columns."""
+    (around,) = centered(rows.to(dtype))
     around = torch.where(constant_columns(rows), 0.0, around)
-    # In units of the bandwidth: the median stays a tensor, and squares stay inside the dtype.
+    # Scaling the rows keeps the median a tensor, which need not be waited for, and squares within the range of the
+    # dtype.
     if bandwidth is None:
-        return around / median_distance(rows).to(dtype), 1.0
-    if not 0 < bandwidth < math.inf:
-        raise InputError(f"{name} is {bandwidth}; it must be positive and finite, in the unit of the features.")
-    return around / bandwidth, 1.0
+        return around / median_distance(rows).to(dtype)
+    require.positive(bandwidth, name, "in the unit of the features")
+    return around / bandwidth

@@ -1,4 +1,4 @@
-"""The energy distance of two samples, a strip of pairs at a time."""
+"""The energy distance of two samples, computed a block of pairs at a time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import torch
 from torch import Tensor
 
 from mikit.core.errors import InputError
+from mikit.functional.engine.epilogues import Scratch
 from mikit.functional.engine.operators import closed_form
-from mikit.functional.engine.pairwise import Gradient, Scratch, squared_distances, sum_over_pairs
-from mikit.functional.engine.samples import (
-    centred,
-    require_one_device,
-    require_paired,
-    require_rows,
-    require_same_width,
-    sample_weights,
-)
-from mikit.functional.kernels.mmd import PairKernel
+from mikit.functional.engine.pairwise import Gradient, squared_distances, sum_over_pairs
+from mikit.functional.engine.samples import centered, sample_weights
+from mikit.functional.kernels.mmd import require_samples
 from mikit.functional.kernels.mmd_error import contributions_of, standard_error_of
+from mikit.functional.kernels.pair_kernels import PairKernel
 
-__all__ = ["distance", "energy_distance2", "energy_distance2_pointwise", "energy_distance2_standard_error"]
+__all__ = ["energy_distance2", "energy_distance2_pointwise", "energy_distance2_standard_error"]
 
 
 def energy_distance2(
@@ -35,13 +30,13 @@ def energy_distance2(
     weights_y: Tensor | None = None,
     strip: int | None = None,
 ) -> Tensor:
-    r"""Squared energy distance of two samples, which has no bandwidth to choose.
+    r"""Squared energy distance of two samples; there is no bandwidth to choose.
 
     .. math:: D^2 = 2 E\,\|X - Y\| - E\,\|X - X'\| - E\,\|Y - Y'\|
 
-    It is twice the squared MMD under the kernel :math:`-\tfrac12 \|a - b\|`. The unbiased form leaves a row's distance
-    from itself out of the last two means; with ``paired`` it also leaves :math:`\|x_i - y_i\|` out of the first, which
-    makes it unbiased when row i of both samples depend on each other.
+    It is twice the squared MMD under the kernel :math:`-\tfrac12 \|a - b\|`. The unbiased form leaves the distance of a
+    row from itself out of the last two means. With ``paired`` it also leaves :math:`\|x_i - y_i\|` out of the first,
+    which makes it unbiased when row i of both samples depend on each other.
 
     Args:
         x: First sample, ``(n, d)``.
@@ -52,27 +47,30 @@ def energy_distance2(
         weights_x: Weights of the rows of ``x``, ``(n,)``, not negative; divided by their sum. None: equal. Constants
             for the gradient.
         weights_y: Likewise for ``y``, ``(m,)``.
-        strip: Rows handled at a time; None chooses. Values do not depend on it, up to rounding.
+        strip: Rows processed at a time; None chooses. The value does not depend on it, up to rounding.
 
     Returns:
-        0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. The gradient at
-        rows that coincide leaves their pair out. Unit: that of the features. Kind: a discrepancy, 0 for equal laws and
-        for no others; the unbiased form is never clipped and negative about half of the time when the laws are equal.
+        0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Pairs of rows
+        that coincide do not contribute to the gradient. Unit: that of the features. Kind: a discrepancy, 0 if and only
+        if the distributions are equal. The unbiased form is never clipped, and is negative about half of the time when
+        they are equal.
 
     Raises:
-        InputError: If a sample is not ``(n, d)``, widths or devices differ, rows differ under ``paired``, there are
-            fewer than two rows for the unbiased form, weights do not fit, are negative, not finite or all 0, leave only
-            one row for the unbiased form, or come with ``paired``.
+        InputError: If a sample is not ``(n, d)``, the widths or devices differ, the numbers of rows differ under
+            ``paired``, or there are fewer than two rows for the unbiased form. Also if weights have another shape, are
+            negative, not finite or all 0, and for the unbiased form if they are positive for one row only or passed
+            with ``paired``.
 
     Cost:
-        O((n + m)² d) time, two to three times that with gradients, which are formed in the same pass;
-        O((n + m) d) memory and one strip. Second derivatives are refused.
+        O((n + m)² d) time, two to three times that with gradients, which are computed in the same pass;
+        O((n + m) d) memory and one block of pairs. Second derivatives raise an error.
 
     Pitfalls:
-        - "Squared" is a name: the unit is that of the features, not its square. Its root is the metric.
+        - Although it is called squared, its unit is that of the features, not their square. Its square root is a
+          metric.
         - Blind to pairing: shuffling the rows of one sample changes nothing but rounding.
-        - Needs a finite mean of both laws. Rows far out weigh more than in an MMD with a Gaussian kernel.
-        - A distance is lost in rounding where it is below about a thousandth of the rows' length (float32).
+        - Needs a finite mean of both distributions. Outliers weigh more than in an MMD with a Gaussian kernel.
+        - In float32 a distance below about a thousandth of the norms of its rows is lost in rounding.
 
     Source:
         Székely and Rizzo (2013), "Energy statistics: A class of statistics based on distances". In one dimension the
@@ -85,98 +83,48 @@ def energy_distance2(
         >>> energy_distance2(x, y).item()  # 2 · 3 - 2 - 2
         2.0
     """
-    _require(x, y, unbiased, paired)
-    given = sample_weights(x, weights_x, "x"), sample_weights(y, weights_y, "y")
-    for name, own in zip("xy", given, strict=True):
-        if own is None or not unbiased:
+    require_samples(x, y, unbiased=unbiased, paired=paired)
+    weights = sample_weights(x, weights_x, "x"), sample_weights(y, weights_y, "y")
+    for name, given in zip("xy", weights, strict=True):
+        if given is None or not unbiased:
             continue
         if paired:
             raise InputError("The unbiased paired form takes no weights; leave out either the weights or paired.")
-        if bool((own == 1).any()):
+        if bool((given == 1).any()):
             raise InputError(
-                f"weights_{name} leave one row only, so the unbiased form has no pair of them. Use unbiased=False."
+                f"weights_{name} are positive for one sample only, so the unbiased form has no pair of samples. Use "
+                "unbiased=False."
             )
-    a, b = centred(x, y)
-    return _energy(a, b, *given, unbiased, paired, strip).to(a.dtype)
+    a, b = centered(x, y)
+    return _energy(a, b, *weights, unbiased, paired, strip).to(a.dtype)
 
 
 def energy_distance2_pointwise(x: Tensor, y: Tensor, *, paired: bool = False, strip: int | None = None) -> Tensor:
-    """Contribution of every row to the unbiased :func:`energy_distance2`, whose mean is the value.
+    """Return the contribution of every row to the unbiased energy distance, ``(n,)`` without gradient.
 
-    Row i contributes its mean distances across the samples, less its mean distance from the other rows of each.
-
-    Args:
-        x: First sample, ``(n, d)``.
-        y: Second sample, ``(n, d)``.
-        paired: As in :func:`energy_distance2`.
-        strip: As in :func:`energy_distance2`.
-
-    Returns:
-        Tensor ``(n,)``, in the unit of the features, without gradient. Kind: contributions to a discrepancy.
-
-    Raises:
-        InputError: As :func:`energy_distance2`, and if the samples have different numbers of rows.
-
-    Cost:
-        As the value of :func:`energy_distance2`.
-
-    Pitfalls:
-        The contributions share every row and are not independent: their standard deviation over root n is about half
-        of the standard error.
-
-    Source:
-        As :func:`energy_distance2`.
-
-    Example:
-        >>> x, y = torch.eye(4), 2 * torch.eye(4)
-        >>> torch.allclose(energy_distance2_pointwise(x, y).mean(), energy_distance2(x, y))
-        True
+    Row i contributes its mean distances across the samples, minus its mean distance from the other rows of each. The
+    mean is the value. The contributions share every row and are not independent: their standard deviation over root n
+    is about half of the standard error.
     """
-    _require(x, y, True, True)
-    a, b = centred(x.detach(), y.detach())
+    require_samples(x, y, unbiased=True, paired=True)
+    a, b = centered(x.detach(), y.detach())
     return contributions_of(_NEGATIVE_DISTANCE, a, b, paired, strip)
 
 
 def energy_distance2_standard_error(x: Tensor, y: Tensor, *, strip: int | None = None) -> float:
-    """Sampling standard error of the unbiased :func:`energy_distance2`.
+    """Return the standard error of the unbiased energy distance, infinity below four rows.
 
-    By the formula of :func:`mmd2_standard_error`, with the kernel ``-|a - b|``.
-
-    Args:
-        x: First sample, ``(n, d)``.
-        y: Second sample, ``(m, d)``. If ``m`` equals ``n`` row i of both may depend on each other; if not, the
-            samples are taken to be independent.
-        strip: As in :func:`energy_distance2`.
-
-    Returns:
-        The standard error, in the unit of the features; infinity below four rows.
-
-    Raises:
-        InputError: As :func:`energy_distance2`.
-
-    Cost:
-        O((n + m)² d) time, O(strip (n + m)) memory.
-
-    Pitfalls:
-        For equal laws the value is not normally distributed, and the error is too large: by a fifth on
-        average in three columns, by up to a half in one.
-
-    Source:
-        The variance of a U-statistic of order two (Hoeffding 1948).
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> x, y = torch.randn(300, 2, generator=generator), torch.randn(300, 2, generator=generator)
-        >>> 0 < energy_distance2_standard_error(x, y) < 0.02
-        True
+    It is that of an MMD with the kernel ``-|a - b|``; see
+    :func:`~mikit.functional.kernels.mmd_error.mmd2_standard_error`. For equal distributions it is too large: by a fifth
+    on average in three columns, by up to a half in one.
     """
-    _require(x, y, True, False)
-    a, b = centred(x.detach(), y.detach())
+    require_samples(x, y, unbiased=True, paired=False)
+    a, b = centered(x.detach(), y.detach())
     return standard_error_of(_NEGATIVE_DISTANCE, a, b, strip)
 
 
-def distance(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-    """Make ``√u`` of every squared distance ``u``, and the derivative ``1 / 2√u``, which is set to 0 at ``u = 0``."""
+def _distance(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+    """Compute ``√u`` of every squared distance ``u``, and the derivative ``1 / 2√u``, set to 0 at ``u = 0``."""
     if not slopes:
         terms = entries.sqrt_()
         return terms, terms
@@ -190,11 +138,11 @@ def _negative_distance(entries: Tensor, spare: Tensor, slopes: bool) -> tuple[Te
     return terms, terms
 
 
-_NEGATIVE_DISTANCE = PairKernel(_negative_distance, 1.0)  # of two samples it makes the energy distance an MMD
+_NEGATIVE_DISTANCE = PairKernel(_negative_distance, 1.0)  # the kernel for which the MMD is the energy distance
 
 
 class _Sample(NamedTuple):
-    """Rows and what each counts."""
+    """Rows and their weights; None: equal."""
 
     rows: Tensor
     weights: Tensor | None
@@ -237,28 +185,29 @@ def _mean(
     n, m = first.rows.shape[0], second.rows.shape[0]
     if first.weights is None and second.weights is None:
         total, *gradients = sum_over_pairs(
-            first.rows, second.rows, distance, wants=wants, scale=1.0, symmetric=symmetric, hollow=hollow, strip=strip
+            first.rows, second.rows, _distance, wants=wants, scale=1.0, symmetric=symmetric, hollow=hollow, strip=strip
         )
         pairs = n * (m - 1) if hollow else n * m
         return total / pairs, gradients[0].div_(pairs), gradients[1].div_(pairs)
-    own, other = _filled(first), _filled(second)
-    mass = 1 - own.square().sum() if hollow else torch.ones((), dtype=torch.float64, device=own.device)
-    own, other = own.to(first.rows.dtype), other.to(second.rows.dtype)
+    left, right = _filled(first), _filled(second)
+    # Without the pairs (i, i) the weights of the remaining pairs no longer sum to 1.
+    mass = 1 - left.square().sum() if hollow else torch.ones((), dtype=torch.float64, device=left.device)
+    left, right = left.to(first.rows.dtype), right.to(second.rows.dtype)
     gradient = Gradient(first.rows, second.rows, wants, scale=1.0, symmetric=symmetric)
     sums = []
     spare = Scratch()
-    for part in squared_distances(first.rows, second.rows, symmetric=symmetric, strip=strip):
-        terms, slopes = distance(part.values, spare.shaped(part.values)[0], any(wants))
-        weigh = own[part.rows, None] * other[None, part.columns]
-        terms.mul_(weigh)
+    for block in squared_distances(first.rows, second.rows, symmetric=symmetric, strip=strip):
+        terms, slopes = _distance(block.values, spare.shaped(block.values)[0], any(wants))
+        pair_weights = left[block.rows, None] * right[None, block.columns]
+        terms.mul_(pair_weights)
         if any(wants):
-            slopes.mul_(weigh)
+            slopes.mul_(pair_weights)
         # With symmetric pairs the diagonal is exactly 0 already, so hollow only changes the mass.
         sums.append(terms.sum(dim=1).sum(dtype=torch.float64))
         if symmetric:
-            sums.append(terms[:, part.beyond :].sum(dim=1).sum(dtype=torch.float64))
+            sums.append(terms[:, block.beyond :].sum(dim=1).sum(dtype=torch.float64))
         if any(wants):
-            gradient.add(part, slopes)
+            gradient.add(block, slopes)
     found = gradient.both()
     return torch.stack(sums).sum() / mass, found[0].div_(mass), found[1].div_(mass)
 
@@ -268,14 +217,3 @@ def _filled(sample: _Sample) -> Tensor:
     if sample.weights is None:
         return torch.full((n,), 1 / n, dtype=torch.float64, device=sample.rows.device)
     return sample.weights
-
-
-def _require(x: Tensor, y: Tensor, unbiased: bool, paired: bool) -> None:
-    for rows, name in ((x, "x"), (y, "y")):
-        require_rows(rows, name)
-    require_same_width(x, y)
-    require_one_device(x, y)
-    if paired:
-        require_paired(x, y)
-    for rows, name in ((x, "x"), (y, "y")):
-        require_rows(rows, name, fewest=2 if unbiased else 1)

@@ -1,20 +1,20 @@
-"""Squared maximum mean discrepancies from some of the pairs only: within blocks of rows, or between neighbours."""
+"""Squared maximum mean discrepancies from a subset of the pairs: within blocks of rows, or of consecutive rows."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mikit.core.errors import InputError
-from mikit.functional.kernels.mmd import for_gaussian_kernel, for_polynomial_kernel, require_samples
+from mikit.functional.kernels.mmd import require_samples
+from mikit.functional.kernels.pair_kernels import Gaussian, Kernel, Polynomial
 
 __all__ = ["block_mmd2", "block_mmd2_pointwise", "linear_time_mmd2", "linear_time_mmd2_pointwise"]
-
-_OfProducts = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def block_mmd2(
@@ -33,37 +33,38 @@ def block_mmd2(
 
     .. math:: \frac1K \sum_{b=1}^K \mathrm{MMD}_u^2(X_b, Y_b)
 
-    with both samples cut into :math:`K` blocks of about ``block`` rows. No row is left out: where the blocks do not
-    divide the rows some blocks have one more. The blocks are independent, so the spread of their values is an exact
-    standard error, and the value is close to normal for equal laws too, which :func:`mmd2` is not.
+    with both samples divided into :math:`K` blocks of about ``block`` rows. All rows are used: where the number of rows
+    is not a multiple of the number of blocks, some blocks have one row more. The blocks are independent, so the spread
+    of their values gives an exact standard error, and the value is close to normal even for equal distributions, unlike
+    :func:`mmd2`.
 
     Args:
         x: First sample, ``(n, d)``.
-        y: Second sample, ``(m, d)``; cut into as many blocks as ``x``.
-        block: Rows of a block of the smaller sample, at least 2. None: about its root.
-        bandwidth: As in :func:`mmd2`; None: the median distance of all rows, not of a block's.
+        y: Second sample, ``(m, d)``; divided into as many blocks as ``x``.
+        block: Rows of a block of the smaller sample, at least 2. None: about the square root of their number.
+        bandwidth: As in :func:`mmd2`; None: the median distance of all rows, not of those of a block.
         factors: As in :func:`mmd2`.
         degree: Power of a polynomial kernel in place of the Gaussian one; see :func:`polynomial_mmd2`.
         scale: As in :func:`polynomial_mmd2`.
         offset: As in :func:`polynomial_mmd2`.
-        paired: As in :func:`mmd2`: whether row i of both samples belong together, whose kernel is then left out.
+        paired: As in :func:`mmd2`: whether row i of both samples belong together; their kernel is then left out.
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable in both. Unit: as
-        :func:`mmd2` or :func:`polynomial_mmd2`. Kind: a discrepancy, unbiased at a fixed kernel, 0 for equal laws,
-        negative about half of the time there.
+        :func:`mmd2` or :func:`polynomial_mmd2`. Kind: a discrepancy, unbiased at a fixed kernel, 0 for equal
+        distributions and negative about half of the time there.
 
     Raises:
-        InputError: As :func:`mmd2` or :func:`polynomial_mmd2`; if ``block`` is below 2 or above the rows of the smaller
-            sample, or a bandwidth comes with a polynomial kernel.
+        InputError: As :func:`mmd2` or :func:`polynomial_mmd2`; if ``block`` is below 2 or above the number of rows of
+            the smaller sample, or a bandwidth is passed with a polynomial kernel.
 
     Cost:
         O(n block d) time and O(n block) memory.
 
     Pitfalls:
         - Depends on the order of the rows, which should be random: blocks of one class each compare classes.
-        - Noisier than :func:`mmd2` on the same rows: it looks at a share ``block / n`` of the pairs.
-        - Blind to pairing, as every comparison of laws.
+        - Noisier than :func:`mmd2` on the same rows: it uses a fraction ``block / n`` of the pairs.
+        - Blind to pairing, like every comparison of two distributions.
 
     Source:
         Zaremba, Gretton and Blaschko (2013), "B-tests: Low Variance Kernel Two-Sample Tests".
@@ -74,78 +75,31 @@ def block_mmd2(
         >>> abs(block_mmd2(x, y).item()) < 0.02 < block_mmd2(x, y + 1).item()
         True
     """
-    return block_mmd2_pointwise(
-        x,
-        y,
-        block=block,
-        bandwidth=bandwidth,
-        factors=factors,
-        degree=degree,
-        scale=scale,
-        offset=offset,
-        paired=paired,
-    ).mean()
+    kernel = _kernel(bandwidth, factors, degree, scale, offset)
+    return block_mmd2_pointwise(x, y, kernel, block=block, paired=paired).mean()
 
 
 def block_mmd2_pointwise(
-    x: Tensor,
-    y: Tensor,
-    *,
-    block: int | None = None,
-    bandwidth: float | Sequence[float] | None = None,
-    factors: Sequence[float] = (1.0,),
-    degree: int | None = None,
-    scale: float | None = None,
-    offset: float = 1.0,
-    paired: bool = False,
+    x: Tensor, y: Tensor, kernel: Kernel, *, block: int | None = None, paired: bool = False
 ) -> Tensor:
-    """Value of every block of :func:`block_mmd2`, ``(K,)``, whose mean is the value.
+    """Return the value of every block of :func:`block_mmd2`, ``(K,)``, differentiable.
 
-    Args:
-        x: As in :func:`block_mmd2`.
-        y: As there.
-        block: As there.
-        bandwidth: As there.
-        factors: As there.
-        degree: As there.
-        scale: As there.
-        offset: As there.
-        paired: As there.
-
-    Returns:
-        Tensor ``(K,)``, one a block, differentiable. Kind: independent contributions to a discrepancy, so their
-        standard deviation over root ``K`` is the standard error. The bandwidth, where it is the median, is taken as
-        given.
-
-    Raises:
-        InputError: As :func:`block_mmd2`.
-
-    Cost:
-        As :func:`block_mmd2`.
-
-    Pitfalls:
-        As :func:`block_mmd2`.
-
-    Source:
-        As :func:`block_mmd2`.
-
-    Example:
-        >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-        >>> block_mmd2_pointwise(x, x.flip(0), block=10).shape
-        torch.Size([10])
+    The values are independent, so their standard deviation over root ``K`` is the standard error of their mean. It
+    treats a median bandwidth as given.
     """
     require_samples(x, y, unbiased=True, paired=paired)
     fewest = min(x.shape[0], y.shape[0])
     rows = max(2, round(math.sqrt(fewest))) if block is None else block
     if not 2 <= rows <= fewest:
         raise InputError(
-            f"block is {block}, but the smaller sample has {fewest} rows; a block takes at least 2 and at most all."
+            f"block is {block}, but the smaller sample has {fewest} rows; pass a number from 2 to the number of rows."
         )
     count = fewest // rows
     with torch.autocast(x.device.type, enabled=False):
-        a, b, kernel = _prepared(x, y, bandwidth, factors, degree, scale, offset)
+        a, b, parameters = kernel.prepared(x, y)
+        of_products = partial(kernel.of_products, parameters)
         values = [
-            _unbiased(_stacked(a, count, chosen), _stacked(b, count, chosen), kernel, paired)
+            _unbiased(_stacked(a, count, chosen), _stacked(b, count, chosen), of_products, paired)
             for chosen in _runs_of_one_size(a.shape[0], b.shape[0], count)
         ]
         return torch.cat(values)
@@ -167,7 +121,7 @@ def linear_time_mmd2(
               - k(x_{2i}, y_{2i-1})
 
     With an odd number of rows the last three make one term, the mean over their three pairs. Row i of both samples may
-    depend on each other: their kernel is not looked at.
+    depend on each other: their kernel is not used.
 
     Args:
         x: First sample, ``(n, d)``.
@@ -189,9 +143,9 @@ def linear_time_mmd2(
         O(n d) time and memory.
 
     Pitfalls:
-        - By far the noisiest form: it pays only where rows are so many that pairs of all cannot be formed.
+        - By far the noisiest form: use it only where there are too many rows to compute all pairs.
         - Depends on the order of the rows, which should be random.
-        - Blind to pairing, as every comparison of laws.
+        - Blind to pairing, like every comparison of two distributions.
 
     Source:
         Gretton, Borgwardt, Rasch, Schölkopf and Smola (2012), "A Kernel Two-Sample Test", JMLR 13.
@@ -201,102 +155,50 @@ def linear_time_mmd2(
         >>> linear_time_mmd2(x, y, degree=1, scale=1.0, offset=0.0).item()  # (0 - 3) · (2 - 5)
         9.0
     """
-    return linear_time_mmd2_pointwise(
-        x, y, bandwidth=bandwidth, factors=factors, degree=degree, scale=scale, offset=offset
-    ).mean()
+    return linear_time_mmd2_pointwise(x, y, _kernel(bandwidth, factors, degree, scale, offset)).mean()
 
 
-def linear_time_mmd2_pointwise(
-    x: Tensor,
-    y: Tensor,
-    *,
-    bandwidth: float | Sequence[float] | None = None,
-    factors: Sequence[float] = (1.0,),
-    degree: int | None = None,
-    scale: float | None = None,
-    offset: float = 1.0,
-) -> Tensor:
-    """Terms of :func:`linear_time_mmd2`, ``(n // 2,)``, whose mean is the value.
-
-    Args:
-        x: As in :func:`linear_time_mmd2`.
-        y: As there.
-        bandwidth: As there.
-        factors: As there.
-        degree: As there.
-        scale: As there.
-        offset: As there.
-
-    Returns:
-        Tensor ``(n // 2,)``, differentiable. Kind: independent contributions to a discrepancy, so their standard
-        deviation over root ``n // 2`` is the standard error.
-
-    Raises:
-        InputError: As :func:`linear_time_mmd2`.
-
-    Cost:
-        As :func:`linear_time_mmd2`.
-
-    Pitfalls:
-        As :func:`linear_time_mmd2`.
-
-    Source:
-        As :func:`linear_time_mmd2`.
-
-    Example:
-        >>> x = torch.randn(101, 2, generator=torch.Generator().manual_seed(0))
-        >>> linear_time_mmd2_pointwise(x, x + 1).shape
-        torch.Size([50])
-    """
+def linear_time_mmd2_pointwise(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+    """Return the terms of :func:`linear_time_mmd2`, ``(n // 2,)``, differentiable and independent of each other."""
     require_samples(x, y, unbiased=True, paired=True)
     n = x.shape[0]
     with torch.autocast(x.device.type, enabled=False):
-        a, b, kernel = _prepared(x, y, bandwidth, factors, degree, scale, offset)
+        a, b, parameters = kernel.prepared(x, y)
         first, second = torch.arange(0, n - 1, 2), torch.arange(1, n, 2)
-        if n % 2:  # the last three rows: pairs (n-3, n-2), (n-2, n-1), (n-3, n-1)
+        if n % 2:
+            # The last three rows give three pairs: (n-3, n-2), (n-2, n-1), (n-3, n-1). Their mean is one term, which
+            # stays independent of the others; a pair that shared a row with another term would not.
             first = torch.cat([first, torch.tensor([n - 2, n - 3])])
             second = torch.cat([second, torch.tensor([n - 1, n - 1])])
-        sides = (a[first], a[second], b[first], b[second])
 
         def between(p: Tensor, q: Tensor) -> Tensor:
-            return kernel((p * q).sum(dim=1), p.square().sum(dim=1), q.square().sum(dim=1))
+            products, norms_p, norms_q = (p * q).sum(dim=1), p.square().sum(dim=1), q.square().sum(dim=1)
+            return kernel.of_products(parameters, products, norms_p, norms_q)
 
-        x1, x2, y1, y2 = sides
+        x1, x2, y1, y2 = a[first], a[second], b[first], b[second]
         terms = between(x1, x2) + between(y1, y2) - between(x1, y2) - between(x2, y1)
         whole = n // 2 - n % 2
         return torch.cat([terms[:whole], terms[whole:].mean().reshape(1)]) if n % 2 else terms
 
 
-def _prepared(
-    x: Tensor,
-    y: Tensor,
+def _kernel(
     bandwidth: float | Sequence[float] | None,
     factors: Sequence[float],
     degree: int | None,
     scale: float | None,
     offset: float,
-) -> tuple[Tensor, Tensor, _OfProducts]:
-    """Return the samples for their kernel, and the kernel of products and squared lengths."""
+) -> Kernel:
     if degree is None:
-        a, b, bandwidths = for_gaussian_kernel(x, y, bandwidth, factors)
-
-        def gaussian(products: Tensor, own: Tensor, other: Tensor) -> Tensor:
-            distances = (own + other - 2 * products).clamp(min=0)
-            return torch.stack([(distances * (-0.5 / one**2)).exp() for one in bandwidths]).sum(dim=0)
-
-        return a, b, gaussian
+        return Gaussian(bandwidth, factors)
     if bandwidth is not None or tuple(factors) != (1.0,):
         raise InputError("A polynomial kernel has no bandwidth; leave out either the degree or the bandwidth.")
-    a, b, scale = for_polynomial_kernel(x, y, degree, scale, offset)
-
-    def polynomial(products: Tensor, own: Tensor, other: Tensor) -> Tensor:
-        return (scale * products + offset) ** degree
-
-    return a, b, polynomial
+    return Polynomial(degree, scale, offset)
 
 
 def _runs_of_one_size(n: int, m: int, count: int) -> list[slice]:
-    """Return the runs of blocks in which all blocks of a sample are of one size."""
+    """Return the runs of blocks in which all blocks of a sample have one size."""
+    # Both samples have at most two sizes of blocks, so there are at most three runs. Each is one batched product, which
+    # is much faster than a loop over blocks.
     edges = sorted({0, n % count, m % count, count})
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
@@ -311,19 +213,19 @@ def _stacked(rows: Tensor, count: int, chosen: slice) -> Tensor:
     return rows[start : start + blocks * size].reshape(blocks, size, -1)
 
 
-def _unbiased(a: Tensor, b: Tensor, kernel: _OfProducts, paired: bool) -> Tensor:
+def _unbiased(a: Tensor, b: Tensor, of_products: partial[Tensor], paired: bool) -> Tensor:
     """Return the unbiased squared discrepancy of each block."""
     n, m = a.shape[1], b.shape[1]
-    lengths_a, lengths_b = a.square().sum(dim=2), b.square().sum(dim=2)
+    norms_a, norms_b = a.square().sum(dim=2), b.square().sum(dim=2)
 
-    def entries(p: Tensor, q: Tensor, of_p: Tensor, of_q: Tensor, hollow: bool) -> Tensor:
-        values = kernel(p @ q.transpose(1, 2), of_p[:, :, None], of_q[:, None, :])
+    def total(p: Tensor, q: Tensor, norms_p: Tensor, norms_q: Tensor, hollow: bool) -> Tensor:
+        values = of_products(p @ q.transpose(1, 2), norms_p[:, :, None], norms_q[:, None, :])
         if hollow:
-            own = torch.eye(values.shape[1], values.shape[2], dtype=torch.bool, device=values.device)
-            values = values.masked_fill(own, 0.0)
+            diagonal = torch.eye(values.shape[1], values.shape[2], dtype=torch.bool, device=values.device)
+            values = values.masked_fill(diagonal, 0.0)
         return values.sum(dim=(1, 2))
 
-    within = entries(a, a, lengths_a, lengths_a, True) / (n * (n - 1))
-    within = within + entries(b, b, lengths_b, lengths_b, True) / (m * (m - 1))
+    within = total(a, a, norms_a, norms_a, True) / (n * (n - 1))
+    within = within + total(b, b, norms_b, norms_b, True) / (m * (m - 1))
     pairs = n * (n - 1) if paired else n * m
-    return within - 2 * entries(a, b, lengths_a, lengths_b, paired) / pairs
+    return within - 2 * total(a, b, norms_a, norms_b, paired) / pairs

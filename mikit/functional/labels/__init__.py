@@ -1,1 +1,1 @@
-"""labels."""
+"""Information about class labels: probes, and plug-in estimates from counts."""

@@ -1,4 +1,4 @@
-"""The penalised multinomial cross-entropy and a limited-memory BFGS that minimises it."""
+"""The penalized multinomial cross-entropy, and a limited-memory BFGS method that minimizes it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ def log_softmax(logits: Array) -> Array:
 
 @final
 class LogisticObjective:
-    """The penalised cross-entropy as a function of whitened weights and bias in one float64 vector.
-
-    Logits stand as ``(classes, n)``: sums over a handful of classes are then sums of long rows.
-    """
+    """The penalized cross-entropy as a function of whitened weights and bias in one float64 vector."""
 
     def __init__(self, z: Array, codes: Array, classes: int) -> None:
+        # Logits are stored as (classes, n): sums over a few classes are then sums of long rows.
         self.z = z
         self.columns = np.ascontiguousarray(z.T)
         self.one_hot = np.zeros((classes, z.shape[0]), dtype=z.dtype)
@@ -36,12 +34,18 @@ class LogisticObjective:
         self.stretch = np.ones((classes, z.shape[1]))
         self.bias_stretch = np.ones(classes)
 
-    def at(self, ridge: float, stretch: Array, bias_stretch: Array) -> Self:
-        """Set the ridge and the coordinates."""
-        self.ridge, self.stretch, self.bias_stretch = ridge, stretch, bias_stretch
+    def coordinates(self, ridge: float, spectrum: Array, weights: Array, bias: Array) -> Self:
+        """Set the ridge, and coordinates in which the Hessian at these weights is about the identity."""
+        # The Hessian of class k is about p_k (1 - p_k) times the covariance of the features, plus the ridge. The
+        # features are in the axes of that covariance, so its diagonal is the spectrum. BFGS starts from the identity
+        # and needs few steps if the Hessian is close to it. Also, one tolerance for the gradient then suits all ridges.
+        curvature = self._curvature(weights, bias)
+        self.ridge = ridge
+        self.stretch = 1.0 / np.sqrt(curvature[:, None] * np.clip(spectrum, 0.0, None) + ridge)
+        self.bias_stretch = 1.0 / np.sqrt(curvature)
         return self
 
-    def curvature(self, weights: Array, bias: Array) -> Array:
+    def _curvature(self, weights: Array, bias: Array) -> Array:
         """Return the mean of ``p (1 - p)`` per class: the scale of the Hessian at these weights."""
         q = np.exp(log_softmax((self.z @ weights.T.astype(self.z.dtype)) + bias.astype(self.z.dtype)))
         out = np.maximum((q * (1 - q)).mean(axis=0, dtype=np.float64), 1e-6)
@@ -69,6 +73,7 @@ class LogisticObjective:
         total = logits.sum(axis=0)
         value = (float(np.log(total).sum(dtype=np.float64)) - float(target)) / n
         value += 0.5 * self.ridge * float(np.vdot(weights, weights))
+        # The buffer of the logits becomes that of the probabilities and then of the residuals p - y.
         logits /= total
         logits -= self.one_hot
         slope = (logits @ self.z).astype(np.float64) / n + self.ridge * weights
@@ -79,7 +84,7 @@ class LogisticObjective:
 def descend(
     objective: LogisticObjective, weights: Array, bias: Array, tolerance: float, max_iterations: int
 ) -> tuple[Array, Array, float, int]:
-    """Minimise by limited-memory BFGS with backtracking; return weights, bias, gradient norm and evaluations."""
+    """Minimize by limited-memory BFGS with backtracking; return weights, bias, gradient norm and evaluations."""
     point = objective.packed(weights, bias)
     value, gradient = objective(point)
     evaluations = 1
@@ -89,7 +94,7 @@ def descend(
     while evaluations < max_iterations and np.linalg.norm(gradient) > tolerance:
         direction = -_inverse_hessian_times(gradient, steps, changes, curvatures)
         descent = float(direction @ gradient)
-        if descent >= 0:
+        if descent >= 0:  # rounding has spoiled the pairs; start again from the gradient
             steps, changes, curvatures = [], [], []
             direction, descent = -gradient, -float(gradient @ gradient)
         length = 1.0
@@ -97,13 +102,16 @@ def descend(
             candidate = point + length * direction
             new_value, new_gradient = objective(candidate)
             evaluations += 1
-            # The slack is the rounding of a float32 sum.
+            # A sufficient decrease (Armijo). The slack is the rounding of a float32 sum: near the minimum the true
+            # decrease is smaller than that, and a strict test would halve the step without end.
             if new_value <= value + 1e-4 * length * descent + 1e-7 * abs(value) or evaluations >= max_iterations:
                 break
             length *= 0.5
             if length < 1e-6:
                 return (*objective.unpacked(point), float(np.linalg.norm(gradient)), evaluations)
         step, change = candidate - point, new_gradient - gradient
+        # Backtracking does not guarantee positive curvature along a step. A pair without it would make the approximate
+        # Hessian indefinite, so it is not kept.
         bend = float(step @ change)
         if bend > 1e-10 * float(change @ change):
             steps, changes = [*steps, step][-_PAIRS_KEPT:], [*changes, change][-_PAIRS_KEPT:]
@@ -113,6 +121,7 @@ def descend(
 
 
 def _inverse_hessian_times(gradient: Array, steps: list[Array], changes: list[Array], bends: list[float]) -> Array:
+    """Return the product of the approximate inverse Hessian and the gradient, by the two-loop recursion of L-BFGS."""
     out = gradient.copy()
     pulls = []
     for step, change, bend in zip(reversed(steps), reversed(changes), reversed(bends), strict=True):

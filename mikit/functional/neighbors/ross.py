@@ -1,32 +1,27 @@
-"""Mutual information of rows and class labels, from distances to the nearest neighbours."""
+"""Mutual information of samples and class labels, from distances to the nearest neighbors."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 from torch import Tensor
 
 from mikit.core.errors import InputError
-from mikit.functional.neighbors.counts import Metric
-from mikit.functional.neighbors.ksg import (
-    _EPSILON,
-    _TREE_WIDTH,
-    _columns,
-    _distinct,
-    _near,
-    _require,
-    _scaled,
-    _varying,
+from mikit.functional.neighbors.distances import EPSILON, Integers, Metric
+from mikit.functional.neighbors.samples import (
+    chosen_metric,
+    columns_of,
+    require_neighbors,
+    require_same_rows,
+    scaled,
+    varying_columns,
 )
 from mikit.functional.neighbors.subspaces import counts_in_subspaces
+from mikit.functional.neighbors.trees import TREE_WIDTH, Floats, distinct_rows, near_counts
 
 __all__ = ["ross_mi", "ross_pointwise"]
-
-_Floats = npt.NDArray[np.float64]
-_Integers = npt.NDArray[np.int64]
 
 
 def ross_mi(
@@ -38,29 +33,28 @@ def ross_mi(
     scale: bool = True,
     strip: int | None = None,
 ) -> Tensor:
-    r"""Mutual information of numbers and class labels by the nearest neighbours of Ross.
+    r"""Mutual information of continuous features and class labels by the nearest neighbors of Ross.
 
     .. math:: \hat I = \psi(n) + \frac1n \sum_i \left[\psi(k_i) - \psi(n_{c(i)}) - \psi(m_i)\right]
 
-    With :math:`\varepsilon_i` the distance from sample i to its k-th neighbour among the samples of its own class,
-    :math:`m_i` counts the samples of any class strictly nearer than :math:`\varepsilon_i`, and :math:`k_i` those of its
-    own class, the sample itself included; :math:`n_c` is the size of class c. Without ties :math:`k_i = k`. Where k or
-    more samples of its class coincide with sample i the coincident samples are counted, so x may hold atoms. No noise
-    is added, so there is nothing to seed.
+    Here :math:`\varepsilon_i` is the distance from sample i to its k-th neighbor among the samples of its class. The
+    count :math:`m_i` is the number of samples of any class strictly nearer than :math:`\varepsilon_i`, and :math:`k_i`
+    that of samples of its class, both including the sample itself; :math:`n_c` is the size of class c. Without ties
+    :math:`k_i = k`. Where k or more samples of its class coincide with sample i, the coincident samples are counted, so
+    x may contain atoms. No noise is added, so no seed is needed.
 
-    A class with k samples or fewer is searched for as many neighbours as it has. A class of one sample has none: it is
-    left out of the sums and of n, as scikit-learn leaves it out, and what is reported is the information about the
-    other classes.
+    In a class of k samples or fewer, all other samples of the class are the neighbors. A class of one sample has none:
+    it is left out of the sums and of n, as in scikit-learn, and the result is the information about the other classes.
 
-    Columns are centred and scaled, and those that hold a single value dropped, as in :func:`~mikit.functional.ksg`.
+    Columns are centered and scaled, and those that contain a single value dropped, as in :func:`~mikit.functional.ksg`.
 
     Args:
-        x: Numbers, ``(n, d)`` or ``(n,)``, any floating or integer dtype.
-        labels: Class of each row, ``(n,)``: integers, in any coding.
-        k: Number of neighbours, ``1 <= k < n``. Larger means less variance and more bias.
-        metric: Distance between rows of x. None: Chebyshev up to four columns, Euclidean above.
-        scale: Whether to bring every column to unit variance. Without it units decide which columns count.
-        strip: Rows handled at a time where all pairs are compared; None chooses. Values do not depend on it.
+        x: Features, ``(n, d)`` or ``(n,)``, any floating or integer dtype.
+        labels: Class of each sample, ``(n,)``: integers, in any coding.
+        k: Number of neighbors, ``1 <= k < n``. A larger k means less variance and more bias.
+        metric: Distance between samples of x. None: Chebyshev up to four columns, Euclidean above.
+        scale: Whether to scale every column to unit variance. Without it units determine which columns count.
+        strip: Number of rows processed at a time where all pairs are compared; None chooses. It does not change values.
 
     Returns:
         0-dim float64 tensor on the device of ``x``, without gradient. Unit: nats. Kind: an estimate, not a bound,
@@ -75,10 +69,10 @@ def ross_mi(
         Otherwise all pairs in float64, O(n² d) time and O(n · strip) memory, on the device of ``x``.
 
     Pitfalls:
-        - Biased towards 0 in high dimension, where a ball that holds k samples of one class reaches past the class.
-        - Labels in the order of magnitude of n, most of them rare, leave nothing to compare.
-        - The information is at most the entropy of the labels; the estimate may exceed that of their frequencies, by
-          about (C - 1) / 2n for C classes that lie far apart.
+        - Biased towards 0 in high dimension, where a ball with k samples of one class reaches beyond the class.
+        - If the number of classes is of the order of n and most are rare, there is almost nothing to compare.
+        - The information is at most the entropy of the labels. The estimate may exceed the entropy of their
+          frequencies, by about (C - 1) / 2n for C well separated classes.
 
     Source:
         Ross (2014), "Mutual Information between Discrete and Continuous Data Sets", PLoS ONE 9(2), e87357.
@@ -103,33 +97,10 @@ def ross_pointwise(
     scale: bool = True,
     strip: int | None = None,
 ) -> Tensor:
-    """Contribution of every sample to :func:`ross_mi`, whose mean is the estimate.
+    """Return the contribution of every sample to :func:`ross_mi` in nats, ``(n,)``; their mean is the estimate.
 
-    The only sample of a class has none of its own; it carries the mean of the others.
-
-    Args:
-        x: Numbers, ``(n, d)`` or ``(n,)``.
-        labels: Class of each row, ``(n,)``.
-        k: Number of neighbours.
-        metric: As in :func:`ross_mi`.
-        scale: As in :func:`ross_mi`.
-        strip: As in :func:`ross_mi`.
-
-    Returns:
-        Float64 tensor ``(n,)`` on the device of ``x``, without gradient. Unit: nats. Kind: an estimate.
-
-    Raises:
-        InputError: As :func:`ross_mi`.
-
-    Cost:
-        As :func:`ross_mi`.
-
-    Pitfalls:
-        Samples share neighbours, so the contributions are not independent: the standard error computed as if they were
-        is not exact.
-
-    Source:
-        As :func:`ross_mi`.
+    The only sample of a class has no contribution and is assigned the mean of the others. Samples share neighbors, so
+    the contributions are not independent, and the standard error computed as if they were is not exact.
 
     Example:
         >>> ross_pointwise(torch.ones(6), torch.tensor([0, 1, 0, 1, 0, 1]), k=1).abs().max().item()
@@ -142,33 +113,30 @@ def ross_pointwise(
 def _contributions(
     x: Tensor, labels: Tensor, k: int, metric: Metric | None, scale: bool, strip: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the contribution of every sample, and which of them have one."""
+    """Return the contribution of every sample, and which samples have one."""
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise InputError(
-            f"The labels have shape {tuple(labels.shape)} and dtype {labels.dtype}. Pass one integer per row, shape "
+            f"The labels have shape {tuple(labels.shape)} and dtype {labels.dtype}. Pass one integer per sample, shape "
             "(n,)."
         )
-    if labels.shape[0] != x.shape[0]:
-        raise InputError(f"x has {x.shape[0]} rows and there are {labels.shape[0]} labels. Pass one label per row.")
-    if labels.device != x.device:
-        raise InputError(f"x is on {x.device} and the labels are on {labels.device}. Move both to one device.")
-    everything, codes = _columns(x, "x"), torch.unique(labels, return_inverse=True)[1]
-    _require(everything, codes[:, None], k, metric, strip)
+    require_same_rows(x, labels, "labels")
+    everything, codes = columns_of(x, "x"), torch.unique(labels, return_inverse=True)[1]
+    require_neighbors(everything, codes[:, None], k, metric, strip)
     sizes = torch.bincount(codes)[codes]
     kept = sizes > 1
     if not bool(kept.any()):
         raise InputError(
-            f"Each of the {x.shape[0]} rows has a class of its own, so no row has a neighbour in its class. Pass "
-            "labels that repeat; for numbers use ksg."
+            f"Each of the {x.shape[0]} samples has a different label, so no sample has a neighbor in its class. Pass "
+            "labels that repeat, or use ksg for continuous variables."
         )
     found = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-    rows, codes, sizes = _varying(everything[kept]), codes[kept], sizes[kept]
+    rows, codes, sizes = varying_columns(everything[kept]), codes[kept], sizes[kept]
     if rows.shape[1] == 0:
         return found, kept
-    chosen: Metric = metric if metric is not None else ("chebyshev" if rows.shape[1] <= _TREE_WIDTH else "euclidean")
-    space, offset = _scaled(rows, chosen, scale)
+    chosen = chosen_metric(metric, rows.shape[1])
+    space, offset = scaled(rows, chosen, scale)
     reach = (sizes - 1).clamp(max=k)
-    if rows.shape[1] == 1 or (rows.shape[1] <= _TREE_WIDTH and chosen == "chebyshev"):
+    if rows.shape[1] == 1 or (rows.shape[1] <= TREE_WIDTH and chosen == "chebyshev"):
         own, near = _by_trees(space.cpu().numpy(), codes.cpu().numpy(), k, offset)
     else:
         own, (near,) = counts_in_subspaces([space], reach, [[0]], chosen, offset, codes=codes, strip=strip)
@@ -177,22 +145,22 @@ def _contributions(
     return found, kept
 
 
-def _by_trees(space: _Floats, codes: _Integers, k: int, offset: float) -> tuple[_Integers, _Integers]:
-    """Return how many samples of its class, and of any, are strictly nearer to each sample than its k-th neighbour."""
+def _by_trees(space: Floats, codes: Integers, k: int, offset: float) -> tuple[Integers, Integers]:
+    """Count the samples of the same class, and of any, strictly nearer to each sample than its k-th neighbor."""
     radius, own = np.empty(space.shape[0]), np.empty(space.shape[0], dtype=np.int64)
     order = np.argsort(codes, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
         points = space[rows]
         reach = min(k, rows.shape[0] - 1)
-        first, place, copies = _distinct(points)
+        first, place, copies = distinct_rows(points)
         queries = points[first]
-        # More copies of a point than its neighbours change no distance, but slow the tree down.
+        # More copies of a point than its neighbors change no distance, but slow the tree down.
         tree = cKDTree(np.repeat(queries, np.minimum(copies, reach + 1), axis=0), balanced_tree=False)
         found = tree.query(queries, k=reach + 1, p=np.inf, workers=torch.get_num_threads())
         distances = np.asarray(found[0])
         kth = distances[:, reach]
-        # Neighbours at equal distances come out unequal by the rounding of their columns, which this takes off.
-        inner = np.maximum(kth - 8 * _EPSILON * (np.abs(queries).max(axis=1) + kth + offset), 0.0)
+        # Neighbors at equal distances come out unequal by the rounding of their columns, which the slack removes.
+        inner = np.maximum(kth - 8 * EPSILON * (np.abs(queries).max(axis=1) + kth + offset), 0.0)
         radius[rows] = inner[place]
         own[rows] = np.where(kth > 0, (distances <= inner[:, None]).sum(axis=1), copies)[place]
-    return own, _near(space, radius)
+    return own, near_counts(space, radius)

@@ -1,1 +1,1 @@
-"""reduction."""
+"""Reduction of wide samples to a few informative directions."""

@@ -1,4 +1,4 @@
-"""Maps from wide rows to few codes, and the candidates among which a reduction chooses."""
+"""Maps from wide rows to a few codes, and the candidates among which a reduction chooses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mikit.functional.reduction.axes import PrincipalAxes, leading_subspace
 
 __all__ = ["Candidate", "CodeMap", "feature_candidates", "linear_candidates", "straightened"]
 
-# Ridges in units of the variance of one standardised column; a column of noise makes an axis of variance near 1.
+# Ridges in units of the variance of a standardized column; columns of noise give axes of variance near 1.
 _RIDGES = (1e-3, 0.1, 3.0, 30.0)
 _FEATURE_RIDGES = (0.3, 1.0, 3.0, 10.0)
 _FEATURE_AXES = (2, 4, 8, 16)
 _FEATURES = 256
 _SLOPE = 0.1
-_REACH = 5.0
-_STRIP = 1024
+_REACH = 5.0  # factors of products are clipped to ±5 standard deviations: outliers would dominate their covariance
+_ROWS_AT_A_TIME = 1024
 _DENSE = 160
 _SHARED = 150
 _TURNING_RIDGE = 1e-3
@@ -30,17 +30,16 @@ _TURNING_RIDGE = 1e-3
 @final
 @dataclass(frozen=True)
 class CodeMap:
-    """What turns the rows of one side into codes: ``[z, f(z)] D - c`` of the axes ``z = (row - mean) A``.
+    """The map from the rows of one side to codes: ``[z, f(z)] D - c`` with the axes ``z = (row - mean) A``.
 
     Attributes:
-        mean: Column means ``(d,)``.
+        mean: ``(d,)``.
         axes: ``A``, ``(d, q)``, in the units of the columns.
-        weight: ``W``, ``(q, h)``, of the features ``f``; ``h = 0`` where the codes are linear.
+        weight: ``W``, ``(q, h)``, of the features ``f``; ``h = 0`` for linear codes.
         bias: ``b``, ``(h,)``.
-        second: ``V``, ``(q, h)``: the features are products ``(z W + b) (z V)``, both factors held within ±5. Of shape
-            ``(q, 0)`` for features that are leaky rectified ``z W + b``.
+        second: ``V``, ``(q, h)`` for the products ``(z W + b) (z V)``, or ``(q, 0)`` for leaky rectified ``z W + b``.
         directions: ``D``, ``(q + h, k)``.
-        centre: ``c``, ``(k,)``.
+        centre: ``c``, ``(k,)``. The field names are those of the saved state of ``ReducedKSG``.
     """
 
     mean: Tensor
@@ -52,101 +51,99 @@ class CodeMap:
     centre: Tensor
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return the codes ``(n, k)``, float64, of rows ``(n, d)``.
-
-        Raises:
-            InputError: If the rows are not as wide as those the map was found on.
-        """
+        """Return the codes ``(n, k)``, float64, of rows ``(n, d)``."""
         if rows.ndim != 2 or rows.shape[1] != self.mean.shape[0]:
             raise InputError(
-                f"The rows have shape {tuple(rows.shape)}, but this reduction was found on rows of width "
-                f"{self.mean.shape[0]}. Find it on rows of the layer it is used on."
+                f"The samples have shape {tuple(rows.shape)}, but this reduction was fitted to samples of width "
+                f"{self.mean.shape[0]}. Fit it to samples of the layer it is applied to."
             )
         layer = _Layer(self.weight.double(), self.bias.double(), self.second.double())
         mean, axes = self.mean.double(), self.axes.double()
-        strips = range(0, max(rows.shape[0], 1), _STRIP)
-        parts = [layer((rows[i : i + _STRIP].detach().double() - mean) @ axes) for i in strips]
+        starts = range(0, max(rows.shape[0], 1), _ROWS_AT_A_TIME)
+        parts = [layer((rows[i : i + _ROWS_AT_A_TIME].detach().double() - mean) @ axes) for i in starts]
         return torch.cat(parts) @ self.directions.double() - self.centre.double()
 
 
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make codes of both sides' principal coordinates, with the directions found on some rows.
+    """One way to compute codes from both sides' principal coordinates.
 
     Attributes:
-        width: Leading axes that enter linearly.
-        ridge: Added to the variances before directions are sought.
-        layers: The features beside them, one layer a side.
+        width: Number of leading axes that enter linearly.
+        ridge: Added to the variances before the directions are computed.
+        layers: The features beside the axes, one layer per side.
         directions: Of both sides, ``(width + h, k)``.
-        centres: Of both sides, ``(k,)``.
-        description: What it is, in words.
-        base: The linear candidate that was straightened to this one, if it was; see :func:`straightened`.
+        centers: Of both sides, ``(k,)``.
+        description: In words.
+        base: The linear candidate that was straightened into this one, if any; see :func:`straightened`.
     """
 
     width: int
     ridge: float
     layers: tuple[_Layer, _Layer]
     directions: tuple[Tensor, Tensor]
-    centres: tuple[Tensor, Tensor]
+    centers: tuple[Tensor, Tensor]
     description: str
     base: Candidate | None = None
 
     @property
     def pairs(self) -> int:
-        """How many pairs of codes there are."""
+        """Number of pairs of codes."""
         return int(self.directions[0].shape[1])
 
     def codes(self, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return both sides' codes ``(n, k)`` of rows given by their principal coordinates."""
+        """Return the codes ``(n, k)`` of both sides from their principal coordinates."""
         a, b = (
-            layer(rows[:, : self.width].double()) @ directions - centre
-            for rows, layer, directions, centre in zip(
-                coordinates, self.layers, self.directions, self.centres, strict=True
+            layer(rows[:, : self.width].double()) @ directions - center
+            for rows, layer, directions, center in zip(
+                coordinates, self.layers, self.directions, self.centers, strict=True
             )
         )
         return a, b
 
     def refitted(self, coordinates: Sequence[Tensor], pairs: int, generator: torch.Generator) -> Candidate:
-        """Return the same way to make codes with its leading ``pairs`` directions found anew on these rows."""
+        """Return this candidate with its leading ``pairs`` directions refitted to these rows."""
         if self.base is not None:
             whole = straightened(self.base.refitted(coordinates, self.base.pairs, generator), coordinates, generator)
             return replace(
                 whole,
                 directions=(whole.directions[0][:, :pairs], whole.directions[1][:, :pairs]),
-                centres=(whole.centres[0][:pairs], whole.centres[1][:pairs]),
+                centers=(whole.centers[0][:pairs], whole.centers[1][:pairs]),
             )
         solver = _Solver(coordinates, self.width, self.layers, pairs, generator)
-        directions, centres = solver.directions(self.ridge)
-        return Candidate(self.width, self.ridge, self.layers, directions, centres, self.description)
+        directions, centers = solver.directions(self.ridge)
+        return Candidate(self.width, self.ridge, self.layers, directions, centers, self.description)
 
     def map_of(self, axes: PrincipalAxes, side: int) -> CodeMap:
-        """Return the map of one side from raw rows; a linear one multiplied out."""
-        layer, directions, centre = self.layers[side], self.directions[side], self.centres[side]
+        """Return the map of one side from raw rows; a linear one as a single matrix."""
+        layer, directions, center = self.layers[side], self.directions[side], self.centers[side]
         leading = axes.axes[:, : self.width]
         if layer.features:
-            return CodeMap(axes.mean, leading, layer.weight, layer.bias, layer.second, directions, centre)
+            return CodeMap(axes.mean, leading, layer.weight, layer.bias, layer.second, directions, center)
         k = directions.shape[1]
         none = directions.new_zeros(k, 0)
         unit = torch.eye(k, dtype=torch.float64, device=none.device)
-        return CodeMap(axes.mean, leading @ directions, none, none.new_zeros(0), none, unit, centre)
+        return CodeMap(axes.mean, leading @ directions, none, none.new_zeros(0), none, unit, center)
 
 
 def linear_candidates(
     sides: Sequence[PrincipalAxes], fit: Sequence[Tensor], most: int, generator: torch.Generator
 ) -> Iterator[Candidate]:
-    """Yield regularised canonical directions of 2, 4, 8 ... leading axes, for four ridges each."""
+    """Yield regularized canonical directions of 2, 4, 8 ... leading axes, for four ridges each."""
     n = fit[0].shape[0]
     cross = (fit[0].T @ fit[1]).double() / n
     widest = max(side.rank for side in sides)
+    # The directions are the singular vectors of diag(s_x + λ)^-½ C diag(s_y + λ)^-½, with variances s. Principal
+    # coordinates are uncorrelated, so there is no matrix to invert, and every width takes a leading block of one C.
     for width in sorted({min(2**power, widest) for power in range(1, 11)}):
         for ridge in _RIDGES:
             w_x, w_y = ((side.variances[:width] + ridge).rsqrt() for side in sides)
             u, v = _singular(w_x[:, None] * cross[:width, :width] * w_y, most, generator)
             directions = (w_x[:, None] * u, w_y[:, None] * v)
             layers = (_Layer.empty(u), _Layer.empty(v))
-            centres = (u.new_zeros(u.shape[1]), v.new_zeros(v.shape[1]))
-            yield Candidate(width, ridge, layers, directions, centres, f"linear, {width} axes, ridge {ridge:g}")
+            centers = (u.new_zeros(u.shape[1]), v.new_zeros(v.shape[1]))
+            yield Candidate(width, ridge, layers, directions, centers, f"linear, {width} axes, ridge {ridge:g}")
 
 
 def feature_candidates(
@@ -168,36 +165,37 @@ def feature_candidates(
 
 
 def straightened(linear: Candidate, coordinates: Sequence[Tensor], generator: torch.Generator) -> Candidate:
-    r"""Return linear codes with the quadratic bend of each side taken out.
+    r"""Return linear codes with the quadratic part of each side removed.
 
     A smooth map of Gaussian latents shows in the codes as ``a_i ≈ z_i`` plus quadratic terms, and these in the third
-    moments :math:`κ_{ijl}` of the white codes: :math:`a_i - \tfrac16 \sum_{jl} κ_{ijl} (a_j a_l - δ_{jl})` undoes them
-    to first order. Each side is straightened from its own rows, without a look at the other; then the pairs are found
-    anew.
+    moments :math:`κ_{ijl}` of the white codes: :math:`a_i - \tfrac16 \sum_{jl} κ_{ijl} (a_j a_l - δ_{jl})` removes them
+    to first order. Each side is straightened from its rows alone; then the pairs are refitted.
     """
-    own: list[tuple[_Layer, Tensor]] = []
-    bent: list[Tensor] = []
+    bends: list[tuple[_Layer, Tensor]] = []
+    straight: list[Tensor] = []
     for rows, directions in zip(coordinates, linear.directions, strict=True):
         z = rows[:, : linear.width].double()
         values, vectors = torch.linalg.eigh((z @ directions).T @ (z @ directions) / z.shape[0])
+        # Symmetric whitening stays closest to the codes, so that code i remains an estimate of latent i.
         white = directions @ (vectors * values.clamp(min=1e-300).rsqrt()) @ vectors.T
         codes = z @ white
         k = codes.shape[1]
         i, j = torch.triu_indices(k, k)
         layer = _Layer(white[:, i], white.new_zeros(i.shape[0]), white[:, j])
-        held = codes.clamp(-_REACH, _REACH)
-        products = held[:, i] * held[:, j]
+        clipped = codes.clamp(-_REACH, _REACH)
+        products = clipped[:, i] * clipped[:, j]
         third = products.T @ codes / z.shape[0]
+        # Products with i < j stand for two terms of the sum.
         shift = third * torch.where(i == j, 1.0, 2.0)[:, None].to(third) / -6.0
-        own.append((layer, torch.cat([white, shift])))
-        bent.append(codes + products @ shift)
-    no_layers = _Layer.empty(bent[0][0]), _Layer.empty(bent[1][0])
-    turns, _ = _Solver(bent, bent[0].shape[1], no_layers, linear.pairs, generator).directions(_TURNING_RIDGE)
-    (layer_x, map_x), (layer_y, map_y) = own
+        bends.append((layer, torch.cat([white, shift])))
+        straight.append(codes + products @ shift)
+    no_layers = _Layer.empty(straight[0][0]), _Layer.empty(straight[1][0])
+    turns, _ = _Solver(straight, straight[0].shape[1], no_layers, linear.pairs, generator).directions(_TURNING_RIDGE)
+    (layer_x, map_x), (layer_y, map_y) = bends
     layers = (layer_x, layer_y)
-    centres = (bent[0].mean(dim=0) @ turns[0], bent[1].mean(dim=0) @ turns[1])
+    centers = (straight[0].mean(dim=0) @ turns[0], straight[1].mean(dim=0) @ turns[1])
     turned = (map_x @ turns[0], map_y @ turns[1])
-    return Candidate(linear.width, linear.ridge, layers, turned, centres, f"{linear.description}, straightened", linear)
+    return Candidate(linear.width, linear.ridge, layers, turned, centers, f"{linear.description}, straightened", linear)
 
 
 @final
@@ -220,7 +218,7 @@ class _Layer:
 
     @classmethod
     def products(cls, variances: Tensor, read: int, generator: torch.Generator) -> _Layer:
-        """Return all products of two of the first ``read`` axes at unit variance; nothing is drawn."""
+        """Return all products of two of the first ``read`` axes at unit variance, without random numbers."""
         axes = min(read, variances.shape[0])
         i, j = torch.triu_indices(axes, axes)
         unit = torch.diag(variances.rsqrt())
@@ -248,8 +246,8 @@ class _Layer:
 class _Solver:
     """Canonical directions of axes and features for any ridge, factored once.
 
-    What the axes say linearly is taken out of the features, and the rest is scaled as a whole, so that a ridge bears on
-    axes and features alike and their number does not matter.
+    The linear part of the axes is removed from the features, and the rest is scaled as a whole, so that a ridge affects
+    axes and features alike and the number of features does not matter.
     """
 
     def __init__(
@@ -292,7 +290,7 @@ class _Solver:
 
 
 def _without_linear_part(inner: Tensor, features: int) -> Tensor:
-    """Return the matrix that leaves the axes alone and turns features into what the axes do not say of them."""
+    """Return the matrix that leaves the axes unchanged and replaces features by their residuals given the axes."""
     width = inner.shape[1] - features
     mix = torch.eye(inner.shape[1], dtype=inner.dtype, device=inner.device)
     if not features:
@@ -302,9 +300,10 @@ def _without_linear_part(inner: Tensor, features: int) -> Tensor:
     unit = axes / spread
     gram = unit.T @ unit / inner.shape[0] + 1e-6 * torch.eye(width, dtype=inner.dtype, device=inner.device)
     slopes = torch.linalg.solve(gram, unit.T @ rest / inner.shape[0])
-    left = rest - unit @ slopes
-    # As much variance as that many axes of noise would have, however many features share it.
-    scale = (min(features, _SHARED) / left.square().mean(dim=0).sum().clamp(min=1e-150)).sqrt()
+    residuals = rest - unit @ slopes
+    # The total variance is that of as many axes of noise, at most _SHARED. Otherwise many features would outweigh the
+    # axes, and one ridge could not suit both.
+    scale = (min(features, _SHARED) / residuals.square().mean(dim=0).sum().clamp(min=1e-150)).sqrt()
     mix[:width, width:] = -scale * slopes / spread[:, None]
     mix[width:, width:] *= scale
     return mix

@@ -1,1 +1,1 @@
-"""transport."""
+"""Optimal transport: exact, sliced, entropic, and between spaces of different dimension."""

@@ -17,12 +17,7 @@ __all__ = ["IdentityFraction", "identity_fraction", "wasserstein", "wasserstein2
 
 @final
 class IdentityFraction(NamedTuple):
-    """How much of a plan matches row ``i`` with row ``i``, beside what chance gives.
-
-    Args:
-        share: Share of the mass on the diagonal.
-        chance: What a random matching has there on average, ``1 / n``.
-    """
+    """The fraction of a plan's mass that matches row ``i`` with row ``i``, and its expectation by chance, ``1 / n``."""
 
     share: float
     chance: float
@@ -40,41 +35,42 @@ def wasserstein(
 
     .. math:: W_p = \Bigl( \min_P \sum_{ij} P_{ij} \lVert x_i - y_j \rVert^p \Bigr)^{1/p}
 
-    over plans with the weights of the rows as marginals.
+    over plans whose marginals are the weights of the samples.
 
     Args:
         x: First sample, ``(n, d)``.
         y: Second sample, ``(m, d)``.
         p: The order, at least 1.
-        weights_x: Weights of the rows of ``x``, ``(n,)``, not negative; divided by their sum. None: equal. Constants
-            for the gradient.
+        weights_x: Weights of the rows of ``x``, ``(n,)``, not negative; divided by their sum. None: equal. The gradient
+            treats them as constants.
         weights_y: Likewise for ``y``, ``(m,)``.
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Unit: that of
-        the features. Kind: a distance of the two empirical laws.
+        the features. Kind: a distance of the two empirical distributions.
 
     Raises:
-        InputError: If a sample is not ``(n, d)``, widths or devices differ, ``p`` is below 1, weights do not fit, are
-            negative, not finite or all 0; and if POT is missing where sizes or weights differ.
+        InputError: If a sample is not ``(n, d)``, widths or devices differ, ``p`` is below 1, weights have the wrong
+            shape, are negative, not finite or all 0; and if POT is missing where sizes or weights differ.
 
     Cost:
-        O(n m d) for the costs and, in practice, between the square and the cube of the rows for the plan: on one core
-        a millisecond at 128 rows, 20 at 512, 100 at 1,000. O(n m) memory. The plan is found on the CPU. The gradient
-        adds O((n + m) d).
+        O(n m d) for the costs and, in practice, between quadratic and cubic in the number of samples for the plan: on
+        one core a millisecond at 128 samples, 20 at 512, 100 at 1,000. O(n m) memory. The plan is computed on the CPU.
+        The gradient adds O((n + m) d).
 
     Pitfalls:
-        - Too large on small samples: two samples of 128 rows of one normal law in 512 dimensions are further apart
-          than a sample is from 0. Subtract what halves of one sample give, as ``Wasserstein(debias=True)`` does.
-        - On paired rows of many columns the plan may match each row with its own partner; see
+        - Too large on small samples: two samples of size 128 from one normal distribution in 512 dimensions are farther
+          from each other than a sample is from 0. Subtract the distance of two halves of one sample, as
+          ``Wasserstein(debias=True)`` does.
+        - On paired samples with many features the plan may match each row with its partner; see
           :func:`identity_fraction`.
-        - At distance 0 the root has no derivative; the gradient there is 0, its smallest subgradient. Likewise for
-          rows at distance 0 under ``p = 1``. Where two plans are optimal, the gradient is that of one of them.
-        - Blind to pairing: shuffling the rows of one sample changes nothing.
+        - At distance 0 the root has no derivative; the gradient there is 0, its smallest subgradient. The same holds
+          for rows at distance 0 under ``p = 1``. If two plans are optimal, the gradient is that of one of them.
+        - Blind to pairing: shuffling the rows of one sample does not change the value.
 
     Source:
-        Kantorovich (1942); Villani (2009), "Optimal Transport: Old and New". The gradient is Danskin's: that of the
-        cost under the optimal plan.
+        Kantorovich (1942); Villani (2009), "Optimal Transport: Old and New". The gradient follows from Danskin's
+        theorem: it is that of the cost under the optimal plan.
 
     Example:
         >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -102,8 +98,8 @@ def wasserstein2(x: Tensor, y: Tensor, *, weights_x: Tensor | None = None, weigh
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Unit: that of
-        the features, squared. Kind: a squared distance of the two empirical laws; at most the mean squared difference
-        of paired rows.
+        the features, squared. Kind: a squared distance of the two empirical distributions; at most the mean squared
+        difference of paired rows.
 
     Raises:
         InputError: As :func:`wasserstein`.
@@ -127,12 +123,12 @@ def wasserstein2(x: Tensor, y: Tensor, *, weights_x: Tensor | None = None, weigh
 
 
 def identity_fraction(x: Tensor, y: Tensor, *, p: float = 2.0) -> IdentityFraction:
-    r"""Share of the optimal plan's mass that stays on the diagonal, for paired rows.
+    r"""Fraction of the optimal plan's mass on the diagonal, for paired samples.
 
     .. math:: \sum_i P_{ii}, \qquad \text{by chance } 1 / n
 
-    Close to 1, the transport cost is the mean cost between partners: matching two clouds is then regression of each row
-    on its own partner. Close to chance, the plan does not know the pairs.
+    If it is close to 1, the transport cost is the mean cost between partners: matching two distributions then amounts
+    to regression of each row on its partner. If it is close to chance, the plan does not depend on the pairing.
 
     Args:
         x: First sample, ``(n, d)``.
@@ -140,7 +136,8 @@ def identity_fraction(x: Tensor, y: Tensor, *, p: float = 2.0) -> IdentityFracti
         p: As in :func:`wasserstein`.
 
     Returns:
-        The share and its chance level. Unit: dimensionless, between 0 and 1. Kind: a diagnostic of a plan.
+        The fraction (``share``) and its expectation by chance. Unit: dimensionless, between 0 and 1. Kind: a diagnostic
+        of a plan.
 
     Raises:
         InputError: As :func:`optimal_plan`, and if the samples differ in their number of rows.
@@ -149,8 +146,8 @@ def identity_fraction(x: Tensor, y: Tensor, *, p: float = 2.0) -> IdentityFracti
         As :func:`wasserstein`.
 
     Pitfalls:
-        Depends on the batch: the fewer rows and the more columns, the larger. Among repeated rows it is arbitrary who
-        is matched with whom.
+        It depends on the batch: it is larger with fewer samples and more features. Among repeated rows the matching is
+        arbitrary.
 
     Source:
         mikit.
@@ -167,22 +164,25 @@ def identity_fraction(x: Tensor, y: Tensor, *, p: float = 2.0) -> IdentityFracti
     require_rows(y, "y")
     require_paired(x, y)
     plan = optimal_plan(x, y, p=p)
-    own = plan.rows == plan.columns
-    return IdentityFraction(float(plan.mass[own].sum()), 1 / x.shape[0])
+    diagonal = plan.rows == plan.columns
+    return IdentityFraction(float(plan.mass[diagonal].sum()), 1 / x.shape[0])
 
 
 @closed_form
 def _transport_cost(
     wants: Sequence[bool], x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cost of the optimal plan and its gradients under that plan."""
     entries = solved_plan(x, y, weights_x, weights_y, p)
     if entries is None:
-        # There is no plan among NaNs; the answer is what every other formula gives.
+        # There is no plan for NaNs; return NaN, as every other formula does.
         nan = x.new_full((), torch.nan, dtype=torch.float64)
         return nan, torch.full_like(x, torch.nan), torch.full_like(y, torch.nan)
     if entries.cost is not None and not any(wants):
         return entries.cost, unwanted(x), unwanted(y)
-    # The difference of two floats is exact up to its own rounding, whatever their offset. New memory costs time.
+    # The difference of two floats is exact up to its own rounding, whatever their offset, whereas the costs that the
+    # solver used are differences of squares. The plan has O(n + m) entries, so this is cheap. `out=` avoids allocating
+    # memory, which takes longer than the subtraction.
     moves = y.index_select(0, entries.columns)
     torch.sub(x if entries.mass is None else x.index_select(0, entries.rows), moves, out=moves)
     mass: Tensor | float = 1 / x.shape[0] if entries.mass is None else entries.mass

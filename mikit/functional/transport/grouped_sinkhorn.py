@@ -1,8 +1,8 @@
-"""Sinkhorn divergences of many small groups of rows at once, such as the classes of a batch.
+"""Sinkhorn divergences of many small groups of samples at once, such as the classes of a batch.
 
-A class of a few rows takes as long as the calls its iterations are made of. Groups of about one size are padded to the
-largest of them and iterate together, in logarithms to base 2, until all are within the tolerance. Padding weighs
-nothing.
+For a group of a few samples the number of calls per iteration determines the time. Groups of similar size are therefore
+padded to the largest of them and iterate together, in logarithms to base 2, until all are within the tolerance. Padding
+has weight 0.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import ConvergenceWarning, InputError
 from mikit.functional.engine.operators import closed_form, unwanted
 from mikit.functional.engine.samples import require_one_device, require_rows, require_same_width, working_dtype
 
 __all__ = ["grouped_sinkhorn_divergence"]
 
-# Groups iterate together while the largest has at most so many rows for a row of the smallest, and so many more.
+# Groups iterate together while the largest has at most `_TIMES` the rows of the smallest, plus `_MORE`.
 _TIMES, _MORE = 2, 16
 _MOST_SELF_ITERATIONS = 100
 
@@ -29,8 +30,7 @@ _MOST_SELF_ITERATIONS = 100
 def grouped_sinkhorn_divergence(
     x: Tensor,
     y: Tensor,
-    counts_x: Sequence[int],
-    counts_y: Sequence[int],
+    counts: Sequence[tuple[int, int]],
     *,
     shares: Sequence[float],
     epsilon: float,
@@ -38,80 +38,33 @@ def grouped_sinkhorn_divergence(
     tolerance: float = 3e-4,
     max_iterations: int = 1000,
 ) -> Tensor:
-    r"""Weighted sum over groups of the debiased entropic transport cost between the rows of each.
+    """Return the sum over groups of ``shares`` times :func:`mikit.functional.sinkhorn_divergence`, 0-dim.
 
-    .. math:: \sum_k w_k\, S_{\varepsilon_k}(x^{(k)}, y^{(k)})
+    The samples are the groups one after the other, with ``counts`` rows of ``x`` and of ``y`` each. With ``relative``
+    ``epsilon`` is a fraction of each group's mean cost, which the gradient treats as a constant. Warns with
+    ConvergenceWarning if a group does not reach the tolerance.
 
-    with :math:`S_\varepsilon` as in :func:`mikit.functional.sinkhorn_divergence`.
-
-    Args:
-        x: Rows of the first sample, group after group, ``(n, d)``.
-        y: Rows of the second, likewise, ``(m, d)``.
-        counts_x: Rows of each group in ``x``, at least 1.
-        counts_y: Rows of each group in ``y``.
-        shares: ``w``, what each group counts.
-        epsilon: Strength of the entropy, in the unit of the cost, which is half of a squared distance.
-        relative: Whether ``epsilon`` is a share of each group's mean cost instead, a constant for the gradient.
-        tolerance: As in :func:`mikit.functional.sinkhorn_divergence`, for every group.
-        max_iterations: Likewise.
-
-    Returns:
-        0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Unit: that of
-        the features, squared. Kind: a discrepancy, as the divergence of one group.
-
-    Raises:
-        InputError: If a sample is not ``(n, d)``, widths or devices differ, counts do not add up or are 0, or
-            ``epsilon`` or ``tolerance`` is not positive; with ``relative``, if all rows of a group are equal.
-
-    Warns:
-        ConvergenceWarning: If a group does not reach the tolerance.
-
-    Cost:
-        For groups of up to n_k and m_k rows O(n_k m_k d) once and O(n_k m_k) an iteration each, all held in memory;
-        padding at most doubles the sides. Sizes and errors are read on the host.
-
-    Pitfalls:
-        As :func:`mikit.functional.sinkhorn_divergence`. For small groups: the updates are not over-relaxed, and a large
-        group is better solved by itself.
-
-    Source:
-        As :func:`mikit.functional.sinkhorn_divergence`.
-
-    Example:
-        >>> from mikit.functional import sinkhorn_divergence
-        >>> x, y = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0))
-        >>> both = grouped_sinkhorn_divergence(x, y, [2, 7], [5, 4], shares=[0.5, 0.5], epsilon=0.5)
-        >>> alone = sinkhorn_divergence(x[:2], y[:5], epsilon=0.5) + sinkhorn_divergence(x[2:], y[5:], epsilon=0.5)
-        >>> torch.allclose(both, alone / 2, rtol=1e-3)
-        True
+    Cost: O(n_k m_k d) once and O(n_k m_k) per iteration and group, all in memory; padding at most doubles the sides.
+    Large groups are better solved one at a time, because the updates here are not over-relaxed.
     """
     require_rows(x, "x")
     require_rows(y, "y")
     require_same_width(x, y)
     require_one_device(x, y)
-    for name, rows, counts in (("x", x, counts_x), ("y", y, counts_y)):
-        if len(counts) != len(shares) or min(counts, default=0) < 1 or sum(counts) != len(rows):
+    counts_x, counts_y = [of_x for of_x, _ in counts], [of_y for _, of_y in counts]
+    for name, rows, sizes in (("x", x, counts_x), ("y", y, counts_y)):
+        if len(sizes) != len(shares) or min(sizes, default=0) < 1 or sum(sizes) != len(rows):
             raise InputError(
-                f"counts_{name} names {len(counts)} groups of {sum(counts)} rows in all; pass one count of at least 1 "
-                f"for each of the {len(shares)} shares, adding up to the {len(rows)} rows of {name}."
+                f"The counts describe {len(sizes)} groups with {sum(sizes)} rows of {name} in total. Pass counts of at "
+                f"least 1 for each of the {len(shares)} shares, adding up to the {len(rows)} rows of {name}."
             )
-    if not 0 < epsilon < math.inf:
-        raise InputError(f"epsilon is {epsilon}; it must be positive and finite.")
+    require.positive(epsilon, "epsilon")
     if not tolerance > 0 or max_iterations < 1:
         raise InputError(f"tolerance is {tolerance} and max_iterations {max_iterations}; both must be positive.")
     dtype = working_dtype(x, y)
-    value = _total(
-        x.to(dtype),
-        y.to(dtype),
-        list(counts_x),
-        list(counts_y),
-        list(shares),
-        float(epsilon),
-        relative,
-        float(tolerance),
-        max_iterations,
-    )
-    return value.to(dtype)
+    # An operator of torch takes no pairs and few arguments, so related numbers are passed as one list.
+    sizes, accuracy = [*counts_x, *counts_y], [float(epsilon), float(tolerance)]
+    return _total(x.to(dtype), y.to(dtype), sizes, list(shares), accuracy, relative, max_iterations).to(dtype)
 
 
 @closed_form
@@ -119,21 +72,22 @@ def _total(
     wants: Sequence[bool],
     x: Tensor,
     y: Tensor,
-    counts_x: list[int],
-    counts_y: list[int],
+    sizes: list[int],
     shares: list[float],
-    epsilon: float,
+    accuracy: list[float],
     relative: bool,
-    tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum and its gradients; ``sizes`` are those of the groups of x and of y, ``accuracy`` two settings."""
+    epsilon, tolerance = accuracy
+    counts_x, counts_y = sizes[: len(shares)], sizes[len(shares) :]
     total, worst = x.new_zeros((), dtype=torch.float64), 0.0
     gradients = [torch.zeros_like(rows) if want else unwanted(rows) for rows, want in zip((x, y), wants, strict=True)]
-    # One point for all groups, so that what is left of the offset does not cost digits of their means.
-    centre = y.mean(dim=0)
+    # One center for all groups, so that a large common offset does not cost digits of the groups' means.
+    center = y.mean(dim=0)
     of_x, of_y = _Layout(counts_x, x.device), _Layout(counts_y, y.device)
     for groups in _alike(counts_x, counts_y):
-        left, right = of_x.padded(x, groups, centre), of_y.padded(y, groups, centre)
+        left, right = of_x.padded(x, groups, center), of_y.padded(y, groups, center)
         shift = left.mean - right.mean
         units = _units(left, right, shift, epsilon, relative)
         worth = torch.tensor([shares[group] for group in groups], dtype=torch.float64, device=x.device)
@@ -142,11 +96,11 @@ def _total(
         worst = max(worst, *(one.error for one in (plan, *selves)), key=lambda error: (math.isnan(error), error))
         half = 0.5 * shift.double().square().sum(dim=1)
         total += worth @ (plan.value + half - 0.5 * (selves[0].value + selves[1].value))
-        for which, (layout, side, own) in enumerate(zip((of_x, of_y), (left, right), selves, strict=True)):
+        for which, (layout, side, alone) in enumerate(zip((of_x, of_y), (left, right), selves, strict=True)):
             if not wants[which]:
                 continue
-            moves = own.image_x(side) - (plan.image_y(left) if which else plan.image_x(right))
-            # What moves all rows alike acts through the mean, whose exact share is the shift.
+            moves = alone.image_x(side) - (plan.image_y(left) if which else plan.image_x(right))
+            # The common part of all moves acts through the mean, and its exact value is the shift.
             moves += ((-shift if which else shift) - side.average(moves))[:, None]
             moves *= (side.weights * worth[:, None].to(moves.dtype))[:, :, None]
             layout.collect(moves, groups, gradients[which])
@@ -162,7 +116,7 @@ def _total(
 
 
 def _alike(counts_x: Sequence[int], counts_y: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the groups that iterate together, of about one size."""
+    """Yield the groups that iterate together, of similar size."""
     sizes = [max(pair) for pair in zip(counts_x, counts_y, strict=True)]
     together: list[int] = []
     for group in sorted(range(len(sizes)), key=sizes.__getitem__):
@@ -178,14 +132,14 @@ def _alike(counts_x: Sequence[int], counts_y: Sequence[int]) -> Iterator[list[in
 
 @final
 class _Padded(NamedTuple):
-    """The rows of several groups around the mean of each, padded with rows of zeros that weigh nothing."""
+    """The rows of several groups, each around its mean, padded with rows of zeros that have weight 0."""
 
     rows: Tensor  # (k, n, d)
     weights: Tensor  # (k, n)
     mean: Tensor  # (k, d)
 
     def average(self, values: Tensor) -> Tensor:
-        """Return the mean over each group's rows."""
+        """Return the weighted mean over each group's rows."""
         return torch.bmm(self.weights[:, None], values)[:, 0]
 
     @property
@@ -195,28 +149,28 @@ class _Padded(NamedTuple):
 
     @property
     def logarithms(self) -> Tensor:
-        """To base 2, of the weights."""
+        """Logarithms of the weights to base 2."""
         return self.weights.log2()
 
 
 @final
 class _Layout:
-    """Where the rows of each group stand in a sample and in its padded form."""
+    """The places of the rows of each group in a sample and in its padded form."""
 
     def __init__(self, counts: Sequence[int], device: torch.device) -> None:
         self._counts = torch.tensor(counts, device=device)
         self._starts = self._counts.cumsum(0) - self._counts
 
-    def padded(self, rows: Tensor, groups: Sequence[int], centre: Tensor) -> _Padded:
+    def padded(self, rows: Tensor, groups: Sequence[int], center: Tensor) -> _Padded:
         index, there, counts = self._index(groups)
-        # Padding repeats some row until it is made 0.
-        picked = rows.index_select(0, index.flatten()).view(*index.shape, -1).sub_(centre)
+        # Padding is a copy of the group's first row until the last line sets it to 0.
+        picked = rows.index_select(0, index.flatten()).view(*index.shape, -1).sub_(center)
         weights = there.to(rows.dtype) / counts[:, None]
         mean = torch.bmm(weights[:, None], picked)
         return _Padded(picked.sub_(mean).mul_(there[:, :, None]), weights, mean[:, 0])
 
     def collect(self, moves: Tensor, groups: Sequence[int], out: Tensor) -> None:
-        """Write what belongs to each row to its place."""
+        """Write the moves of each row, without padding, to its place in the sample."""
         index, there, _ = self._index(groups)
         out[index[there]] = moves[there]
 
@@ -233,7 +187,7 @@ class _Layout:
 
 @final
 class _Plans(NamedTuple):
-    """What each group's plan is: ``weights_i 2^exponents_ij`` of whole rows, and the dual values."""
+    """The plan of each group, by the distribution that each row is sent to, and the dual values."""
 
     value: Tensor  # (k,), float64
     error: float
@@ -241,11 +195,11 @@ class _Plans(NamedTuple):
     weights: Tensor  # (k, n)
 
     def image_x(self, right: _Padded) -> Tensor:
-        """Return the mean of what each row on the left is sent to."""
+        """Return the mean of the rows on the right that each row on the left is sent to."""
         return torch.bmm(self.kernel, right.rows)
 
     def image_y(self, left: _Padded) -> Tensor:
-        """Return the mean of what is sent to each row on the right."""
+        """Return the mean of the rows on the left that are sent to each row on the right."""
         joint = self.kernel * self.weights[:, :, None]
         sums = joint.sum(dim=1)[:, :, None]
         return torch.bmm(joint.mT, left.rows) / torch.where(sums > 0, sums, 1.0)
@@ -259,12 +213,18 @@ def _units(left: _Padded, right: _Padded, shift: Tensor, epsilon: float, relativ
     for side in (left, right):
         costs += (side.weights.double() * side.half_squares).sum(dim=1)
     if bool((costs == 0).any()):
-        raise InputError("All rows of a group are equal, so no share of their cost is positive; pass epsilon.")
-    # Among NaNs any epsilon gives NaN.
+        raise InputError(
+            "All rows of a group are equal, so a fraction of their mean cost is 0. Pass an absolute epsilon, in the "
+            "unit of half a squared distance."
+        )
+    # With NaNs any epsilon gives NaN.
     return torch.where(costs.isfinite(), epsilon * costs, 1.0) * math.log(2)
 
 
 def _solved(left: _Padded, right: _Padded, units: Tensor, tolerance: float, max_iterations: int) -> _Plans:
+    """Return the plans between the groups of two samples."""
+    # Logarithms rather than scalings: for small groups an iteration costs its number of calls and not its exponentials,
+    # and there is no underflow to watch for, which would need a decision per group.
     dtype = left.rows.dtype
     scores = torch.bmm(left.rows / units[:, None, None].to(dtype), right.rows.mT)
     half_x, half_y = (side.half_squares / units[:, None] for side in (left, right))
@@ -274,14 +234,15 @@ def _solved(left: _Padded, right: _Padded, units: Tensor, tolerance: float, max_
     for iteration in range(1, max_iterations + 1):
         p = _log_sum(scores + q[:, None], 2).neg_()
         exponents = scores + p[:, :, None]
-        columns = _log_sum(exponents + of_x[:, :, None], 1).add_(q)  # of the plan, whose rows are exact
+        columns = _log_sum(exponents + of_x[:, :, None], 1).add_(q)  # of a plan whose row marginals are exact
         error = float((columns.exp2() - right.weights).abs_().sum(dim=1).amax())
         if converged or iteration == max_iterations:
             break
-        converged = not error > tolerance  # and one more update, which costs little and gains much
+        converged = not error > tolerance  # one more update follows, which costs little and reduces the error further
         q = torch.where(right.weights > 0, q + of_y - columns, q)
     kernel = (exponents + q[:, None]).exp2_()
-    # The potentials after one more update of the right side, exact, in float64.
+    # The potentials after one more exact update of the right side, in float64. With exact column marginals the dual
+    # value has an error of second order only.
     f = (p.double() + half_x) * units[:, None]
     last = torch.where(right.weights > 0, q.double() - columns.double(), 0.0)
     g = (last + half_y) * units[:, None]
@@ -290,7 +251,9 @@ def _solved(left: _Padded, right: _Padded, units: Tensor, tolerance: float, max_
 
 
 def _self_solved(side: _Padded, units: Tensor, tolerance: float) -> _Plans:
-    """Return the plans of groups with themselves: every update goes half of the way, which takes a few steps."""
+    """Return the plans of groups with themselves."""
+    # As in `scaling.self_transport`: an update to the geometric mean, half of the way in logarithms, does not
+    # oscillate.
     dtype = side.rows.dtype
     lengths = side.half_squares.to(dtype)
     scores = torch.bmm(side.rows, side.rows.mT).sub_(lengths[:, :, None]).sub_(lengths[:, None]).clamp_(max=0)
@@ -311,6 +274,6 @@ def _self_solved(side: _Padded, units: Tensor, tolerance: float) -> _Plans:
 
 
 def _log_sum(exponents: Tensor, dim: int) -> Tensor:
-    """Return the logarithm of the sum of powers of two; overwrites."""
+    """Return the logarithm of the sum of powers of two; overwrites ``exponents``."""
     base = exponents.amax(dim=dim, keepdim=True)
     return exponents.sub_(base).exp2_().sum(dim=dim).log2_().add_(base.squeeze(dim))

@@ -1,33 +1,30 @@
-"""Max-sliced Wasserstein distance: exact transport on the line on which two samples are furthest apart."""
+"""Max-sliced Wasserstein distance: exact transport on the line on which two samples differ most."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mikit.core.errors import InputError
 from mikit.functional.engine.operators import full_precision
-from mikit.functional.engine.samples import centred, require_one_device, require_rows, require_same_width
-from mikit.functional.transport.sliced import sliced_wasserstein2
+from mikit.functional.engine.samples import centered, require_one_device, require_rows, require_same_width
+from mikit.functional.transport.sliced import QuantilePieces, sliced_wasserstein2
 
 __all__ = ["FurthestLine", "furthest_line", "max_sliced_wasserstein2"]
 
-# Length of the first step on the sphere, and of the one from which on each start looks after its own steps.
+# Length of the first step on the sphere, and of the step from which on each start adapts its own steps.
 _FIRST, _FINE = 1.0, 0.02
-# What such a step grows by where the value rose, and what it shrinks by where it did not.
+# Factors on such a step where the value increased and where it did not.
 _LONGER, _SHORTER = 1.5, 0.5
 
 
 @final
 class FurthestLine(NamedTuple):
-    """The best line that was found.
+    """The best line: its ``direction``, a unit vector ``(d,)``, and the squared distances reached from each start.
 
-    Args:
-        direction: Unit vector ``(d,)``.
-        starts: Squared distances reached from each start, ``(k,)``, float64, the largest of which is that on the line.
+    ``starts`` is ``(k,)`` float64; the largest entry belongs to ``direction``.
     """
 
     direction: Tensor
@@ -49,34 +46,34 @@ def max_sliced_wasserstein2(
     Args:
         x: First sample, ``(n, d)``.
         y: Second sample, ``(m, d)``.
-        starts: Directions to ascend from: the difference of the means, the leading direction of the difference of the
-            covariances, and random ones.
+        starts: Number of directions to ascend from: the difference of the means, the leading direction of the
+            difference of the covariances, and random ones.
         steps: Steps of the ascent from each, on the sphere.
-        generator: Where random directions are drawn from; None: torch's default generator of the CPU.
+        generator: Generator of the random directions; None: torch's default generator of the CPU.
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both with the line
         held constant. Unit: that of the features, squared. Kind: a squared distance, from below: the largest of some
-        local maxima. At most the squared Wasserstein distance, at least the largest squared difference of means.
+        local maxima. At most the squared Wasserstein distance, and at least the largest squared difference of means.
 
     Raises:
         InputError: If a sample is not ``(n, d)``, widths or devices differ, or there is no start or no step.
 
     Cost:
-        O(starts · steps (n + m) (d + log(n + m))) time: fifty times that of a sliced distance of as many projections.
+        O(starts · steps (n + m) (d + log(n + m))) time: fifty times that of a sliced distance with as many projections.
         O(starts (n + m)) memory.
 
     Pitfalls:
         - The line is a local maximum; in high dimension a better one may be missed. The default comes within a percent
-          of what ten times the steps find. Where the furthest line is one on which two rows swap places, as happens in
-          small samples, the gradient is that of one of the orders.
-        - Too large on small samples, far more than the mean over lines: among many columns there is always a line on
-          which two samples of one law differ. In 512 columns two samples of 128 rows are separated by one.
-        - Blind to pairing: shuffling the rows of one sample changes nothing.
+          of what ten times the steps find. If two rows swap places at the best line, as happens in small samples, the
+          gradient is that of one of the orders.
+        - Too large on small samples, by far more than the mean over lines: with many features there is always a line on
+          which two samples of one distribution differ. In 512 dimensions a line separates two samples of size 128.
+        - Blind to pairing: shuffling the rows of one sample does not change the value.
 
     Source:
-        Deshpande et al. (2019), "Max-Sliced Wasserstein Distance and its use for GANs". The gradient is Danskin's:
-        that of the distance on the line.
+        Deshpande et al. (2019), "Max-Sliced Wasserstein Distance and its use for GANs". The gradient follows from
+        Danskin's theorem: it is that of the distance on the line.
 
     Example:
         >>> x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
@@ -96,32 +93,9 @@ def furthest_line(
     steps: int = 45,
     generator: torch.Generator | None = None,
 ) -> FurthestLine:
-    """Direction behind :func:`max_sliced_wasserstein2`, and the values from each start.
+    """Return the direction of :func:`max_sliced_wasserstein2` and the values from each start, without gradient.
 
-    Args:
-        x: As in :func:`max_sliced_wasserstein2`.
-        y: As in :func:`max_sliced_wasserstein2`.
-        starts: As in :func:`max_sliced_wasserstein2`.
-        steps: As in :func:`max_sliced_wasserstein2`.
-        generator: As in :func:`max_sliced_wasserstein2`.
-
-    Returns:
-        The direction and the values, without gradient. Unit of the values: that of the features, squared. Kind: local
-        maxima.
-
-    Raises:
-        InputError: As :func:`max_sliced_wasserstein2`.
-
-    Cost:
-        As :func:`max_sliced_wasserstein2`.
-
-    Pitfalls:
-        Starts that end in different values show that there are several maxima; starts that agree do not show that there
-        is only one.
-
-    Source:
-        As :func:`max_sliced_wasserstein2`. Two thirds of the steps follow the gradient on the sphere with lengths that
-        fall, as for functions with kinks, of which there are as many as pairs of rows; the rest only take what rises.
+    If the starts end in different values, there are several maxima; if they agree, there may still be several.
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
@@ -136,33 +110,36 @@ def furthest_line(
     if starts < 1 or steps < 1:
         raise InputError(f"There are {starts} starts of {steps} steps; the ascent needs at least one of each.")
     with full_precision(x.device):
-        a, b = (sample.double() for sample in centred(x.detach(), y.detach()))
-        pieces = _Pieces(a, b)
+        a, b = (sample.double() for sample in centered(x.detach(), y.detach()))
+        transport = _LineTransport(a, b)
         lines = _first_lines(a, b, starts, generator)
-        lines = _refined(pieces, _explored(pieces, lines, steps - steps // 3), steps // 3)
-        values, _ = pieces.along(lines)
+        # The value has a kink wherever two rows swap places on the line, of which there are as many as pairs of rows.
+        # Two thirds of the steps have fixed, decreasing lengths, as in subgradient methods, and so cross kinks instead
+        # of stopping at the first. The rest accept only increases and converge inside one smooth piece.
+        lines = _refined(transport, _explored(transport, lines, steps - steps // 3), steps // 3)
+        values, _ = transport.along(lines)
     return FurthestLine(lines[int(values.argmax())], values)
 
 
-def _explored(pieces: _Pieces, lines: Tensor, steps: int) -> Tensor:
-    """Return the best line on the way of each start, whose steps fall from the first length to the fine one."""
-    values, slopes = pieces.along(lines)
+def _explored(transport: _LineTransport, lines: Tensor, steps: int) -> Tensor:
+    """Return the best line on the path of each start, with step lengths that fall from the first to the fine one."""
+    values, slopes = transport.along(lines)
     best = lines
     for step in range(steps):
         lines = _stepped(lines, slopes, _FIRST * (_FINE / _FIRST) ** (step / max(steps - 1, 1)))
-        reached, slopes = pieces.along(lines)
+        reached, slopes = transport.along(lines)
         rose = reached > values
         values, best = torch.where(rose, reached, values), torch.where(rose[:, None], lines, best)
     return best
 
 
-def _refined(pieces: _Pieces, lines: Tensor, steps: int) -> Tensor:
-    """Return lines further up, by steps that are taken where the value rises and shorter where it does not."""
-    values, slopes = pieces.along(lines)
+def _refined(transport: _LineTransport, lines: Tensor, steps: int) -> Tensor:
+    """Return lines of larger value, by steps that are accepted where the value increases and shortened elsewhere."""
+    values, slopes = transport.along(lines)
     lengths = torch.full_like(values, _FINE)[:, None]
     for _ in range(steps):
         moved = _stepped(lines, slopes, lengths)
-        reached, turned = pieces.along(moved)
+        reached, turned = transport.along(moved)
         rose = reached > values
         values = torch.where(rose, reached, values)
         lines, slopes = torch.where(rose[:, None], moved, lines), torch.where(rose[:, None], turned, slopes)
@@ -171,37 +148,31 @@ def _refined(pieces: _Pieces, lines: Tensor, steps: int) -> Tensor:
 
 
 def _stepped(lines: Tensor, slopes: Tensor, lengths: Tensor | float) -> Tensor:
+    """Return unit vectors after a step along the gradient on the sphere; its length does not scale the step."""
     tangents = slopes - (slopes * lines).sum(dim=1, keepdim=True) * lines
     return torch.nn.functional.normalize(lines + lengths * torch.nn.functional.normalize(tangents, dim=1), dim=1)
 
 
 @final
-class _Pieces:
-    """Exact transport on many lines: the pieces of (0, 1] on which both quantile functions are constant."""
+class _LineTransport:
+    """Exact transport between two samples on many lines."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        n, m = x.shape[0], y.shape[0]
-        # Ends in units of 1 / (n m), so that ends that coincide do so exactly.
-        ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
         self._x, self._y = x, y
-        self._of_x = torch.from_numpy((ends - 1) // m).to(x.device)
-        self._of_y = torch.from_numpy((ends - 1) // n).to(x.device)
-        self._lengths = torch.from_numpy(np.diff(ends, prepend=0) / (n * m)).to(x)
+        self._pieces = QuantilePieces(x.shape[0], y.shape[0], x)
 
     def along(self, lines: Tensor) -> tuple[Tensor, Tensor]:
         """Return the squared distance on each line, ``(k,)``, and its gradient in the line, ``(k, d)``."""
+        pieces = self._pieces
         on_x, order_x = (lines @ self._x.T).sort(dim=1)
         on_y, order_y = (lines @ self._y.T).sort(dim=1)
-        gaps = on_x[:, self._of_x] - on_y[:, self._of_y]
-        pull = 2 * gaps * self._lengths
+        gaps = on_x[:, pieces.of_x] - on_y[:, pieces.of_y]
+        pull = 2 * gaps * pieces.lengths
         slopes = torch.zeros_like(lines)
-        for rows, order, of_rows, sign in (
-            (self._x, order_x, self._of_x, 1),
-            (self._y, order_y, self._of_y, -1),
-        ):
-            by_rank = pull.new_zeros(len(lines), len(rows)).index_add_(1, of_rows, pull)
+        for rows, order, name, sign in ((self._x, order_x, "x", 1), (self._y, order_y, "y", -1)):
+            by_rank = pieces.gathered(pull, name)
             slopes += sign * (torch.empty_like(by_rank).scatter_(1, order, by_rank) @ rows)
-        return gaps.square() @ self._lengths, slopes
+        return gaps.square() @ pieces.lengths, slopes
 
 
 def _first_lines(x: Tensor, y: Tensor, starts: int, generator: torch.Generator | None) -> Tensor:
@@ -220,7 +191,7 @@ def _first_lines(x: Tensor, y: Tensor, starts: int, generator: torch.Generator |
 
 
 def _most_changed(x: Tensor, y: Tensor, line: Tensor) -> Tensor:
-    """Return about the direction in which the variances differ most, by iterating on the difference of covariances."""
+    """Return approximately the direction in which the variances differ most, by power iteration on their difference."""
     for _ in range(20):
         moved = x.T @ (x @ line) / len(x) - y.T @ (y @ line) / len(y)
         length = torch.linalg.vector_norm(moved)

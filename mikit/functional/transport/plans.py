@@ -1,7 +1,7 @@
-"""Couplings of two samples: the plan of optimal transport, solved exactly, and its potentials.
+"""The plan of exact optimal transport between two samples, and its potentials.
 
-Samples of one size and of equal weights are an assignment problem, which SciPy solves. All others are a linear program,
-for which POT is needed. Plans are found in float64, on the CPU.
+For samples of equal size and equal weights this is an assignment problem, which SciPy solves. All others are linear
+programs, which need POT. Plans are computed in float64, on the CPU.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = [
     "Entries",
     "Potentials",
     "TransportPlan",
+    "filled_weights",
     "linear_programs",
     "optimal_plan",
     "prepared_samples",
@@ -43,20 +44,20 @@ __all__ = [
 _Array = npt.NDArray[Any]
 
 _MOST_PIVOTS = 10_000_000
-# A mean cost that is smaller than this share of the largest is formed anew, from differences of rows.
+# A mean cost smaller than this fraction of the largest cost is computed again from differences of rows.
 _LEAST_OF_LARGEST = 1e-6
 
 
 @final
 @dataclass(frozen=True)
 class TransportPlan:
-    """An optimal plan, by its entries that are not 0.
+    """An optimal plan, by its nonzero entries.
 
     Attributes:
         rows: Row of ``x`` of each entry, ``(k,)``.
         columns: Row of ``y`` of each entry, ``(k,)``.
-        mass: Mass of each entry, ``(k,)``, float64, of sum 1.
-        sizes: Rows of ``x`` and of ``y``.
+        mass: Mass of each entry, ``(k,)``, float64, with sum 1.
+        sizes: Number of rows of ``x`` and of ``y``.
     """
 
     rows: Tensor
@@ -72,11 +73,9 @@ class TransportPlan:
 
 @final
 class Potentials(NamedTuple):
-    """Kantorovich potentials, float64: their weighted means add up to the cost, and no pair costs less than its sum.
+    """Kantorovich potentials, float64, of x ``(n,)`` and of y ``(m,)``.
 
-    Args:
-        of_x: ``(n,)``.
-        of_y: ``(m,)``.
+    Their weighted means add up to the transport cost, and no pair costs less than the sum of its two potentials.
     """
 
     of_x: Tensor
@@ -101,8 +100,8 @@ def optimal_plan(
         weights_y: As in :func:`wasserstein`.
 
     Returns:
-        The plan, by its entries, of which there are at most ``n + m - 1``; without gradient. Unit: shares of the
-        total mass. Kind: a coupling.
+        The plan, by its at most ``n + m - 1`` nonzero entries, without gradient. Unit: fractions of the total mass.
+        Kind: a coupling.
 
     Raises:
         InputError: As :func:`wasserstein`, and if a number is not finite.
@@ -111,7 +110,7 @@ def optimal_plan(
         As :func:`wasserstein`.
 
     Pitfalls:
-        Where several plans are optimal, as with repeated rows, it is one of them.
+        If several plans are optimal, as with repeated rows, it is one of them.
 
     Source:
         As :func:`wasserstein`.
@@ -146,18 +145,19 @@ def transport_potentials(
     .. math:: W_p^p = \max_{f, g} \sum_i a_i f_i + \sum_j b_j g_j \quad\text{with}\quad
               f_i + g_j \le \lVert x_i - y_j \rVert^p
 
-    The potential of a row is how the value answers to its weight, so that their spread is the sampling error.
+    The potential of a row is the derivative of the value in its weight, so that the spread of the potentials gives the
+    sampling error.
 
     Args:
         x: First sample, ``(n, d)``.
         y: Second sample, ``(m, d)``.
         p: As in :func:`wasserstein`.
         weights_x: As in :func:`wasserstein`; all positive.
-        weights_y: Likewise.
+        weights_y: Likewise for ``y``.
 
     Returns:
         The potentials, without gradient. Unit: that of the features, to the power ``p``. Kind: a solution of the dual
-        problem. For samples of one size and equal weights the mean of the largest and the smallest solution.
+        problem. For samples of equal size and equal weights, the mean of the largest and the smallest solution.
 
     Raises:
         InputError: As :func:`optimal_plan`, and if a weight is 0.
@@ -166,10 +166,10 @@ def transport_potentials(
         As :func:`wasserstein`, and some tens of passes over the costs.
 
     Pitfalls:
-        Fixed up to a constant that moves from one side to the other, and in small samples not unique beyond that.
+        A constant can be moved from one side to the other, and in small samples there are further solutions.
 
     Source:
-        Kantorovich (1942). From an optimal assignment, potentials are shortest paths over its alternating cycles.
+        Kantorovich (1942). For an optimal assignment, the potentials are shortest paths over its alternating cycles.
 
     Example:
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[5.0], [3.0]])
@@ -185,9 +185,9 @@ def transport_potentials(
         if weights_a is None and weights_b is None and x.shape[0] == y.shape[0]:
             f, g = _shortest_paths(costs)
         else:
-            filled = _filled(a, weights_a).cpu().numpy(), _filled(b, weights_b).cpu().numpy()
+            filled = filled_weights(a, weights_a).cpu().numpy(), filled_weights(b, weights_b).cpu().numpy()
             if min(filled[0].min(), filled[1].min()) == 0:
-                raise InputError("A row of weight 0 has no potential of its own; leave it out.")
+                raise InputError("A row of weight 0 has no potential. Remove rows of weight 0.")
             log = linear_programs("Potentials of samples whose sizes or weights differ").emd(
                 *filled, costs, numItermax=_MOST_PIVOTS, log=True
             )[1]
@@ -196,38 +196,39 @@ def transport_potentials(
 
 
 def linear_programs(what: str) -> types.ModuleType:
-    """Return POT, or say for what it is needed and how to install it."""
+    """Return POT, or raise an error that says why ``what`` needs it and how to install it."""
     try:
         import ot
     except ImportError as cause:
         raise InputError(
-            f"{what} needs POT, which is not installed. Run: pip install 'mikit[transport]'. Samples of one size and "
-            "of equal weights, SinkhornDivergence and SlicedWasserstein do without it."
+            f"{what} needs POT, which is not installed. Run: pip install 'mikit[transport]'. Exact transport between "
+            "samples of equal size without weights, SinkhornDivergence and SlicedWasserstein do not need it."
         ) from cause
     module: types.ModuleType = ot
     return module
 
 
 def require_finite(x: Tensor, y: Tensor) -> None:
-    """Refuse numbers that are not finite, and say where the first one is."""
+    """Raise an error if a number is not finite; a plan needs finite costs."""
     for sample, name in ((x, "x"), (y, "y")):
         broken = (~sample.isfinite()).any(dim=1).nonzero()
         if len(broken):
             raise InputError(
-                f"Row {int(broken[0, 0])} of {name} holds a number that is not finite, so there is no plan. Remove it."
+                f"Row {int(broken[0, 0])} of {name} contains a number that is not finite, so there is no plan. Remove "
+                "the row."
             )
 
 
 def require_order(p: float) -> None:
-    """Refuse what is not the order of a Wasserstein distance."""
+    """Raise an error unless ``p`` is the order of a Wasserstein distance."""
     if not 1 <= p < math.inf:
-        raise InputError(f"p is {p}; the order of a Wasserstein distance is at least 1 and finite.")
+        raise InputError(f"p is {p}; the order of a Wasserstein distance must be at least 1 and finite.")
 
 
 def prepared_samples(
     x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
-    """Return two samples of one space in their working dtype, and their weights, None where equal."""
+    """Return two samples of equal width in their working dtype, and their weights, None where equal."""
     require_rows(x, "x")
     require_rows(y, "y")
     require_same_width(x, y)
@@ -238,13 +239,9 @@ def prepared_samples(
 
 @final
 class Entries(NamedTuple):
-    """The entries of a plan that are not 0; without masses those of an assignment, whose rows are in order.
+    """The nonzero entries of a plan; without ``mass`` those of an assignment, whose rows are in order.
 
-    Args:
-        rows: Row of the first sample.
-        columns: Row of the second.
-        mass: Float64, of sum 1; None: all the same.
-        cost: Their mean cost, 0-dim, float64, where it is at hand with enough digits; else None.
+    ``mass`` is float64 with sum 1. ``cost`` is their mean cost, 0-dim float64, if it is known with enough digits.
     """
 
     rows: Tensor
@@ -254,18 +251,19 @@ class Entries(NamedTuple):
 
 
 def solved_plan(x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, p: float) -> Entries | None:
-    """Return an optimal plan of samples from :func:`prepared_samples`; None if there is none among the numbers."""
+    """Return an optimal plan of samples from :func:`prepared_samples`; None if a cost is not finite."""
     n, m = x.shape[0], y.shape[0]
     a, b = _around_the_first(x, y)
     if weights_x is None and weights_y is None and n == m:
-        # What a row or a column costs whoever it is matched with does not matter to an assignment.
+        # An assignment does not change if a constant is added to a row or a column of the costs. For p = 2 the squared
+        # lengths are such constants, so the product alone is enough.
         costs = (a @ b.T).numpy() if p == 2 else _costs(a, b, p)
         try:
             rows, columns = linear_sum_assignment(costs)
-        except ValueError:  # what SciPy says to NaNs
+        except ValueError:  # SciPy's error for NaNs
             return None
         return Entries(torch.from_numpy(rows).to(x.device), torch.from_numpy(columns).to(x.device), None, None)
-    filled_x, filled_y = _filled(x, weights_x).cpu(), _filled(y, weights_y).cpu()
+    filled_x, filled_y = filled_weights(x, weights_x).cpu(), filled_weights(y, weights_y).cpu()
     kept_x, kept_y = filled_x.nonzero()[:, 0], filled_y.nonzero()[:, 0]
     program = linear_programs("Exact transport between samples whose sizes or weights differ")
     costs = _costs(a, b, p)
@@ -277,7 +275,8 @@ def solved_plan(x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tenso
     rows, columns = plan.nonzero()
     mass = plan[rows, columns]
     cost = float(mass @ costs[rows, columns])
-    # Costs are differences of squares; of rows that coincide they are rounding, which must not count.
+    # Costs are differences of squares, so those of coincident rows are only rounding. A mean cost that may consist of
+    # rounding is not returned.
     digits = cost > _LEAST_OF_LARGEST * float(costs.max())
     of_x, of_y = torch.from_numpy(rows), torch.from_numpy(columns)
     if len(kept_x) < n or len(kept_y) < m:
@@ -287,13 +286,13 @@ def solved_plan(x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tenso
 
 
 def _around_the_first(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the samples in float64 on the CPU around the mean of the first, which is turned over: ``a . b`` is a cost.
+    """Return minus the first and plus the second sample, float64 on the CPU, both around the mean of the first.
 
-    Plans do not see a common shift, and around any point among the rows float64 keeps the digits of costs.
+    With the sign, ``a . b`` is a cost. A common shift does not change plans, and a center among the rows keeps digits.
     """
     a, b = (rows.detach().to("cpu", torch.float64, copy=True) for rows in (x, y))
-    centre = a.mean(dim=0)
-    return torch.sub(centre, a, out=a), b.sub_(centre)
+    center = a.mean(dim=0)
+    return torch.sub(center, a, out=a), b.sub_(center)
 
 
 def _costs(a: Tensor, b: Tensor, p: float) -> _Array:
@@ -304,12 +303,15 @@ def _costs(a: Tensor, b: Tensor, p: float) -> _Array:
 
 
 def _shortest_paths(costs: _Array) -> tuple[_Array, _Array]:
-    """Return potentials of an assignment problem: the mean of the two extreme solutions, seen from their means."""
+    """Return potentials of an assignment problem: the mean of the two extreme solutions, each around its mean."""
     _, columns = linear_sum_assignment(costs)
-    of_own = costs[:, columns]
-    own = of_own.diagonal().copy()
-    # Row i may take the place of row k if f_i <= f_k + D_ki.
-    detours = (of_own - own).T
+    matched = costs[:, columns]
+    partner = matched.diagonal().copy()
+    # On matched pairs f + g equals the cost, which determines g. All other constraints then read f_i <= f_k + D_ki,
+    # where D_ki is the extra cost if row i takes the partner of row k. Such systems are solved by shortest paths
+    # (Bellman-Ford); the assignment is optimal, so there is no negative cycle. Paths in both directions give the
+    # largest and the smallest solution. Their mean does not depend on the order of the rows.
+    detours = (matched - partner).T
     rounding = 1e-12 * float(np.abs(costs).max())
     solutions = []
     for lengths in (detours, detours.T):
@@ -322,10 +324,11 @@ def _shortest_paths(costs: _Array) -> tuple[_Array, _Array]:
         solutions.append(distance - distance.mean())
     f = (solutions[0] - solutions[1]) / 2
     g = np.empty_like(f)
-    g[columns] = own - f
+    g[columns] = partner - f
     return f, g
 
 
-def _filled(sample: Tensor, weights: Tensor | None) -> Tensor:
+def filled_weights(sample: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the weights, or equal ones of sum 1 if they are None."""
     n = sample.shape[0]
     return torch.full((n,), 1 / n, dtype=torch.float64, device=sample.device) if weights is None else weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,30 +10,42 @@ from typing import final
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import ConvergenceWarning, InputError
 from mikit.functional.engine.operators import closed_form, full_precision, unwanted
-from mikit.functional.engine.samples import require_one_device, require_rows, require_same_width, working_dtype
-from mikit.functional.transport.scaling import EntropicProblem, centred_points, self_transport, soft_minimum
+from mikit.functional.engine.samples import (
+    require_one_device,
+    require_rows,
+    require_same_width,
+    sample_weights,
+    working_dtype,
+)
+from mikit.functional.transport.plans import filled_weights
+from mikit.functional.transport.scaling import (
+    EntropicProblem,
+    Settings,
+    centered_points,
+    self_transport,
+    soft_minimum,
+)
 
 __all__ = ["HELD_ENTRIES", "SinkhornSolution", "sinkhorn", "sinkhorn_divergence"]
 
 HELD_ENTRIES = 2**26
-"""Entries of a kernel matrix kept in memory by default, 256 MiB in float32. Larger ones are formed anew each time."""
+"""Most entries of a kernel matrix kept in memory by default, 256 MiB in float32. Larger ones are recomputed."""
 
 
 @final
 @dataclass(frozen=True)
 class SinkhornSolution:
-    r"""A solution of entropic optimal transport.
-
-    The plan is :math:`P_{ij} = a_i b_j \exp((f_i + g_j - |x_i - y_j|^2 / 2) / \varepsilon)`.
+    r"""A solution: the plan is :math:`P_{ij} = a_i b_j \exp((f_i + g_j - |x_i - y_j|^2 / 2) / \varepsilon)`.
 
     Attributes:
         value: Entropic transport cost, 0-dim.
         potential_x: :math:`f`, ``(n,)``.
         potential_y: :math:`g`, ``(m,)``.
         marginal_error: Sum of absolute differences between the plan's marginals and the weights, before the last update
-            of ``potential_y``, whose own marginal is exact.
+            of ``potential_y``, after which its marginal is exact.
         iterations: Updates of both potentials.
         converged: Whether the marginal error is within the tolerance.
     """
@@ -65,64 +76,67 @@ def sinkhorn(
               + \varepsilon\, \mathrm{KL}(P \,\|\, a \otimes b)
               = \max_{f, g} \sum_i a_i f_i + \sum_j b_j g_j - \varepsilon \Bigl(\sum_{ij} P_{ij} - 1\Bigr)
 
-    over plans with marginals ``a`` and ``b``.
+    over plans with marginals ``a`` and ``b``, the weights of the samples.
 
     Args:
         x: First sample, ``(n, d)``.
         y: Second sample, ``(m, d)``.
-        epsilon: Strength of the entropy, in the unit of the cost, which is half of a squared distance.
+        epsilon: Strength of the entropic regularization, in the unit of the cost, which is half of a squared distance.
         weights_x: Weights of the rows of ``x``, ``(n,)``, not negative; divided by their sum. None: equal.
         weights_y: Likewise for ``y``, ``(m,)``.
         tolerance: Largest sum of absolute differences between the plan's marginals and the weights, whose sums are 1.
-        max_iterations: Updates of both potentials after which to stop, converged or not.
+        max_iterations: Updates of both potentials after which to stop, even without convergence.
         held_entries: As in :func:`sinkhorn_divergence`.
         strip: As in :func:`sinkhorn_divergence`.
 
     Returns:
         Value, potentials, the marginal error reached and whether it is within the tolerance. Without gradients. Unit
-        of the value and the potentials: that of the features, squared. Kind of the value: a cost, from below the
-        maximum over potentials, and not 0 for equal samples.
+        of the value and the potentials: that of the features, squared. Kind of the value: a cost; it approaches the
+        maximum over potentials from below, and is not 0 for equal samples.
 
     Raises:
-        InputError: If a sample is not ``(n, d)``, widths or devices differ, weights do not fit, are negative, not
-            finite or all 0, or ``epsilon`` or ``tolerance`` is not positive.
+        InputError: If a sample is not ``(n, d)``, widths or devices differ, weights have the wrong shape, are negative,
+            not finite or all 0, or ``epsilon`` or ``tolerance`` is not positive.
 
     Cost:
         As :func:`sinkhorn_divergence`, without its self terms and gradients.
 
     Pitfalls:
-        Does not warn: look at ``converged``. The potentials are fixed up to a constant that moves from one to the
-        other.
+        There is no warning: check ``converged``. The potentials are determined up to a constant that is added to one
+        and subtracted from the other.
 
     Source:
         Cuturi (2013), "Sinkhorn Distances". Over-relaxation of the updates: Thibault, Chizat, Dossal and Papadakis
-        (2021); its strength is set from the observed rate by Young's relation.
+        (2021); its strength is computed from the observed rate by Young's relation.
 
     Example:
         >>> x, y = torch.tensor([[0.0]]), torch.tensor([[3.0]])
         >>> solution = sinkhorn(x, y, epsilon=0.1)
-        >>> solution.value.item(), solution.converged  # one plan only: 3² / 2
+        >>> solution.value.item(), solution.converged  # the only plan costs 3² / 2
         (4.5, True)
     """
-    a, b, dtype = _prepared(x, y, weights_x, weights_y, epsilon, tolerance, max_iterations)
+    settings = Settings(epsilon, tolerance, max_iterations, held_entries, strip)
+    a, b, dtype = _prepared(x, y, weights_x, weights_y, settings)
     with full_precision(x.device):
-        points_x, points_y = centred_points(x.to(dtype), a), centred_points(y.to(dtype), b)
+        points_x, points_y = centered_points(x.to(dtype), a), centered_points(y.to(dtype), b)
         kept_x, kept_y = points_x.kept(), points_y.kept()
-        problem = EntropicProblem(kept_x, kept_y, epsilon, held_entries, strip)
-        iterations, _ = problem.solve(tolerance, max_iterations)
+        problem = EntropicProblem(kept_x, kept_y, settings)
+        iterations = problem.solve()
         plan = problem.plan((False, False))
+        # Rows of weight 0 take no part in the iteration. Their potentials follow from those of the other sample.
         f, g = plan.potential_x, plan.potential_y
         if len(kept_x.rows) < len(points_x.rows):
-            f = soft_minimum(points_x.rows, kept_y, g, epsilon, strip)
+            f = soft_minimum(points_x.rows, kept_y, g, settings)
         if len(kept_y.rows) < len(points_y.rows):
-            g = soft_minimum(points_y.rows, kept_x, plan.potential_x, epsilon, strip)
+            g = soft_minimum(points_y.rows, kept_x, plan.potential_x, settings)
         shift = points_x.mean - points_y.mean
-        own = 0.5 * shift.square().sum()
-        # The cost of the uncentred points differs by one term for each x, one for each y and a constant.
-        f = f + points_x.rows.double() @ shift + own
+        between_means = 0.5 * shift.square().sum()
+        # |x - y|² of the points before centering is that of the centered ones, plus a term in x, a term in y and a
+        # constant. Such terms move the potentials and leave the plan as it is.
+        f = f + points_x.rows.double() @ shift + between_means
         g = g - points_y.rows.double() @ shift
     return SinkhornSolution(
-        value=(plan.value + own).to(dtype),
+        value=(plan.value + between_means).to(dtype),
         potential_x=f.to(dtype),
         potential_y=g.to(dtype),
         marginal_error=plan.marginal_error,
@@ -148,23 +162,24 @@ def sinkhorn_divergence(
     .. math:: S_\varepsilon(x, y) = \mathrm{OT}_\varepsilon(x, y) - \tfrac12 \mathrm{OT}_\varepsilon(x, x)
               - \tfrac12 \mathrm{OT}_\varepsilon(y, y)
 
-    with :math:`\mathrm{OT}_\varepsilon` as in :func:`sinkhorn`. It goes to half of the squared 2-Wasserstein distance
-    as ``epsilon`` goes to 0, and to half of the squared distance of the means as it grows.
+    with :math:`\mathrm{OT}_\varepsilon` as in :func:`sinkhorn`. It converges to half of the squared 2-Wasserstein
+    distance as ``epsilon`` goes to 0, and to half of the squared distance of the means as ``epsilon`` grows.
 
     Args:
         x: First sample, ``(n, d)``.
         y: Second sample, ``(m, d)``.
-        epsilon: Strength of the entropy, in the unit of the cost, which is half of a squared distance. A few percent
-            of the mean cost are a usual choice. The ``blur`` of geomloss with ``p = 2`` is its square root.
-        weights_x: Weights of the rows of ``x``, ``(n,)``, not negative; divided by their sum. None: equal. Constants
-            for the gradient.
+        epsilon: Strength of the entropic regularization, in the unit of the cost, which is half of a squared distance.
+            A few percent of the mean cost is a usual choice. The ``blur`` of geomloss with ``p = 2`` is its square
+            root.
+        weights_x: Weights of the rows of ``x``, ``(n,)``, not negative; divided by their sum. None: equal. The gradient
+            treats them as constants.
         weights_y: Likewise for ``y``, ``(m,)``.
         tolerance: Largest sum of absolute differences between the marginals of each plan and the weights, whose sums
             are 1. The error of the value is of second order in it, that of the gradient of first.
-        max_iterations: Updates of both potentials after which to stop, converged or not.
-        held_entries: Most entries of a kernel matrix kept in memory; above, pairs are formed anew in every iteration,
-            a strip at a time. The path changes time and memory, and values by rounding.
-        strip: Rows handled at a time; None chooses.
+        max_iterations: Updates of both potentials after which to stop, even without convergence.
+        held_entries: Most entries of a kernel matrix kept in memory. Larger kernels are recomputed in every iteration,
+            in blocks of rows. This affects time and memory, and changes values only by rounding.
+        strip: Number of rows per block; None chooses.
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Unit: that of
@@ -179,34 +194,34 @@ def sinkhorn_divergence(
             problem, and the gradient that of an approximate plan.
 
     Cost:
-        O(n m d) once, then O(n m) an iteration, and O(n m + (n + m) d) memory, while ``n m`` is within
-        ``held_entries``; above, O(n m d) an iteration and O(strip (n + m) + (n + m) d) memory. Iterations grow about
-        as the inverse of ``epsilon``. The self terms take two or three of their own. Gradients are read off the plans:
-        another O(n m d), no unrolling.
+        O(n m d) once, then O(n m) per iteration, and O(n m + (n + m) d) memory, while ``n m`` is within
+        ``held_entries``; above, O(n m d) per iteration and O(strip (n + m) + (n + m) d) memory. The number of
+        iterations grows about as the inverse of ``epsilon``. The self terms need two or three iterations. Gradients are
+        computed from the plans with another O(n m d), without unrolling the iterations.
 
     Pitfalls:
         - Compare only values of one ``epsilon``; scale it with the features.
-        - Blind to pairing: shuffling the rows of one sample changes nothing.
-        - Below a percent of the mean cost iterations become many, and float32 leaves its traces in the logarithms:
+        - Blind to pairing: shuffling the rows of one sample does not change the value.
+        - Below a percent of the mean cost many iterations are needed, and float32 rounding affects the logarithms: by
           about ``1e-7`` times the largest score over ``epsilon``.
-        - Far above all costs the value is a small difference of numbers of the size of ``epsilon``: float32 is off by
-          2e-4 of it at a thousand times the mean cost, and by 2 % at a hundred thousand times. Pass float64 there.
+        - Far above all costs the value is a small difference of numbers of the size of ``epsilon``: the relative error
+          of float32 is 2e-4 at a thousand times the mean cost, and 2 % at a hundred thousand times. Pass float64 there.
 
     Source:
         Genevay, Peyré and Cuturi (2018); Feydy, Séjourné, Vialard, Amari, Trouvé and Peyré (2019), "Interpolating
-        between Optimal Transport and MMD using Sinkhorn Divergences". The gradient is Danskin's: that of the cost under
-        the optimal plan.
+        between Optimal Transport and MMD using Sinkhorn Divergences". The gradient follows from Danskin's theorem: it
+        is that of the cost under the optimal plan.
 
     Example:
         >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
         >>> round(sinkhorn_divergence(x, x + 2, epsilon=0.5).item(), 4)  # a shift costs half of its square
         6.0
     """
-    a, b, dtype = _prepared(x, y, weights_x, weights_y, epsilon, tolerance, max_iterations)
-    value = _divergence(
-        x.to(dtype), y.to(dtype), a, b, float(epsilon), float(tolerance), max_iterations, held_entries, strip
-    )
-    return value.to(dtype)
+    settings = Settings(float(epsilon), float(tolerance), max_iterations, held_entries, strip)
+    a, b, dtype = _prepared(x, y, weights_x, weights_y, settings)
+    # An operator of torch takes numbers and lists of numbers, and no dataclass.
+    accuracy, limits = [settings.epsilon, settings.tolerance], [settings.max_iterations, settings.held_entries]
+    return _divergence(x.to(dtype), y.to(dtype), a, b, accuracy, limits, strip).to(dtype)
 
 
 @closed_form
@@ -216,22 +231,22 @@ def _divergence(
     y: Tensor,
     weights_x: Tensor | None,
     weights_y: Tensor | None,
-    epsilon: float,
-    tolerance: float,
-    max_iterations: int,
-    held_entries: int,
+    accuracy: list[float],
+    limits: list[int],
     strip: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the divergence and its gradients; the lists are the first and the next two fields of ``Settings``."""
     assert weights_x is not None
     assert weights_y is not None
-    points_x, points_y = centred_points(x, weights_x), centred_points(y, weights_y)
+    (epsilon, tolerance), (max_iterations, held_entries) = accuracy, limits
+    settings = Settings(epsilon, tolerance, max_iterations, held_entries, strip)
+    points_x, points_y = centered_points(x, weights_x), centered_points(y, weights_y)
     kept_x, kept_y = points_x.kept(), points_y.kept()
-    problem = EntropicProblem(kept_x, kept_y, epsilon, held_entries, strip)
-    iterations, _ = problem.solve(tolerance, max_iterations)
+    problem = EntropicProblem(kept_x, kept_y, settings)
+    iterations = problem.solve()
     plan = problem.plan(wants)
-    del problem
-    self_x = self_transport(kept_x, epsilon, tolerance, held_entries, strip, wants[0])
-    self_y = self_transport(kept_y, epsilon, tolerance, held_entries, strip, wants[1])
+    del problem  # and the kernel that it keeps, before those of the self terms are made
+    self_x, self_y = self_transport(kept_x, settings, wants[0]), self_transport(kept_y, settings, wants[1])
     error = max(plan.marginal_error, self_x.marginal_error, self_y.marginal_error)
     if not error <= tolerance:
         warnings.warn(
@@ -243,51 +258,28 @@ def _divergence(
         )
     shift = points_x.mean - points_y.mean
     value = plan.value + 0.5 * shift.square().sum() - 0.5 * (self_x.value + self_y.value)
+    # Danskin's theorem: at the optimum the gradient is that of the cost with the plan fixed, which is the mean of
+    # x_i - y_j over the partners of each row. The iterations are not differentiated.
     gradients = []
-    for wanted, points, kept, image, own, sign in (
+    for wanted, points, kept, image, self_image, sign in (
         (wants[0], points_x, kept_x, plan.image_x, self_x.image_x, 1.0),
         (wants[1], points_y, kept_y, plan.image_y, self_y.image_x, -1.0),
     ):
-        gradients.append(points.gradient(kept, own - image, sign * shift) if wanted else unwanted(points.rows))
+        gradients.append(points.gradient(kept, self_image - image, sign * shift) if wanted else unwanted(points.rows))
     return value, gradients[0], gradients[1]
 
 
 def _prepared(
-    x: Tensor,
-    y: Tensor,
-    weights_x: Tensor | None,
-    weights_y: Tensor | None,
-    epsilon: float,
-    tolerance: float,
-    max_iterations: int,
+    x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, settings: Settings
 ) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Return the weights in float64, of sum 1, and the dtype to compute in."""
+    """Return the weights in float64, with sum 1, and the dtype to compute in."""
     require_rows(x, "x")
     require_rows(y, "y")
     require_same_width(x, y)
     require_one_device(x, y)
-    if not 0 < epsilon < math.inf:
-        raise InputError(
-            f"epsilon is {epsilon}; it must be positive and finite, in the unit of half a squared distance."
-        )
-    if not tolerance > 0:
-        raise InputError(f"tolerance is {tolerance}; no iteration gets there. 3e-4 is the default.")
-    if max_iterations < 1:
-        raise InputError(f"max_iterations is {max_iterations}; at least 1 is needed.")
-    return _weights(x, weights_x, "x"), _weights(y, weights_y, "y"), working_dtype(x, y)
-
-
-def _weights(sample: Tensor, weights: Tensor | None, name: str) -> Tensor:
-    n = sample.shape[0]
-    if weights is None:
-        return torch.full((n,), 1 / n, dtype=torch.float64, device=sample.device)
-    if weights.shape != (n,) or weights.device != sample.device:
-        raise InputError(
-            f"weights_{name} has shape {tuple(weights.shape)} on {weights.device}; pass one number for each of the {n} "
-            f"rows of {name}, on {sample.device}."
-        )
-    weights = weights.detach().double()
-    total = weights.sum()
-    if not (bool((weights >= 0).all()) and 0 < float(total) < math.inf):
-        raise InputError(f"weights_{name} must be finite, not negative, and not all 0.")
-    return weights / total
+    require.positive(settings.epsilon, "epsilon", "in the unit of half a squared distance")
+    if not settings.tolerance > 0:
+        raise InputError(f"tolerance is {settings.tolerance}; it must be positive. The default is 3e-4.")
+    require.at_least(settings.max_iterations, "max_iterations")
+    weights_x, weights_y = sample_weights(x, weights_x, "x"), sample_weights(y, weights_y, "y")
+    return filled_weights(x, weights_x), filled_weights(y, weights_y), working_dtype(x, y)

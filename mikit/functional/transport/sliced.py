@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mikit.core import require
 from mikit.core.errors import InputError
 from mikit.functional.engine.operators import closed_form, unwanted
-from mikit.functional.engine.samples import centred, require_one_device, require_rows, require_same_width
+from mikit.functional.engine.samples import centered, require_one_device, require_rows, require_same_width
+from mikit.functional.transport.plans import require_order
 
-__all__ = ["directions_of_draw", "generator_of_draw", "sliced_wasserstein", "sliced_wasserstein2"]
+__all__ = [
+    "QuantilePieces",
+    "directions_of_draw",
+    "generator_of_draw",
+    "sliced_wasserstein",
+    "sliced_wasserstein2",
+]
 
 _Array = npt.NDArray[Any]
 
-# Projected values sorted at a time: they and their order stay near the processor.
+# Projected values sorted at a time, so that they and their order stay in cache.
 _ENTRIES_ON_CPU, _ENTRIES_ON_GPU = 2**19, 2**26
 
 
@@ -37,16 +45,17 @@ def sliced_wasserstein(
     .. math:: SW_p = \Bigl( \frac1L \sum_{l=1}^L W_p^p(\langle\theta_l, x\rangle, \langle\theta_l, y\rangle)
               \Bigr)^{1/p}
 
-    with :math:`L` unit vectors :math:`\theta_l`, drawn uniformly, and the exact distance on each line: samples are
-    sorted and their quantile functions compared. Different sizes need no interpolation.
+    with :math:`L` unit vectors :math:`\theta_l`, drawn uniformly. The distance on each line is exact: samples are
+    sorted and their quantile functions compared. Samples of different sizes need no interpolation.
 
     Args:
         x: First sample, ``(n, d)``.
         y: Second sample, ``(m, d)``.
         projections: Number of directions to draw.
-        generator: Where they are drawn from; None: torch's default generator of the CPU.
+        generator: Generator of the directions; None: torch's default generator of the CPU.
         p: The order, at least 1.
-        directions: Directions to use instead, ``(L, d)``, one a row, as they are. Constants for the gradient.
+        directions: Directions to use instead, ``(L, d)``, one per row, without normalization. The gradient treats them
+            as constants.
 
     Returns:
         0-dim tensor in the common dtype of the samples, float32 at least, differentiable once in both. Unit: that of
@@ -58,15 +67,15 @@ def sliced_wasserstein(
             there are none, or ``p`` is below 1.
 
     Cost:
-        O(L (n + m) (d + log(n + m))) time, gradient included; O(L + (n + m) d) memory beside some projected values at
-        a time.
+        O(L (n + m) (d + log(n + m))) time, gradient included; O(L + (n + m) d) memory in addition to a block of
+        projected values.
 
     Pitfalls:
-        - Other directions give another value: for a curve, pass the same ``directions`` each time.
-        - Too large on small samples, as every distance of empirical laws.
+        - Other directions give another value: to compare values, pass the same ``directions`` each time.
+        - Too large on small samples, like every distance of empirical distributions.
         - At distance 0 the root has no derivative; the gradient there is 0, its smallest subgradient. Tied projections
-          are matched in some order.
-        - Blind to pairing: shuffling the rows of one sample changes nothing.
+          are matched in an arbitrary order.
+        - Blind to pairing: shuffling the rows of one sample does not change the value.
 
     Source:
         Bonneel, Rabin, Peyré and Pfister (2015), "Sliced and Radon Wasserstein Barycenters of Measures".
@@ -77,8 +86,7 @@ def sliced_wasserstein(
         >>> round(sliced_wasserstein(x, x + 2, directions=axes).item(), 6)  # by 2 along each axis
         2.0
     """
-    if not 1 <= p < float("inf"):
-        raise InputError(f"p is {p}; the order of a Wasserstein distance is at least 1 and finite.")
+    require_order(p)
     a, b, rows = _prepared(x, y, projections, generator, directions)
     power = _sliced_power(a, b, rows, float(p))
     at_zero = power == 0
@@ -135,11 +143,12 @@ def sliced_wasserstein2(
 def _sliced_power(
     wants: Sequence[bool], x: Tensor, y: Tensor, directions: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean of the distances on lines to the power ``p``, and its gradients."""
     assert directions is not None
     n, m = x.shape[0], y.shape[0]
     gradient_x = torch.zeros_like(x) if wants[0] else unwanted(x)
     gradient_y = torch.zeros_like(y) if wants[1] else unwanted(y)
-    pieces = _Pieces(n, m, x) if n != m else None
+    pieces = QuantilePieces(n, m, x) if n != m else None
     most = _ENTRIES_ON_GPU if x.is_cuda else _ENTRIES_ON_CPU
     values = []
     step = max(1, most // max(n, m))
@@ -163,18 +172,23 @@ def _sliced_power(
             (wants[1], order_y, gradient_y, "y"),
         ):
             if wanted:
-                own = slope if pieces is None else pieces.gathered(slope, name)
-                back = torch.empty_like(own).scatter_(1, order, own)
+                by_rank = slope if pieces is None else pieces.gathered(slope, name)
+                back = torch.empty_like(by_rank).scatter_(1, order, by_rank)
                 gradient.addmm_(back.T, part, alpha=(1.0 if name == "x" else -1.0) / directions.shape[0])
     value = torch.stack(values).sum(dtype=torch.float64) / directions.shape[0]
     return value, gradient_x, gradient_y
 
 
-class _Pieces:
-    """The pieces of (0, 1] on which both quantile functions, of ``n`` and of ``m`` equal steps, are constant."""
+@final
+class QuantilePieces:
+    """The pieces of (0, 1] on which both quantile functions, of ``n`` and of ``m`` equal steps, are constant.
+
+    ``of_x`` and ``of_y`` are the step of each piece in the two quantile functions, ``lengths`` the lengths of the
+    pieces in the dtype and on the device of ``like``.
+    """
 
     def __init__(self, n: int, m: int, like: Tensor) -> None:
-        # Ends in units of 1 / (n m), so that ends that coincide do so exactly.
+        # Ends are integers in units of 1 / (n m), so that ends that coincide do so exactly.
         ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
         self._sizes = {"x": n, "y": m}
         self.of_x = torch.from_numpy((ends - 1) // m).to(like.device)
@@ -188,10 +202,11 @@ class _Pieces:
 
 
 def _sorted(rows: Tensor, *, ordered: bool) -> tuple[Tensor, Tensor]:
-    """Return each row sorted, and if ``ordered`` where its entries came from."""
+    """Return each row sorted, and if ``ordered`` the original position of each entry."""
     if rows.device.type != "cpu":
         return torch.sort(rows, dim=1)
-    # NumPy sorts with vector instructions, several times as fast as torch, and leaves other threads free meanwhile.
+    # NumPy sorts with vector instructions, several times as fast as torch, and releases the lock meanwhile, so that
+    # threads sort parts of the rows.
     array, threads = rows.numpy(), torch.get_num_threads()
     if not ordered:
         return torch.from_numpy(_by_rows(np.sort, array, threads)), unwanted(rows)
@@ -207,12 +222,11 @@ def _prepared(
     require_same_width(x, y)
     require_one_device(x, y)
     d = x.shape[1]
-    # Distances on lines do not see a common shift, and without it projections keep their digits.
-    a, b = centred(x, y)
+    # A common shift does not change distances on lines, and without it projections keep their digits.
+    a, b = centered(x, y)
     if directions is None:
-        if projections < 1:
-            raise InputError(f"projections is {projections}; at least 1 direction is needed.")
-        if generator is None:  # the compiler knows no generator
+        require.at_least(projections, "projections")
+        if generator is None:  # torch.compile does not support generators
             drawn = torch.randn(projections, d, dtype=torch.float32)
         else:
             drawn = torch.randn(projections, d, generator=generator, device=generator.device, dtype=torch.float32)
@@ -220,7 +234,7 @@ def _prepared(
     else:
         rows = directions.detach()
         if rows.ndim != 2 or rows.shape[1] != d or rows.shape[0] == 0:
-            raise InputError(f"directions has shape {tuple(rows.shape)}; pass one unit vector a row, (L, {d}).")
+            raise InputError(f"directions has shape {tuple(rows.shape)}; pass one unit vector per row, (L, {d}).")
     return a, b, rows.to(device=a.device, dtype=a.dtype)
 
 
@@ -229,13 +243,13 @@ def _unit_vectors(drawn: Tensor) -> Tensor:
 
 
 def generator_of_draw(draw: Tensor, seed: int) -> torch.Generator:
-    """Return the generator of a draw, counted from 1; that of the seed itself for 0."""
+    """Return the generator of a draw, counted from 1; draw 0 has the seed itself."""
     count = int(draw)
     return torch.Generator().manual_seed((seed * 1_000_003 + count) % 2**63 if count else seed)
 
 
 def directions_of_draw(draw: Tensor, seed: int, projections: int, d: int) -> Tensor:
-    """Return the unit vectors ``(projections, d)`` of a draw; for the compiler, which knows no generator, an operator.
+    """Return the unit vectors ``(projections, d)`` of a draw; inside torch.compile, from an operator.
 
     Example:
         >>> one, two = (directions_of_draw(torch.tensor(draw), 0, 4, 3) for draw in (1, 2))

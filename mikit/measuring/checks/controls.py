@@ -1,4 +1,4 @@
-"""Data on which the answer is known: with the pairing broken, and Gaussian with a stated information."""
+"""Control data with a known answer: the pairing permuted, or Gaussian with known information."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mikit.core.errors import InputError
 from mikit.core.rows import permuted_rows
 from mikit.estimators.base import Estimator
 from mikit.functional.gaussian.canonical import canonical_form, rank_gaussianise
+from mikit.measuring.subject import Subject
 
 __all__ = ["Control", "control_samples", "positive_control", "without_pairing"]
 
@@ -23,11 +24,11 @@ _DRAWS = 4
 @final
 @dataclass(frozen=True)
 class Control:
-    """What an instrument reads where the answer is known.
+    """What an estimator gives where the answer is known.
 
     Attributes:
         truth: The information of the control data, in nats.
-        reading: What the instrument reads, on average over the draws.
+        reading: The estimate, averaged over the draws.
         standard_error: Standard error of that average.
     """
 
@@ -36,29 +37,28 @@ class Control:
     standard_error: float
 
 
-def without_pairing(
-    prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return the data under the null: pairing broken, or for discrepancies the two samples mixed."""
-    n = x.shape[0]
+def without_pairing(prototype: Estimator, subject: Subject, generator: torch.Generator) -> Subject:
+    """Return the data under the null: with the pairing permuted, or for discrepancies with the two samples mixed."""
+    x, y, n = subject.x, subject.y, subject.x.shape[0]
     if prototype.zero_when_independent:
-        return x, y[permuted_rows(n, groups=codes, generator=generator).to(y.device)]
+        order = permuted_rows(n, groups=subject.codes, generator=generator)
+        return subject.of(x, y[order.to(y.device)], subject.codes)
     if prototype.needs_pairs:
         swap = (torch.rand(n, generator=generator) < 0.5).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
-        return torch.where(swap, y, x), torch.where(swap, x, y)
+        return subject.of(torch.where(swap, y, x), torch.where(swap, x, y), subject.codes)
     pooled = torch.cat([x, y])[torch.randperm(n + y.shape[0], generator=generator).to(x.device)]
-    return pooled[:n], pooled[n:]
+    return subject.of(pooled[:n], pooled[n:], subject.codes)
 
 
-def positive_control(prototype: Estimator, x: Tensor, y: Tensor, value: float, seed: int) -> Control | None:
-    """Return what the instrument reads on Gaussian data of this size whose information is known; None if costly.
+def positive_control(prototype: Estimator, subject: Subject, value: float) -> Control | None:
+    """Return the estimate on Gaussian data of this size whose information is known; None if costly.
 
-    The control has the correlations of the data's normal scores. Where those explain less than half of ``value``, it is
-    a pair of white samples that hold ``value`` nats, spread evenly over their columns.
+    The control has the correlations of the data's normal scores. Where these explain less than half of ``value``, the
+    control is a pair of white samples with ``value`` nats, spread evenly over their columns.
     """
     if prototype.learned or prototype.costly:
         return None
-    drawn = control_samples(prototype, x, y, value, seed, draws=_DRAWS)
+    drawn = control_samples(prototype, subject, value, draws=_DRAWS)
     if drawn is None:
         return None
     samples, truth = drawn
@@ -68,13 +68,14 @@ def positive_control(prototype: Estimator, x: Tensor, y: Tensor, value: float, s
 
 
 def control_samples(
-    prototype: Estimator, x: Tensor, y: Tensor, value: float, seed: int, *, draws: int
+    prototype: Estimator, subject: Subject, value: float, *, draws: int
 ) -> tuple[list[tuple[Tensor, Tensor]], float] | None:
-    """Return Gaussian samples of the size and shape of the data, and the information they hold.
+    """Return Gaussian samples of the size and shape of the data, and their information.
 
-    None where there is too little to see, or the instrument does not read vectors in nats.
+    None where the information is too small to be detected, or the estimator does not measure nats between vectors.
     """
-    vectors = x.ndim == 2 and prototype.explains == "vectors" and y.ndim == 2 and prototype.zero_when_independent
+    x, y = subject.x, subject.y
+    vectors = subject.vectors and prototype.explains == "vectors" and prototype.zero_when_independent
     if not vectors or prototype.unit != "nats" or not math.isfinite(value):
         return None
     n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
@@ -85,7 +86,7 @@ def control_samples(
         root, truth = _evenly_spread(d_x, d_y, value), value
     if truth < 0.05:
         return None
-    generator = torch.Generator().manual_seed(seed + 104729)
+    generator = torch.Generator().manual_seed(subject.seed + 104729)
     samples = []
     for _ in range(draws):
         z = torch.randn(n, d_x + d_y, generator=generator, dtype=torch.float64) @ root.T
@@ -94,7 +95,7 @@ def control_samples(
 
 
 def _like_the_data(x: Tensor, y: Tensor) -> tuple[Tensor, float]:
-    """Return a root of the normal scores' correlation matrix and the information of that Gaussian law."""
+    """Return a root of the normal scores' correlation matrix and the information of that Gaussian distribution."""
     scores = torch.cat([rank_gaussianise(x), rank_gaussianise(y)], dim=1).cpu()
     correlation = scores.T @ scores / scores.shape[0]
     values, vectors = torch.linalg.eigh(correlation)

@@ -1,14 +1,15 @@
-"""Questions put to a discrepancy: what does the teacher give against itself, and what does the student know of it?
+"""The checks of a discrepancy: the teacher compared with itself, and the information between paired samples.
 
-A distance of two finite samples is not 0 for equal laws, and a distance of laws is blind to pairing. So the same
-instrument is put to random halves of each sample, and the information between paired rows is read beside it.
+The distance of two finite samples is not 0 for equal distributions, and a distance of distributions does not depend on
+the pairing. So the same metric is also computed between random halves of each sample, and the mutual information of
+paired samples is reported beside it.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from mikit.core.errors import InputError
 from mikit.core.measurement import ABOVE_OWN, Check
-from mikit.core.rows import split_folds
+from mikit.core.rows import FEWEST_IN_A_FOLD, split_folds
 from mikit.estimators.base import Estimator
 from mikit.estimators.discrepancy import Discrepancy
 from mikit.estimators.gaussian.mutual_information import GaussianMI
-from mikit.measuring.checks import values as checks
-from mikit.measuring.checks.second_readings import copula_reading
-from mikit.measuring.run import run_once
+from mikit.measuring.checks import values
+from mikit.measuring.run import Run, run_once
+from mikit.measuring.subject import Subject
 
 __all__ = [
     "BOTH_AXES",
@@ -30,6 +31,7 @@ __all__ = [
     "Halves",
     "above_own",
     "both_axes",
+    "checks_of_discrepancy",
     "halves_apart",
     "information_beside",
     "sampling_error",
@@ -39,19 +41,18 @@ BOTH_AXES = "both axes"
 _SPLITS = 8
 _CLEAR = 2.5
 _FOLDS = 5
-_FEWEST_IN_A_FOLD = 4
 
 
 @final
 @dataclass(frozen=True)
 class Halves:
-    """What an instrument gives between random halves of two samples, all of one size.
+    """A discrepancy between random halves of two samples, all of one size; one value for each split.
 
     Attributes:
-        across: A half of the student against a half of the teacher of other inputs, the mean of both ways; one a split.
-        teacher: The halves of the teacher against each other; one a split.
-        student: The halves of the student against each other; one a split.
-        rows: Rows of a half.
+        across: A half of the student against the half of the teacher with other inputs, averaged over both ways.
+        teacher: The halves of the teacher against each other.
+        student: The halves of the student against each other.
+        rows: Number of samples in a half.
     """
 
     across: tuple[float, ...]
@@ -61,7 +62,7 @@ class Halves:
 
     @property
     def excess(self) -> tuple[float, ...]:
-        """What lies between the samples beyond what lies within: ``½[D(x₁,y₂) + D(x₂,y₁) - D(x₁,x₂) - D(y₁,y₂)]``."""
+        """The distance between the samples beyond that within: ``½[D(x₁,y₂) + D(x₂,y₁) - D(x₁,x₂) - D(y₁,y₂)]``."""
         sides = zip(self.across, self.teacher, self.student, strict=True)
         return tuple(across - (teacher + student) / 2 for across, teacher, student in sides)
 
@@ -77,11 +78,11 @@ class Halves:
 
     @property
     def clear(self) -> bool:
-        """Whether the mean excess lies above 2.5 standard deviations of it, which equal laws rarely do."""
+        """Whether the mean excess exceeds 2.5 of its standard deviations, which is rare for equal distributions."""
         return self.debiased > _CLEAR * self.spread
 
     def parts(self, *, biased: bool) -> dict[str, float]:
-        """Return the figures by name, as :attr:`mikit.Measurement.parts` holds them."""
+        """Return the figures by name, for :attr:`mikit.Measurement.parts`."""
         found = {
             "teacher against itself": statistics.mean(self.teacher),
             "student against itself": statistics.mean(self.student),
@@ -97,12 +98,12 @@ class Halves:
 @final
 @dataclass(frozen=True)
 class Beside:
-    """The mutual information that is read beside a discrepancy.
+    """The mutual information that is reported beside a discrepancy.
 
     Attributes:
         value: In nats.
         standard_error: Its sampling error.
-        held_out: Whether it was read on rows that its correlations were not fitted to, because columns are many.
+        held_out: Whether it was evaluated on samples that it was not fitted to, because there are many features.
     """
 
     value: float
@@ -111,47 +112,60 @@ class Beside:
 
     @property
     def detected(self) -> bool:
-        """Whether it lies above 0 by two standard errors and 0.02 nats."""
+        """Whether it exceeds 0 by two standard errors and 0.02 nats."""
         return self.value > max(2 * self.standard_error, 0.02)
 
     def parts(self) -> dict[str, float]:
-        """Return the figures by name, as :attr:`mikit.Measurement.parts` holds them."""
+        """Return the figures by name, for :attr:`mikit.Measurement.parts`."""
         return {
             "information beside it": self.value,
             "information beside it, standard error": self.standard_error,
         }
 
 
-def halves_apart(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | None, seed: int) -> Halves | None:
-    """Measure random halves of both samples across and within, eight times; None if costly or rows are too few.
+def checks_of_discrepancy(
+    prototype: Estimator, subject: Subject, run: Run
+) -> tuple[tuple[Check, ...], dict[str, float]]:
+    """Return the checks of a discrepancy beyond its value, and the figures that are reported beside it."""
+    halves = halves_apart(prototype, subject)
+    beside = information_beside(subject)
+    biased = not getattr(prototype, "unbiased", False)
+    parts = {
+        **({} if halves is None else halves.parts(biased=biased)),
+        **({} if beside is None else beside.parts()),
+    }
+    found = (
+        sampling_error(run.value, run.standard_error, halves),
+        above_own(halves),
+        both_axes(halves, beside),
+    )
+    return found, parts
 
-    None as well for what compares each row with its partner: rows of different halves are no partners.
 
-    All halves have the rows of half the smaller sample, so that what a finite sample adds is the same for all. Of an
-    odd number one row stands aside, another one each time. Samples of one size are cut alike, so that no half meets the
-    other network's half of the same inputs.
+def halves_apart(prototype: Estimator, subject: Subject) -> Halves | None:
+    """Compare random halves of both samples across and within, eight times.
 
-    Args:
-        prototype: The instrument. Its formula is read as it is, not debiased, with the bandwidth of the whole samples.
-        x: Rows of the student.
-        y: Rows of the teacher.
-        codes: Group codes of paired rows, or None; a group stays in one half.
-        seed: Seed of the splits.
+    None if that is costly, if there are too few samples, or if the metric compares each sample with its partner, which
+    samples of different halves are not.
     """
+    x, y, codes = subject.x, subject.y, subject.codes
     n, m = x.shape[0], y.shape[0]
     compares_pairs = prototype.needs_pairs and not isinstance(prototype, Discrepancy)
-    if prototype.costly or prototype.learned or compares_pairs or x.ndim != 2 or y.ndim != 2:
+    if prototype.costly or prototype.learned or compares_pairs or not subject.vectors:
         return None
     if min(n, m) // 2 < max(prototype.minimum_rows(x.shape[1], y.shape[1]), 4):
         return None
-    if codes is not None and int(codes.max()) < 1:
+    if codes is not None and subject.units < 2:
         return None
     if isinstance(prototype, Discrepancy):
+        # The bandwidth of the whole samples: one of its own for each half would be another metric.
         prototype = prototype.settled(x, y)
-    generator = torch.Generator().manual_seed(seed + 32452843)
+    generator = torch.Generator().manual_seed(subject.seed + 32452843)
     across, teacher, student = [], [], []
     size = 0
     for _ in range(_SPLITS):
+        # Samples of one size are split alike, so that no half meets the other network's half of the same inputs; all
+        # halves have one size, so that the bias of a finite sample is the same in all comparisons.
         halves_y = _two_halves(m, codes if n == m else None, generator)
         halves_x = halves_y if n == m else _two_halves(n, None, generator)
         size = min(len(part) for part in (*halves_x, *halves_y))
@@ -161,104 +175,91 @@ def halves_apart(prototype: Estimator, x: Tensor, y: Tensor, codes: Tensor | Non
             across.append((_apart(prototype, x1, y2) + _apart(prototype, x2, y1)) / 2)
             teacher.append(_apart(prototype, y1, y2))
             student.append(_apart(prototype, x1, x2))
-        except InputError:  # halves may be too few for what the whole allows
+        except InputError:  # A half can have too few samples for a metric that the whole sample allows.
             return None
     return Halves(tuple(across), tuple(teacher), tuple(student), size)
 
 
 def sampling_error(value: float, standard_error: float | None, halves: Halves | None) -> Check:
-    """Ask what is asked of every number; where no formula is known, halves of the samples stand in for it."""
+    """Check the sampling error; where no formula is known, halves of the samples take its place."""
     if standard_error is None and halves is not None:
-        said = "No formula is known for the standard error; what halves of the samples give stands in for it."
-        return Check("sampling error", "not applicable", None, None, said)
-    return checks.sampling_error(value, standard_error)
+        return Check.not_applicable(
+            "sampling error", "No formula for the standard error is known; halves of the samples are compared instead."
+        )
+    return values.sampling_error(value, standard_error)
 
 
 def above_own(halves: Halves | None) -> Check:
-    """Ask whether student and teacher stand further apart than halves of each stand from themselves.
+    """Check that student and teacher are further apart than halves of each are from each other, all of one size.
 
-    All at one size. Warns unless the excess over the mean of both lies above 2.5 of its standard deviations over the
-    splits. Two samples of one law do so in about one case of twenty-three.
+    Warns unless the excess over the mean of both exceeds 2.5 of its standard deviations over the splits. Two samples of
+    one distribution exceed it in about one case of twenty-three.
     """
     if halves is None:
-        return Check(
-            ABOVE_OWN,
-            "not applicable",
-            None,
-            None,
-            "Halves were not measured: it is costly, compares partners, or rows are few.",
+        return Check.not_applicable(
+            ABOVE_OWN, "Halves were not compared: it is costly, the metric compares partners, or samples are few."
         )
     parts = halves.parts(biased=True)
-    own, other, apart = (
-        parts[name]
-        for name in ("teacher against itself", "student against itself", "student against teacher, at that size")
-    )
-    said = (
-        f"With {halves.rows} rows a side student against teacher gives {apart:.4g}, the teacher against itself "
-        f"{own:.4g} and the student against itself {other:.4g}"
+    found = (
+        f"With {halves.rows} samples a side, student against teacher gives "
+        f"{parts['student against teacher, at that size']:.4g}, the teacher against itself "
+        f"{parts['teacher against itself']:.4g} and the student against itself {parts['student against itself']:.4g}"
     )
     threshold = _CLEAR * halves.spread
     if halves.clear:
-        return Check(ABOVE_OWN, "pass", halves.debiased, threshold, f"{said}.")
-    told = "the value does not stand clear of what two samples of one law give"
+        return Check.passed(ABOVE_OWN, f"{found}.", halves.debiased, threshold)
+    meaning = "the value does not clearly exceed that of two samples of one distribution"
     if halves.debiased < -threshold:
-        told = "less than two samples of one law give, as where both hold the same rows in another order"
-    return Check(ABOVE_OWN, "warn", halves.debiased, threshold, f"{said}: {told}.")
+        meaning = "less than for two samples of one distribution, as if both contain the same samples in another order"
+    return Check.warned(ABOVE_OWN, f"{found}: {meaning}.", halves.debiased, threshold)
 
 
-def information_beside(x: Tensor, y: Tensor, codes: Tensor | None, seed: int) -> Beside | None:
-    """Read the Gaussian copula's information between paired rows; None if rows are not paired or too few.
+def information_beside(subject: Subject) -> Beside | None:
+    """Return the Gaussian copula's information between paired samples; None if not paired, or too few.
 
-    On all rows where they are many for the columns; else shrunk and held out, every row reporting once.
+    Computed on all samples where they are many for the features; else shrunk and held out in five rotations.
     """
-    n = x.shape[0]
-    if n != y.shape[0] or x.ndim != 2 or y.ndim != 2:
+    x, y = subject.x, subject.y
+    if x.shape[0] != y.shape[0] or not subject.vectors:
         return None
-    reading = copula_reading(x, y, groups=codes)
-    if reading is not None:
-        units = n if codes is None else int(codes.max()) + 1
-        error = math.hypot(reading[1], math.sqrt(x.shape[1] * y.shape[1] / 2) / units)
-        return Beside(reading[0], error, False)
-    units = n if codes is None else int(codes.max()) + 1
-    if units < _FOLDS * _FEWEST_IN_A_FOLD:
+    if subject.copula is not None:
+        value, error = subject.copula
+        error = math.hypot(error, math.sqrt(x.shape[1] * y.shape[1] / 2) / subject.units)
+        return Beside(value, error, False)
+    if subject.units < _FOLDS * FEWEST_IN_A_FOLD:
         return None
-    instrument = GaussianMI(copula=True, shrinkage="ledoit-wolf", held_out=True)
+    estimator = GaussianMI(copula=True, shrinkage="ledoit-wolf", held_out=True)
     try:
-        run = run_once(instrument, x, y, codes, _FOLDS, _FOLDS, None, seed)
+        run = run_once(estimator, replace(subject, folds=_FOLDS, rotations=_FOLDS, training=None))
     except InputError:
         return None
     return Beside(run.value, run.standard_error or math.inf, True)
 
 
 def both_axes(halves: Halves | None, beside: Beside | None) -> Check:
-    """Ask whether laws that look alike belong to rows that know of each other.
+    """Check that similar distributions belong to samples that are informative about each other.
 
-    Warns where the discrepancy does not stand clear of the teacher's own and no information was detected either: a
-    teacher whose rows are shuffled looks like that.
+    Warns where the discrepancy does not clearly exceed the teacher's own and no information was detected either, as
+    happens when the samples of one side are shuffled.
     """
     if beside is None:
-        return Check(
+        return Check.not_applicable(
             BOTH_AXES,
-            "not applicable",
-            None,
-            None,
-            "A discrepancy is blind to pairing, and no information could be read beside it: rows are not paired, or "
-            "too few.",
+            "A discrepancy does not depend on the pairing, and no information could be estimated beside it: samples "
+            "are not paired, or too few.",
         )
     how = "the shrunk, held-out Gaussian copula" if beside.held_out else "the Gaussian copula"
-    said = f"Between the paired rows {how} reads {beside.value:.3f} ± {beside.standard_error:.2g} nats"
+    found = f"Between the paired samples {how} gives {beside.value:.3f} ± {beside.standard_error:.2g} nats"
     threshold = max(2 * beside.standard_error, 0.02)
     if beside.detected:
-        return Check(BOTH_AXES, "pass", beside.value, threshold, f"{said}.")
+        return Check.passed(BOTH_AXES, f"{found}.", beside.value, threshold)
     if halves is not None and not halves.clear:
-        return Check(
-            BOTH_AXES,
-            "warn",
-            beside.value,
-            threshold,
-            f"{said}: the laws look alike, but no row was found to know of its partner, as if rows were shuffled.",
+        sentence = (
+            f"{found}: the distributions are similar, but no information between partners was detected, as if the "
+            "samples were shuffled."
         )
-    return Check(BOTH_AXES, "pass", beside.value, threshold, f"{said}: no row was found to know of its partner.")
+        return Check.warned(BOTH_AXES, sentence, beside.value, threshold)
+    return Check.passed(BOTH_AXES, f"{found}: no information between partners was detected.", beside.value, threshold)
 
 
 def _apart(prototype: Estimator, a: Tensor, b: Tensor) -> float:

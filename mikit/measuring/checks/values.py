@@ -1,7 +1,6 @@
-"""The questions put to every measurement: one function each, returning a :class:`~mikit.core.measurement.Check`.
+"""The checks of a measured value: one function for each, returning a :class:`~mikit.Check`.
 
-Thresholds without a source are mikit's own. A check looks at what was measured and says what it saw; it never changes
-the number.
+A check states what it found; it never changes the value. Thresholds without a source are mikit's own.
 """
 
 from __future__ import annotations
@@ -38,92 +37,74 @@ __all__ = [
     "well_posedness",
 ]
 
-_ROWS_LOOKED_AT = 4096
+_MOST_ROWS = 4096
 
 
 def well_posedness(x: Tensor, y: Tensor) -> Check:
-    """Ask whether some linear combination of ``x`` equals one of ``y``: the information is infinite then.
+    """Check whether a linear combination of ``x`` equals one of ``y``: the information would be infinite.
 
-    Looks at up to 4,096 rows. A non-linear deterministic relation cannot be seen this way.
+    Uses up to 4,096 samples. A nonlinear deterministic relation is not detected this way.
     """
     name = "well-posed"
-    rows = min(x.shape[0], _ROWS_LOOKED_AT)
+    rows = min(x.shape[0], _MOST_ROWS)
     width = x.shape[1] + y.shape[1]
     if width > rows // 2:
-        return Check(
-            name,
-            "not applicable",
-            None,
-            None,
-            f"{width} columns are too many for {rows} rows to look for exact relations.",
+        return Check.not_applicable(
+            name, f"{rows} samples are too few to look for exact relations between {width} features."
         )
     try:
         correlations = canonical_form(x[:rows], y[:rows]).correlations
     except InputError as cause:
-        return Check(name, "fail", 1.0, 1.0, str(cause))
+        return Check.failed(name, str(cause), 1.0, 1.0)
     largest = float(correlations[0]) if correlations.shape[0] else 0.0
-    return Check(
-        name,
-        "pass",
-        largest,
-        1.0,
-        f"The largest canonical correlation is {largest:.4f}; no exact linear relation was found.",
-    )
+    sentence = f"The largest canonical correlation is {largest:.4f}; no exact linear relation was found."
+    return Check.passed(name, sentence, largest, 1.0)
 
 
 def alignment(x_has_ids: bool, y_has_ids: bool) -> Check:
-    """Say how rows were paired: by sample id, or by position, which a shuffled file would break unseen."""
+    """State how samples were paired: by id, or by position, where a shuffled file would go unnoticed."""
     name = "alignment"
     if x_has_ids and y_has_ids:
-        return Check(name, "pass", None, None, "Rows were joined by sample id.")
+        return Check.passed(name, "Samples were joined by id.")
     if x_has_ids or y_has_ids:
-        return Check(
-            name,
-            "warn",
-            None,
-            None,
-            "Only one side has sample ids, so rows were paired by position; give ids for both.",
+        return Check.warned(
+            name, "Only one side has sample ids, so samples were paired by position; give ids for both."
         )
-    return Check(name, "not applicable", None, None, "Neither side has sample ids; rows were paired by position.")
+    return Check.not_applicable(name, "Neither side has sample ids; samples were paired by position.")
 
 
 def constant_columns(x: Tensor, y: Tensor) -> Check:
-    """Count columns that never vary: they carry no information and usually mean a dead unit."""
+    """Count features that never vary: they carry no information, and usually indicate a dead unit."""
     dead = [int((values == values[:1]).flatten(1).all(dim=0).sum()) for values in (x, y)]
-    figure = float(sum(dead))
-    if not sum(dead):
-        return Check("constant columns", "pass", figure, 0.0, "Every column varies.")
-    return Check(
+    return Check.judged(
         "constant columns",
-        "warn",
-        figure,
-        0.0,
-        f"Constant columns: {dead[0]} in x, {dead[1]} in y; they carry no information and add none.",
+        float(sum(dead)),
+        warn=0.0,
+        passed="Every feature varies.",
+        otherwise=f"Constant features: {dead[0]} in x, {dead[1]} in y; they carry no information.",
     )
 
 
 def duplicated_rows(x: Tensor, y: Tensor, *, grouped: bool) -> Check:
-    """Ask whether rows of the pair repeat: copies of one sample are not independent evidence. Warns above 1 %."""
+    """Check whether pairs repeat: copies of one sample are not independent evidence. Warns above 1 %."""
     name, threshold = "duplicated rows", 0.01
-    rows = min(x.shape[0], y.shape[0], 5 * _ROWS_LOOKED_AT)
+    rows = min(x.shape[0], y.shape[0], 5 * _MOST_ROWS)
     joint = torch.cat([x[:rows].flatten(1).double(), y[:rows].reshape(rows, -1).double()], dim=1)
     share = 1 - _distinct_rows(joint) / rows
-    if share <= threshold:
-        return Check(name, "pass", share, threshold, f"{share:.1%} of the rows repeat another row.")
-    if grouped:
-        return Check(name, "pass", share, threshold, f"{share:.1%} of the rows repeat another row; groups were named.")
-    return Check(
+    found = f"{share:.1%} of the samples repeat another one"
+    if grouped and share > threshold:
+        return Check.passed(name, f"{found}; groups were given.", share, threshold)
+    return Check.judged(
         name,
-        "warn",
         share,
-        threshold,
-        f"{share:.1%} of the rows repeat another row. Copies of one sample are not independent: keep one of each, or "
-        "name them in groups.",
+        warn=threshold,
+        passed=f"{found}.",
+        otherwise=f"{found}. Copies of one sample are not independent: keep one of each, or name them in groups.",
     )
 
 
 def leakage(fit: tuple[Tensor, Tensor], report: tuple[Tensor, Tensor]) -> Check:
-    """Ask whether pairs of the report part also stand in the fit part. Fails above 1 % of the report part."""
+    """Check whether pairs of the report part also occur in the fit part. Fails above 1 % of the report part."""
     name, threshold = "leakage", 0.01
     fitted, reported = (
         _row_bytes(torch.cat([a.flatten(1).double(), b.reshape(b.shape[0], -1).double()], dim=1))
@@ -131,50 +112,44 @@ def leakage(fit: tuple[Tensor, Tensor], report: tuple[Tensor, Tensor]) -> Check:
     )
     share = float(np.isin(reported, fitted).mean())
     if share == 0:
-        return Check(name, "pass", share, threshold, "No pair of the report part stands in the fit part.")
-    return Check(
-        name,
-        "fail" if share > threshold else "warn",
-        share,
-        threshold,
-        f"{share:.1%} of the report part's pairs also stand in the fit part, so it is not held out. Name copies of one "
-        "sample in groups.",
+        return Check.passed(name, "No pair of the report part occurs in the fit part.", share, threshold)
+    sentence = (
+        f"{share:.1%} of the report part's pairs also occur in the fit part, so it is not held out. Name copies of one "
+        "sample in groups."
     )
+    return (Check.failed if share > threshold else Check.warned)(name, sentence, share, threshold)
 
 
 def saturation(value: float, ceiling: float | None, unit: str) -> Check:
-    """Compare the value with what the sample can show at most: warns from 60 % of the ceiling, fails from 80 %."""
+    """Compare the value with the upper limit of the estimate: warns from 60 % of it, fails from 80 %."""
+    name = "saturation"
     if ceiling is None:
-        return Check("saturation", "not applicable", None, None, "This instrument has no ceiling.")
+        return Check.not_applicable(name, "This estimator has no upper limit.")
     share = value / ceiling
-    said = f"The value is {max(share, 0):.0%} of the most these rows can show ({ceiling:.2f} {unit})"
+    found = f"The value is {max(share, 0):.0%} of the most that these samples can show ({ceiling:.2f} {unit})"
     if share >= 0.8:
-        return Check(
-            "saturation", "fail", share, 0.8, f"{said}; the truth may be far higher. Read it as a lower bound only."
-        )
+        return Check.failed(name, f"{found}; the truth may be far higher. It is a lower bound only.", share, 0.8)
     if share >= 0.6:
-        return Check("saturation", "warn", share, 0.6, f"{said}; it is probably low by a tenth or more.")
-    return Check("saturation", "pass", share, 0.6, f"{said}.")
+        return Check.warned(name, f"{found}; it is probably too low by a tenth or more.", share, 0.6)
+    return Check.passed(name, f"{found}.", share, 0.6)
 
 
 def model_reliance(value: float, n: int) -> Check:
-    """Ask whether the value exceeds what ``n`` rows can show without a model of the law: about ``log n`` nats.
+    """Check whether the value exceeds what ``n`` samples can show without a model of the distribution: ``log n`` nats.
 
-    Above that no lower bound holds for every law with confidence (McAllester and Stratos, AISTATS 2020), so the value
-    is an extrapolation by the instrument's model. Layers of deterministic networks, whose information may be infinite,
-    look like this.
+    Above that no lower bound holds for every distribution with confidence (McAllester and Stratos, AISTATS 2020), so
+    the value is an extrapolation by the estimator's model. Layers of deterministic networks, whose information may be
+    infinite, show such values.
     """
-    name, most = "rests on the data", math.log(n)
-    if value <= most:
-        return Check(name, "pass", value, most, f"The value is not above log N = {most:.2f} nats.")
-    return Check(
-        name,
-        "warn",
+    most = math.log(n)
+    return Check.judged(
+        "rests on the data",
         value,
-        most,
-        f"The value is above log N = {most:.2f} nats, the most that so many rows show without assuming a law: it holds "
-        "as far as the instrument's model does. Between layers of deterministic networks the truth may be infinite; "
-        "declare noise.",
+        warn=most,
+        passed=f"The value is not above log N = {most:.2f} nats.",
+        otherwise=f"The value is above log N = {most:.2f} nats, the most that so many samples can show without a model "
+        "of the distribution: it is as reliable as the estimator's model. Between layers of deterministic networks the "
+        "truth may be infinite; declare noise.",
     )
 
 
@@ -185,53 +160,38 @@ def fit_report_gap(fit_value: float, value: float, standard_error: float | None)
     more than 30 %, or when nothing is left of it on the report part.
     """
     name = "fit and report agree"
-    gap = fit_value - value
-    noise = 2 * (standard_error or 0.0)
-    said = f"The fit part gives {fit_value:.3f}, rows that were not fitted give {value:.3f}"
-    if gap <= max(0.1, 0.1 * abs(fit_value), noise):
-        return Check(name, "pass", gap, 0.1, f"{said}.")
-    if gap > 0.3 * abs(fit_value) or value <= 0:
-        return Check(
-            name, "fail", gap, 0.3 * abs(fit_value), f"{said}: the instrument has learned the sample by heart."
-        )
-    return Check(name, "warn", gap, 0.1 * abs(fit_value), f"{said}: the instrument overfits, and the value is low.")
+    gap, size = fit_value - value, abs(fit_value)
+    found = f"The fit part gives {fit_value:.3f}, held-out samples give {value:.3f}"
+    if gap <= max(0.1, 0.1 * size, 2 * (standard_error or 0.0)):
+        return Check.passed(name, f"{found}.", gap, 0.1)
+    if gap > 0.3 * size or value <= 0:
+        return Check.failed(name, f"{found}: the estimator has memorized the samples.", gap, 0.3 * size)
+    return Check.warned(name, f"{found}: the estimator overfits, and the value is too low.", gap, 0.1 * size)
 
 
 def convergence(records: Sequence[FitRecord]) -> Check:
-    """Ask whether training helped at all, and whether it had ended."""
+    """Check whether training improved the estimator at all, and whether it had converged."""
     name = "converged"
     trained = [record for record in records if record.steps]
     if not trained:
-        return Check(name, "not applicable", None, None, "Nothing was trained by gradient steps.")
+        return Check.not_applicable(name, "Nothing was trained by gradient steps.")
     last = max(record.best_step / record.steps for record in trained)
     if any(record.best_step == 0 for record in trained):
-        return Check(
-            name,
-            "warn",
-            0.0,
-            0.0,
-            "Training never improved on the untrained instrument: either there is nothing to learn, or it failed.",
-        )
+        sentence = "Training never improved on the untrained estimator: there is nothing to learn, or training failed."
+        return Check.warned(name, sentence, 0.0, 0.0)
     if any(record.best_step == record.steps and not record.stopped_early for record in trained):
-        return Check(
-            name, "warn", last, 1.0, "The last training step was the best one: train longer, the value is low."
-        )
-    return Check(name, "pass", last, 1.0, "Training stopped improving before it ended.")
+        return Check.warned(name, "The last training step was the best: train longer, the value is low.", last, 1.0)
+    return Check.passed(name, "Training stopped improving before it ended.", last, 1.0)
 
 
 def data_processing(
     values: Sequence[float], standard_errors: Sequence[float | None], *, kind: str = "estimate"
 ) -> Check:
-    """Ask whether information grows along a chain of layers, each a function of the one before: it cannot.
+    """Check the data processing inequality: information cannot grow along layers, each a function of the one before.
 
-    Looks at every pair of an earlier and a later layer. Warns where the later value is higher by more than two combined
-    standard errors and 0.05. Holds under one and the same noise model upstream of all layers, and not for
-    V-information or indices, which may grow.
-
-    Args:
-        values: The information that each layer holds of one and the same variable, in the order of the graph.
-        standard_errors: Their standard errors; None where unknown counts as 0.
-        kind: As in :class:`~mikit.Measurement`.
+    Compares every earlier with every later layer, in the order of the network. Warns where the later value is higher by
+    more than two combined standard errors and 0.05. Requires one noise model before all layers; does not apply to
+    V-information, indices and discrepancies, which may grow. An unknown standard error counts as 0.
     """
     name, threshold = "data processing", 0.05
     if len(values) != len(standard_errors):
@@ -239,141 +199,133 @@ def data_processing(
             f"There are {len(values)} values and {len(standard_errors)} standard errors; give one for each."
         )
     if kind in ("V-information", "index", "discrepancy"):
-        return Check(name, "not applicable", None, None, f"A {kind} may grow from layer to layer.")
+        return Check.not_applicable(name, f"A {kind} may grow from layer to layer.")
     if len(values) < 2:
-        return Check(name, "not applicable", None, None, "One layer alone cannot violate the order.")
+        return Check.not_applicable(name, "A single layer cannot violate the inequality.")
+    errors = [error or 0.0 for error in standard_errors]
     rises = [
-        (
-            values[late] - values[early],
-            math.hypot(standard_errors[early] or 0.0, standard_errors[late] or 0.0),
-            early,
-            late,
-        )
+        (values[late] - values[early], math.hypot(errors[early], errors[late]), early, late)
         for late in range(len(values))
         for early in range(late)
     ]
-    rise = max(rises, key=lambda one: one[0] - max(threshold, 2 * one[1]))
-    gain, error, early, late = rise
+    gain, error, early, late = max(rises, key=lambda one: one[0] - max(threshold, 2 * one[1]))
     if gain > max(threshold, 2 * error):
-        return Check(
-            name,
-            "warn",
-            gain,
-            max(threshold, 2 * error),
-            f"Layer {late + 1} shows {gain:.3f} more than layer {early + 1}, of which it is a function: processing "
-            "cannot add information, so an estimate is off or the noise models differ.",
+        sentence = (
+            f"Layer {late + 1} has {gain:.3f} more than layer {early + 1}, of which it is a function: processing "
+            "cannot add information, so an estimate is wrong or the noise models differ."
         )
-    return Check(name, "pass", max(gain, 0.0), threshold, "No later layer shows more than an earlier one beyond error.")
+        return Check.warned(name, sentence, gain, max(threshold, 2 * error))
+    return Check.passed(
+        name, "No later layer has more than an earlier one beyond its error.", max(gain, 0.0), threshold
+    )
 
 
 def against_null(value: float, interval: tuple[float, float], standard_error: float | None, null: Null | None) -> Check:
     """Compare the value with permuted data.
 
-    Fails when the interval lies above 0 and yet permuted data give as much, or when they give more than half of the
+    Fails when the interval lies above 0 although permuted data give as much, or when they give more than half of the
     value; warns when they give more than a tenth of it. Both beyond three standard errors.
     """
     name = "null"
     if null is None:
-        return Check(name, "not applicable", None, None, "No permuted data were measured.")
+        return Check.not_applicable(name, "No permuted data were measured.")
     highest = max(null.values)
-    p_value = null.p_value(value)
-    said = f"With the {null.permuted} permuted the same instrument gives {null.mean:.3f} on average (p = {p_value:.2g})"
+    found = (
+        f"With permuted {null.permuted} the same estimator gives {null.mean:.3f} on average "
+        f"(p = {null.p_value(value):.2g})"
+    )
     if interval[0] > 0 and value <= highest:
-        return Check(
-            name,
-            "fail",
-            highest,
-            value,
-            f"{said}, up to {highest:.3f}: as much as with the pairing, so it shows nothing.",
-        )
+        sentence = f"{found}, at most {highest:.3f}: as much as with the pairing, so no dependence is shown."
+        return Check.failed(name, sentence, highest, value)
     threshold = max(3 * (standard_error or 0.0), 0.1 * abs(value))
     if null.mean > max(threshold, 0.5 * abs(value)):
-        return Check(name, "fail", null.mean, threshold, f"{said}: most of the value needs no pairing.")
+        return Check.failed(name, f"{found}: most of the value does not depend on the pairing.", null.mean, threshold)
     if null.mean > threshold:
-        return Check(name, "warn", null.mean, threshold, f"{said}: that much of the value needs no pairing.")
-    return Check(name, "pass", null.mean, threshold, f"{said}.")
+        return Check.warned(name, f"{found}: that much does not depend on the pairing.", null.mean, threshold)
+    return Check.passed(name, f"{found}.", null.mean, threshold)
 
 
 def positive_control(control: Control | None) -> Check:
-    """Ask whether the instrument can see this much at all, on Gaussian data of the same size and shape.
+    """Check whether so much information can be estimated, on Gaussian data of the same size and shape.
 
-    Warns when it is off by more than a twentieth and 0.05 nats, beyond two standard errors of the control; fails from
-    a fifth.
+    Warns when the estimate is off by more than a twentieth and 0.05 nats, beyond two standard errors of the control;
+    fails from a fifth.
     """
     name = "positive control"
     if control is None:
-        return Check(
-            name,
-            "not applicable",
-            None,
-            None,
-            "No control was measured: there is too little to see, or it would cost a fit.",
+        return Check.not_applicable(
+            name, "No control was measured: the information is too small, or the control would have to be fitted."
         )
     miss = abs(control.reading - control.truth) - 2 * control.standard_error
-    said = (
-        f"On Gaussian data of the same size that hold {control.truth:.3f} nats, the instrument reads "
-        f"{control.reading:.3f} on average"
+    found = (
+        f"On Gaussian data of the same size with {control.truth:.3f} nats, the estimate is {control.reading:.3f} "
+        "on average"
     )
     warn, fail = (max(0.05, share * control.truth) for share in (0.05, 0.2))
     if miss > fail:
-        return Check(name, "fail", control.reading, fail, f"{said}: it cannot see this much with so few rows.")
+        sentence = f"{found}: so much information cannot be estimated from so few samples."
+        return Check.failed(name, sentence, control.reading, fail)
     if miss > warn:
-        return Check(name, "warn", control.reading, warn, f"{said}: expect the value to be off by as much.")
-    return Check(name, "pass", control.reading, warn, f"{said}.")
+        return Check.warned(name, f"{found}: expect an error of the same size.", control.reading, warn)
+    return Check.passed(name, f"{found}.", control.reading, warn)
 
 
 def independent_units(units: int, width: int, *, grouped: bool) -> Check:
-    """Count the independent rows, or groups, that the number rests on: warns below 30, fails below 5.
+    """Count the independent samples, or groups, behind the value: warns below 30, fails below 5.
 
-    With groups it also warns below five a column: many rows of one group make biases that no row count corrects.
+    With groups it also warns below five for each feature: many samples of one group cause a bias that more samples of
+    the same groups do not reduce.
     """
-    name, what = "independent units", "groups" if grouped else "rows"
-    said = f"The number rests on {units} independent {what}"
+    name, what = "independent units", "groups" if grouped else "samples"
+    found = f"The value is based on {units} independent {what}"
     if units < 5:
-        return Check(name, "fail", float(units), 5.0, f"{said}; that is no basis for an interval.")
+        return Check.failed(name, f"{found}, too few for an interval.", float(units), 5.0)
     least = max(30, 5 * width) if grouped else 30
     if units < least:
-        return Check(name, "warn", float(units), float(least), f"{said}, which are few; the interval is rough.")
-    return Check(name, "pass", float(units), float(least), f"{said}.")
+        return Check.warned(name, f"{found}, which are few; the interval is rough.", float(units), float(least))
+    return Check.passed(name, f"{found}.", float(units), float(least))
 
 
 def negativity(value: float, standard_error: float | None) -> Check:
-    """Ask whether a quantity that cannot be negative came out below 0 by more than three standard errors."""
+    """Check whether a quantity that cannot be negative is below 0 by more than three standard errors."""
     name, threshold = "not negative", -3 * (standard_error or 0.0) - 1e-9
     if value >= threshold:
-        return Check(name, "pass", value, threshold, "The value is not below 0 beyond its error.")
-    return Check(
-        name,
-        "warn",
-        value,
-        threshold,
-        f"The value {value:.3f} is below 0 by more than three standard errors; the truth is not. The instrument is "
-        "biased here, or overfits.",
+        return Check.passed(name, "The value is not below 0 beyond its error.", value, threshold)
+    sentence = (
+        f"The value {value:.3f} is below 0 by more than three standard errors, which the truth cannot be. The "
+        "estimator is biased here, or overfits."
     )
+    return Check.warned(name, sentence, value, threshold)
 
 
 def label_bound(value: float, standard_error: float | None, label_entropy: float) -> Check:
-    """Ask whether information on labels exceeds their entropy, which is impossible."""
-    name, threshold = "at most the labels' entropy", label_entropy + 2 * (standard_error or 0.0)
-    outcome = "pass" if value <= threshold else "fail"
-    return Check(name, outcome, value, threshold, f"The labels' entropy H(Y) is {label_entropy:.3f} nats.")
+    """Check that information about labels does not exceed their entropy."""
+    sentence = f"The labels' entropy H(Y) is {label_entropy:.3f} nats."
+    return Check.judged(
+        "at most the labels' entropy",
+        value,
+        fail=label_entropy + 2 * (standard_error or 0.0),
+        passed=sentence,
+        otherwise=sentence,
+    )
 
 
 def sampling_error(value: float, standard_error: float | None) -> Check:
-    """Ask whether the sampling error is known and small beside the value: warns above a quarter of it and 0.1."""
+    """Check that the sampling error is known and small: warns above a quarter of the value and 0.1."""
     name = "sampling error"
     if standard_error is None or not np.isfinite(standard_error):
-        return Check(name, "warn", None, None, "The sampling error is unknown: too few rows, groups, or no formula.")
-    threshold = max(0.1, 0.25 * abs(value))
-    if standard_error > threshold:
-        return Check(
-            name, "warn", standard_error, threshold, f"The standard error {standard_error:.3f} is large; use more rows."
-        )
-    return Check(name, "pass", standard_error, threshold, f"The standard error is {standard_error:.2g}.")
+        return Check.warned(name, "The sampling error is unknown: too few samples, groups, or no formula.")
+    return Check.judged(
+        name,
+        standard_error,
+        warn=max(0.1, 0.25 * abs(value)),
+        passed=f"The standard error is {standard_error:.2g}.",
+        otherwise=f"The standard error {standard_error:.3f} is large; use more samples.",
+    )
 
 
 def _row_bytes(rows: Tensor) -> np.ndarray:
-    array = np.ascontiguousarray(rows.detach().cpu().numpy() + 0.0)  # -0.0 and 0.0 are one value
+    array = np.ascontiguousarray(rows.detach().cpu().numpy() + 0.0)  # Adding 0 turns -0.0 into 0.0.
     return array.view(np.dtype((np.void, array.dtype.itemsize * array.shape[1])))[:, 0]
 
 

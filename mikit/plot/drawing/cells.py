@@ -1,4 +1,4 @@
-"""What maps are made of: averages as matrices, one scale for all phases, and cells that print what they hold."""
+"""Components of layer maps: averages as matrices, one scale for all phases, and cells with printed values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 OUTLINE, _EMPTY = "#e69f00", "#d9d9d9"
 SEQUENTIAL, DIVERGING = "mako_r", "vlag_r"
-QUANTITIES = {"recovered_share": "share recovered (0 to 1)", "cka": "linear CKA (0 to 1)"}
+QUANTITIES = {"recovered_share": "fraction recovered (0 to 1)", "cka": "linear CKA (0 to 1)"}
 
 
 @final
@@ -35,7 +35,7 @@ class MapTable:
     """Averages over seeds as matrices of student layers (rows) by teacher layers (columns), with scales for all phases.
 
     Args:
-        rows: Rows of a quantity that compares layers with the teacher's.
+        rows: Rows of a quantity that compares student layers with teacher layers.
         phases: The phases that share the scales.
         pair: Two networks whose difference is drawn, first minus second; None for none.
     """
@@ -62,19 +62,19 @@ class MapTable:
         return int(self.averages["seeds"].max())
 
     def values(self, network: str, phase: int, column: str = "mean") -> Array:
-        """One map: student layers (rows) by teacher layers (columns)."""
+        """Return one map: student layers (rows) by teacher layers (columns)."""
         chosen = self.averages[self.averages["network"].eq(network) & self.averages["phase"].eq(phase)]
         wide = chosen.pivot_table(index="layer", columns="teacher_layer", values=column, dropna=False, observed=True)
         return wide.reindex(index=self.layers[network], columns=self.theirs).astype(float).to_numpy()
 
     def gap(self, phase: int) -> Array:
-        """The difference of the two networks of ``pair`` at a phase."""
+        """Return the difference of the two networks of ``pair`` at a phase."""
         assert self.pair is not None
         first, second = self.pair
         return self.values(first, phase) - self.values(second, phase)
 
     def clear(self, phase: int) -> Array:
-        """Where that difference exceeds three standard deviations over seeds."""
+        """Return where that difference exceeds three standard deviations over seeds."""
         assert self.pair is not None
         spread = np.sqrt(sum(self.values(name, phase, "sd") ** 2 for name in self.pair) / 2)
         with np.errstate(invalid="ignore"):
@@ -82,7 +82,7 @@ class MapTable:
         return wanted
 
     def draw(self, ax: Axes, network: str, phase: int) -> QuadMesh:
-        """Draw the map of a network at a phase: cells, values, the best of each column, marks."""
+        """Draw the map of a network at a phase: cells, values, the best cell of each column, marks."""
         values = self.values(network, phase)
         palette = seaborn.color_palette(SEQUENTIAL, as_cmap=True)
         mesh = draw_cells(ax, values, palette, self.scale)
@@ -92,7 +92,7 @@ class MapTable:
         return mesh
 
     def draw_gap(self, ax: Axes, phase: int) -> QuadMesh:
-        """Draw the difference at a phase; values only where it is clear."""
+        """Draw the difference at a phase; values are printed only where it is clear."""
         gap = self.gap(phase)
         palette = seaborn.color_palette(DIVERGING, as_cmap=True)
         mesh = draw_cells(ax, gap, palette, self.gap_scale)
@@ -107,23 +107,12 @@ def map_table(
     networks: Sequence[str] | None,
     difference: tuple[str, str] | None,
 ) -> tuple[Rows, tuple[str, str] | None]:
-    """Select what a map draws.
+    """Select the rows of a map and the two networks whose difference is drawn, if any.
 
-    Args:
-        flow: The flow.
-        quantity: ``"recovered_share"`` or ``"cka"``.
-        noise: Teacher noise of the share.
-        networks: Student networks.
-        difference: Two of them; None for the second minus the first where their layers have the same names.
-
-    Returns:
-        The rows, and the two networks whose difference is drawn, or None.
-
-    Raises:
-        InputError: If the flow lacks what is asked for, or the two networks have different layers.
+    Without ``difference`` it is the second network minus the first if their layers have the same names.
     """
     if quantity not in QUANTITIES:
-        raise InputError(f'quantity="{quantity}" has no layer by layer map; choose "recovered_share" or "cka".')
+        raise InputError(f'quantity="{quantity}" has no map of layers; choose "recovered_share" or "cka".')
     rows = select(flow, quantity, noise=noise, networks=networks)
     names = rows.networks
     if difference is None:
@@ -131,14 +120,18 @@ def map_table(
         return rows, (names[1], names[0]) if same else None
     unknown = [name for name in difference if name not in names]
     if unknown:
-        raise InputError(f"difference names {', '.join(unknown)}, which is not drawn; drawn are {', '.join(names)}.")
+        raise InputError(
+            f"difference names {', '.join(unknown)}, which is not drawn; the drawn networks are {', '.join(names)}."
+        )
     if layers_of(rows.students, difference[0]) != layers_of(rows.students, difference[1]):
-        raise InputError(f"{difference[0]} and {difference[1]} have different layers; their maps have no difference.")
+        raise InputError(
+            f"{difference[0]} and {difference[1]} have different layers, so their maps cannot be subtracted."
+        )
     return rows, difference
 
 
 def two_digits(value: float) -> str:
-    """A value as two digits without the leading zero.
+    """Format a value with two digits and without the leading zero.
 
     Examples:
         >>> [two_digits(v) for v in (0.734, -0.052, 0.999, 0.0)]
@@ -150,7 +143,7 @@ def two_digits(value: float) -> str:
 
 
 def draw_cells(ax: Axes, values: Array, cmap: Any, scale: Normalize) -> QuadMesh:
-    """Colour the cells of a map; those without a value stay grey."""
+    """Color the cells of a map; cells without a value stay gray."""
     ax.set_facecolor(_EMPTY)
     ax.grid(False)
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=cmap, norm=scale, edgecolors="white", linewidth=0.4)
@@ -162,17 +155,17 @@ def draw_cells(ax: Axes, values: Array, cmap: Any, scale: Normalize) -> QuadMesh
 
 
 def print_cells(ax: Axes, values: Array, colors: Array, wanted: Array, cell: float) -> None:
-    """Write values into cells, dark on light and light on dark; ``cell`` is the size of one in inches."""
+    """Print values in cells, dark on light and light on dark; ``cell`` is the size of a cell in inches."""
     size = 7.0 if cell >= 0.33 else 5.8
     for row, column in np.argwhere(wanted):
-        told = two_digits(float(values[row, column]))
-        text = ax.text(column + 0.5, row + 0.5, told, ha="center", va="center", fontsize=size)
+        digits = two_digits(float(values[row, column]))
+        text = ax.text(column + 0.5, row + 0.5, digits, ha="center", va="center", fontsize=size)
         text.set_color("white" if is_dark(colors[row, column]) else "#1a1a1a")
         text.set_in_layout(False)
 
 
 def is_dark(color: Array) -> bool:
-    """Whether a colour needs light ink on it."""
+    """Return whether a color needs light text on it."""
     red, green, blue = color[:3]
     return bool(0.299 * red + 0.587 * green + 0.114 * blue < 0.55)
 
@@ -187,7 +180,7 @@ def outline_best(ax: Axes, values: Array) -> None:
 
 
 def mark_unreliable(ax: Axes, unreliable: Array, cell: float) -> None:
-    """Put a hollow point into the corner of cells that hold a 1."""
+    """Draw a hollow point in the corner of cells whose value is 1."""
     places = np.argwhere(unreliable == 1.0)
     if len(places):
         ax.plot(
@@ -203,7 +196,7 @@ def mark_unreliable(ax: Axes, unreliable: Array, cell: float) -> None:
         )
 
 
-def name_layers(ax: Axes, own: Sequence[str], theirs: Sequence[str], cell: float) -> None:
-    """Write the teacher's layers under a map and the student's beside it."""
+def name_layers(ax: Axes, layers: Sequence[str], theirs: Sequence[str], cell: float) -> None:
+    """Label the teacher's layers below a map and the student's beside it."""
     name_ticks(ax, theirs, [i + 0.5 for i in range(len(theirs))], cell, upright_below=0.3)
-    name_ticks(ax, own, [i + 0.5 for i in range(len(own))], cell, axis="y")
+    name_ticks(ax, layers, [i + 0.5 for i in range(len(layers))], cell, axis="y")

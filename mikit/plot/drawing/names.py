@@ -1,4 +1,4 @@
-"""Names and labels that fit: shortened, still different, and moved apart where they would touch."""
+"""Names and labels that fit: shortened, still distinct, and moved apart where they would overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["clip_text", "short_names", "spread"]
 
 
 def clip_text(text: str, limit: int) -> str:
-    """The text, its middle left out where it is longer than the limit; control characters become spaces.
+    """Return the text, with its middle left out if it is longer than the limit; control characters become spaces.
 
     Examples:
         >>> clip_text("a very long network name", 13)
@@ -25,17 +25,10 @@ def clip_text(text: str, limit: int) -> str:
 
 
 def short_names(names: Sequence[str], limit: int = 12) -> list[str]:
-    """Layer names short enough for an axis, still all different.
+    """Return distinct layer names that are short enough for an axis, in the same order.
 
-    What all names begin with is dropped at a dot; then the leading parts of long names shrink to their initials
-    and numbers; at last the middle is left out.
-
-    Args:
-        names: Layer names.
-        limit: Longest name left as it is.
-
-    Returns:
-        One short name per name, in the same order.
+    The leading parts that all names share are dropped; then the leading parts of names longer than ``limit`` are
+    shortened to their initials and numbers; finally the middle is left out.
 
     Examples:
         >>> short_names(["net.stem", "net.stage1.0.conv2", "net.stage2.0.conv2"])
@@ -46,11 +39,11 @@ def short_names(names: Sequence[str], limit: int = 12) -> list[str]:
     while len(names) > 1 and all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
         shared += 1
     short = []
-    for own in parts:
-        name = ".".join(own[shared:])
+    for pieces in parts:
+        name = ".".join(pieces[shared:])
         if len(name) > limit:
-            lead = [re.sub(r"([^\W\d_])[^\W\d]*", r"\1", part) for part in own[shared:-1]]
-            name = ".".join([*lead, own[-1]])
+            lead = [re.sub(r"([^\W\d_])[^\W\d]*", r"\1", part) for part in pieces[shared:-1]]
+            name = ".".join([*lead, pieces[-1]])
         short.append(clip_text(name, limit))
     while len(set(short)) < len(short):
         counts = {name: short.count(name) for name in short}
@@ -59,7 +52,7 @@ def short_names(names: Sequence[str], limit: int = 12) -> list[str]:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions moved apart until neighbours are ``gap`` apart, within [low, high] where they fit.
+    """Move positions apart until neighbors differ by ``gap``, within [low, high] if they fit.
 
     Examples:
         >>> spread([0.5, 0.5, 0.9], 0.2, 0.0, 1.0)
@@ -70,16 +63,16 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     for i in order:
         groups.append((float(places[i]), 1))
         while True:
-            centre, count = groups[-1]
+            center, count = groups[-1]
             half = gap * (count - 1) / 2
-            centre = min(max(centre, low + half), max(high - half, low + half))
-            groups[-1] = (centre, count)
+            center = min(max(center, low + half), max(high - half, low + half))
+            groups[-1] = (center, count)
             if len(groups) == 1:
                 break
             before, number = groups[-2]
-            if centre - half - (before + gap * (number - 1) / 2) >= gap - 1e-12:
+            if center - half - (before + gap * (number - 1) / 2) >= gap - 1e-12:
                 break
-            groups[-2:] = [((before * number + centre * count) / (number + count), number + count)]
-    spots = [centre + gap * (k - (count - 1) / 2) for centre, count in groups for k in range(count)]
+            groups[-2:] = [((before * number + center * count) / (number + count), number + count)]
+    spots = [center + gap * (k - (count - 1) / 2) for center, count in groups for k in range(count)]
     moved = dict(zip(order.tolist(), spots, strict=True))
     return [round(moved[i], 12) for i in range(len(places))]

@@ -1,4 +1,4 @@
-"""Figures as files: PNG for slides, SVG for papers, the same bytes every time."""
+"""Figures as files: PNG for slides, SVG for papers, with identical bytes every time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["save_figure", "svg_of"]
 
 
 def svg_of(fig: Figure) -> bytes:
-    """The figure as an SVG document that depends on nothing but the figure: fixed ids, no date."""
+    """Return the figure as an SVG document that depends on nothing but the figure: fixed ids, no date."""
     buffer = io.BytesIO()
     with figure_style():
         fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "mikit"})
@@ -32,11 +32,11 @@ def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple
 
     Args:
         fig: The figure.
-        folder: Folder to write to; made if missing.
-        stem: File name without its ending: letters, digits, ``-``, ``_`` and ``.``.
+        folder: Output folder; created if missing.
+        stem: File name without its extension: letters, digits, ``-``, ``_`` and ``.``.
 
     Returns:
-        The paths of the PNG and of the SVG. Files of the same name are replaced, each in one step.
+        The paths of the PNG and of the SVG. Existing files of the same name are replaced atomically.
 
     Raises:
         InputError: If the stem is not a plain file name.
@@ -45,7 +45,7 @@ def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple
         About half a second for a figure of 20 panels.
 
     Pitfalls:
-        The SVG draws its text as outlines, so that it looks the same everywhere; its text cannot be searched.
+        The SVG draws its text as outlines, so that it looks the same everywhere; the text cannot be searched.
 
     Examples:
         >>> import tempfile
@@ -56,11 +56,12 @@ def save_figure(fig: Figure, folder: str | os.PathLike[str], stem: str) -> tuple
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", stem):
         raise InputError(
-            f"{stem!r} cannot name a figure file; use up to 100 letters, digits, '-', '_' and '.', without folders."
+            f"'{stem}' is not a valid name for a figure file; use up to 100 letters, digits, '-', '_' and '.', without "
+            "folders."
         )
     target = Path(folder)
     if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; name a folder for the figures.")
+        raise InputError(f"{target} is a file; pass a folder for the figures.")
     target.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     with figure_style():

@@ -1,4 +1,4 @@
-"""How the pictures look: one style, fixed colours, layer names that fit, header and caption around the panels."""
+"""Appearance of the figures: style, fixed colors, layer names that fit, header and caption."""
 
 from __future__ import annotations
 
@@ -63,25 +63,21 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "mikit",
 }
-_SIDE = 0.06  # Letters are wider in some resolutions than in the one that figures are laid out in.
+_SIDE = 0.06  # Text is wider at some resolutions than at the one used for the layout.
 _LEFT, _TITLE, _ROW, _CAPTION_LINE = 0.12, 0.30, 0.165, 0.132
 
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """The style of the figures; whatever the caller set before holds again afterwards."""
+    """Apply the style of the figures inside the context, and restore the caller's settings afterwards."""
     with matplotlib.style.context(["default", _STYLE]):
         yield
 
 
 def network_colors(networks: Sequence[str]) -> dict[str, str]:
-    """One fixed colour per network: grey for the student alone, blue for VID, red for a control.
+    """Return one fixed color per network: gray for the student alone, blue for VID, red for a control.
 
-    Args:
-        networks: Network names.
-
-    Returns:
-        Colour by network; every other network takes the next of a colour-blind-safe palette.
+    Every other network takes the next color of a colorblind-safe palette.
 
     Examples:
         >>> network_colors(["student alone", "student + VID", "VID, pairing broken"])
@@ -106,7 +102,7 @@ def network_colors(networks: Sequence[str]) -> dict[str, str]:
 
 
 def phase_ramp(count: int) -> list[tuple[float, float, float]]:
-    """Colours from light to dark, one per phase."""
+    """Return colors from light to dark, one per phase."""
     ramp = seaborn.color_palette("crest", as_cmap=True)
     places = [1.0] if count == 1 else np.linspace(0.0, 1.0, count)
     return [tuple(float(part) for part in ramp(place)[:3]) for place in places]  # type: ignore[misc]
@@ -121,15 +117,10 @@ def name_ticks(
     axis: str = "x",
     upright_below: float = 0.19,
 ) -> None:
-    """Layer names as tick labels, turned where they would touch.
+    """Set layer names as tick labels, shortened, and rotated where they would overlap.
 
-    Args:
-        ax: The axes.
-        names: Layer names; they are shortened here.
-        places: Positions of the ticks.
-        width: Inches between two ticks.
-        axis: ``"x"`` or ``"y"``.
-        upright_below: Inches between two ticks from which downwards the names stand upright instead of slanting.
+    ``places`` are the tick positions and ``width`` the inches between two ticks. Below ``upright_below`` inches, names
+    on the x axis are vertical instead of slanted.
     """
     short = short_names(names)
     if axis == "y":
@@ -147,16 +138,9 @@ def name_ticks(
 def draw_line(
     ax: Axes, xs: Sequence[float], table: pd.DataFrame, *, color: Any, marker: str, label: str, width: float = 1.4
 ) -> None:
-    """One curve of seed means with its min-max band; points judged unreliable are hollow.
+    """Draw a curve of seed means with its min-max band; points judged unreliable are hollow.
 
-    Args:
-        ax: The axes.
-        xs: Horizontal positions, one per row of the table.
-        table: Averages (see ``Rows.averages``) in drawing order.
-        color: Colour of line, band and markers.
-        marker: Marker shape.
-        label: Label of the line.
-        width: Line width in points.
+    ``xs`` are horizontal positions, one per row of ``table``, which contains averages (see ``Rows.averages``).
     """
     x, mean = np.asarray(xs, dtype=float), table["mean"].to_numpy(dtype=float)
     if bool(table["seeds"].gt(1).any()):
@@ -180,23 +164,21 @@ def draw_line(
 
 
 def line_key(label: str, *, color: Any, linestyle: Any = "-", marker: str = "", width: float = 1.4) -> Line2D:
-    """A legend entry."""
+    """Return a legend entry."""
     return Line2D([], [], color=color, linestyle=linestyle, marker=marker, linewidth=width, label=clip_text(label, 44))
 
 
 def hollow_key() -> Line2D:
-    """The legend entry of a point judged unreliable."""
+    """Return the legend entry of a point judged unreliable."""
     return Line2D(
         [], [], color=SOFT, linestyle="none", marker="o", markerfacecolor="white", label="hollow: judged unreliable"
     )
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, Any]]) -> None:
-    """Write a label to the right of the axes for each line end, moved apart where they would touch.
+    """Write a label to the right of the axes for each line end, moved apart where labels would overlap.
 
-    Args:
-        ax: The axes, laid out already.
-        ends: x and y of the line's last point, text and colour.
+    ``ends`` contains x and y of the last point, text and color of each line. The axes must already be laid out.
     """
     if not ends:
         return
@@ -220,15 +202,9 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, Any]]) -> None:
 
 
 def caption_facts(flow: Flow, rows: Rows, *, band: bool = True) -> list[str]:
-    """What a reader must know of the drawn rows: readout, noise, N, probe and seeds, as sentences.
+    """Return caption sentences about the plotted rows: pooling, noise, N, probe and seeds.
 
-    Args:
-        flow: The flow.
-        rows: The drawn rows.
-        band: Whether the figure draws the seeds as a band.
-
-    Returns:
-        Sentences for the caption.
+    ``band`` says whether the figure draws the seeds as a band.
     """
     table = rows.students
     readouts = _listed(sorted({str(r) for r in table["readout"] if isinstance(r, str) and r}))
@@ -236,43 +212,43 @@ def caption_facts(flow: Flow, rows: Rows, *, band: bool = True) -> list[str]:
     counts = sorted({int(n) for n in table["n"].dropna() if n > 0})
     facts = []
     if rows.quantity == "accuracy":
-        facts.append("accuracy as noted when the activations were captured, which nothing here checks")
+        facts.append("accuracy as recorded with the activations, not verified")
     else:
-        facts.append(f"readout {readouts or 'not recorded'}")
+        facts.append(f"pooling {readouts or 'not recorded'}")
         facts.append("no noise added" if rows.noise is None else f"teacher noise σ = {rows.noise:g}")
         student_noise = flow.settings.get("student_noise")
         if rows.noise is not None and student_noise is not None:
             facts[-1] += f" and student noise σ = {float(student_noise):g}, in RMS SDs of the layer"
         facts.append(f"{probes} probe" if probes else "no label probe")
     if rows.quantity == "recovered_share":
-        facts.append("shares are freed from the bias of few rows")
+        facts.append("fractions are bias-corrected for few samples")
     if len(counts) == 1:
         facts.append(f"N\u00a0=\u00a0{counts[0]:,}")
     elif counts:
         facts.append(f"N differs, {counts[0]:,} to {counts[-1]:,}: compare with care")
-    facts.append(_seeds_said(rows, band))
+    facts.append(_seeds_fact(rows, band))
     return [fact[0].upper() + fact[1:] for fact in facts]
 
 
-def _seeds_said(rows: Rows, band: bool) -> str:
+def _seeds_fact(rows: Rows, band: bool) -> str:
     seeds = {name: sorted(group["seed"].unique()) for name, group in rows.students.groupby("network", sort=False)}
-    distinct = {tuple(own) for own in seeds.values()}
+    distinct = {tuple(numbers) for numbers in seeds.values()}
     if len(distinct) == 1:
-        own = next(iter(distinct))
-        alone = f"1 run (seed {own[0]})" + (", no band" if band else "")
-        said = f"{len(own)}\u00a0seeds ({', '.join(map(str, own))})" if len(own) > 1 else alone
+        numbers = next(iter(distinct))
+        alone = f"1 run (seed {numbers[0]})" + (", no band" if band else "")
+        fact = f"{len(numbers)}\u00a0seeds ({', '.join(map(str, numbers))})" if len(numbers) > 1 else alone
     else:
-        said = "; ".join(f"{clip_text(str(k), 30)}: seeds {', '.join(map(str, v))}" for k, v in seeds.items())
-    if band and any(len(own) > 1 for own in distinct):
-        said += ", lines are means and bands reach from the smallest to the largest"
+        fact = "; ".join(f"{clip_text(str(k), 30)}: seeds {', '.join(map(str, v))}" for k, v in seeds.items())
+    if band and any(len(numbers) > 1 for numbers in distinct):
+        fact += ", lines are means and bands range from the smallest to the largest value"
     counts = rows.averages()["seeds"]
     if len(distinct) == 1 and counts.min() < counts.max():
-        said += f" (some points rest on {int(counts.min())} of them only)"
-    return said
+        fact += f" (some points are based on only {int(counts.min())} of them)"
+    return fact
 
 
-def teacher_said(rows: Rows) -> str:
-    """How the legend calls the teacher: with its number of runs, since one run has no band."""
+def teacher_label(rows: Rows) -> str:
+    """Return the teacher's legend label, with its number of runs, since one run has no band."""
     runs = int(rows.teacher["seed"].nunique())
     return f"teacher, final ({'1 run' if runs == 1 else f'mean of {runs} runs'})"
 
@@ -282,7 +258,7 @@ def _listed(items: Sequence[str], most: int = 3) -> str:
 
 
 def legend_rows(keys: Sequence[Artist], width: float) -> tuple[int, int]:
-    """Columns and rows of a legend that fits the width (inches)."""
+    """Return the columns and rows of a legend that fits the width in inches."""
     if not keys:
         return 1, 0
     wide = [0.5 + 0.059 * len(str(key.get_label())) for key in keys]
@@ -300,23 +276,18 @@ def finish(
     annotate: Callable[[], None] | None = None,
     bands: Sequence[Band] = (),
 ) -> None:
-    """Put title and legend above the panels, bands and caption under them, and lay the figure out.
+    """Put title and legend above the panels, bands and caption below them, and lay the figure out.
 
-    Args:
-        fig: The figure, sized for its panels only.
-        title: One line that says what is drawn.
-        keys: Legend entries.
-        facts: Sentences of the caption.
-        annotate: Draws what can only be placed once the panels have their size; room is made for it.
-        bands: Rows between panels and caption, from the top; the strip of verdicts is one.
+    The figure is sized for its panels only. ``title`` is one line, ``keys`` are legend entries, ``facts`` the sentences
+    of the caption, and ``bands`` rows between panels and caption, from the top. ``annotate`` draws what can be
+    positioned only after the panels have their size; the layout makes room for it.
     """
     width, body = fig.get_size_inches()
     columns, rows = legend_rows(keys, width)
     lines = textwrap.wrap(". ".join(facts) + ".", max(30, int((width - 2 * _LEFT) / 0.051)))
     header = _TITLE + rows * _ROW + 0.02
     room = width - 2 * _LEFT
-    said = 0.12 + len(lines) * _CAPTION_LINE
-    footer = said + sum(band.height(room) for band in bands)
+    footer = 0.12 + len(lines) * _CAPTION_LINE + sum(band.height(room) for band in bands)
     height = header + body + footer
     fig.set_size_inches(width, height)
     left = _LEFT / width
@@ -342,7 +313,7 @@ def finish(
     fig.set_layout_engine(
         "constrained", rect=(_SIDE / width, footer / height, 1 - 2 * _SIDE / width, 1 - (header + footer) / height)
     )
-    for ax in fig.axes:  # Said outright, because matplotlib chooses its ticks by the label size set when it draws.
+    for ax in fig.axes:  # Set explicitly, because matplotlib chooses ticks by the label size in effect while drawing.
         ax.tick_params(labelsize=7.0 if ax.get_label() == "<colorbar>" else _STYLE["xtick.labelsize"])
     fig.draw_without_rendering()
     if annotate is not None:

@@ -1,4 +1,4 @@
-"""What the pictures read from a flow: rows of one quantity, averages over seeds, matching layers, chosen phases."""
+"""Data of the figures: the rows of one quantity, averages over seeds, matching layers, and selected phases."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _UNITS = {
 _MISSING = {
     "label_information": "It was traced without labels; pass labels= to mikit.trace.",
     "label_gap": "It was traced without labels; pass labels= to mikit.trace.",
-    "recovered_share": "It holds no comparison of a student with a teacher; pass student stores to mikit.trace.",
-    "cka": "It holds no comparison of a student with a teacher; pass student stores to mikit.trace.",
+    "recovered_share": "It contains no comparison of a student with a teacher; pass student stores to mikit.trace.",
+    "cka": "It contains no comparison of a student with a teacher; pass student stores to mikit.trace.",
     "input_information": "It was traced without the information plane. Pass information_plane=True to mikit.trace.",
-    "accuracy": "No accuracy was noted with the activations; call store.note(phase, accuracy=...) when capturing.",
+    "accuracy": "No accuracy was recorded with the activations; call store.note(phase, accuracy=...) when capturing.",
 }
 _NEEDED = frozenset(
     {"network", "role", "seed", "phase", "layer", "layer_index", "teacher_layer", "teacher_layer_index", "quantity"}
@@ -53,15 +53,15 @@ _PLACE = ["network", "phase", "layer", "layer_index", "teacher_layer", "teacher_
 @final
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one quantity, known to share one unit, one noise level and one probe.
+    """Rows of one quantity that share one unit, one noise level and one probe.
 
     Attributes:
         quantity: The quantity, as in the frame.
         unit: Its unit.
-        noise: The teacher noise of the rows, or None where the quantity has none.
-        noises: Every noise level the flow holds for this quantity.
+        noise: The teacher noise of the rows, or None if the quantity has none.
+        noises: All noise levels of this quantity in the flow.
         students: The students' rows.
-        teacher: The teacher's rows at its last phase (empty where the quantity has none).
+        teacher: The teacher's rows at its last phase (empty if the quantity has none).
     """
 
     quantity: str
@@ -78,20 +78,19 @@ class Rows:
 
     @property
     def phases(self) -> list[int]:
-        """Phases of the students, ascending."""
+        """Phases of the students, in increasing order."""
         return sorted(int(phase) for phase in self.students["phase"].unique())
 
     def averages(self) -> pd.DataFrame:
-        """Mean, minimum, maximum and SD over the seeds of every place: network, phase, layer and teacher layer.
+        """Return mean, minimum, maximum and SD over the seeds for every network, phase, layer and teacher layer.
 
-        Returns:
-            One row per place with the columns ``mean``, ``smallest``, ``largest``, ``sd`` (divisor n - 1; NaN for one
-            seed), ``seeds``, ``untrained``, ``null`` and ``unreliable`` (true where any seed's row was judged so).
+        The columns are ``mean``, ``smallest``, ``largest``, ``sd`` (divisor n - 1; NaN for one seed), ``seeds``,
+        ``untrained``, ``null`` and ``unreliable`` (true if the row of any seed was judged unreliable).
         """
         return _averages(self.students)
 
     def teacher_averages(self) -> pd.DataFrame:
-        """The same averages for the teacher's last phase."""
+        """Return the same averages for the teacher's last phase."""
         return _averages(self.teacher)
 
 
@@ -110,7 +109,7 @@ def _averages(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def present(flow: Flow, quantity: str) -> bool:
-    """Whether the flow holds student rows of a quantity."""
+    """Return whether the flow contains student rows of a quantity."""
     frame = flow.frame
     if frame.empty:
         return False
@@ -118,21 +117,11 @@ def present(flow: Flow, quantity: str) -> bool:
 
 
 def select(flow: Flow, quantity: str, *, noise: float | None = None, networks: Sequence[str] | None = None) -> Rows:
-    """The rows of one quantity at one noise level.
+    """Return the rows of one quantity at one noise level, for the student ``networks`` in this order.
 
-    Args:
-        flow: The flow.
-        quantity: ``"label_information"``, ``"label_gap"``, ``"recovered_share"``, ``"cka"``, ``"input_information"`` or
-            ``"accuracy"``.
-        noise: Teacher noise to read; by default 0.3 where measured, otherwise the middle level.
-        networks: Student networks to keep, in this order; by default all.
-
-    Returns:
-        The rows, checked.
-
-    Raises:
-        InputError: If the quantity, the noise or a network is not in the frame, or if the rows mix units, probes or
-            repeated measurements that must not share an axis.
+    The noise is 0.3 by default if it was measured, otherwise the middle level. Raises an ``InputError`` if the
+    quantity, the noise or a network is not in the frame, or if the rows mix units, probes or repeated measurements that
+    must not share an axis.
     """
     if quantity not in _UNITS:
         raise InputError(f'"{quantity}" is not a quantity that can be drawn; choose one of {", ".join(_UNITS)}.')
@@ -166,53 +155,46 @@ def _one_unit(rows: pd.DataFrame, quantity: str) -> str:
         )
     if units[0] not in _UNITS[quantity]:
         raise InputError(
-            f'The rows of {quantity} say "{units[0]}", but that quantity is in {" or ".join(_UNITS[quantity])}. '
-            "The frame mislabels its unit."
+            f'The rows of {quantity} have the unit "{units[0]}", but that quantity is in '
+            f"{' or '.join(_UNITS[quantity])}. The frame mislabels its unit."
         )
     return units[0]
 
 
 def refuse_mixtures(rows: pd.DataFrame, quantity: str) -> None:
-    """Refuse rows that must not share an axis: of several kinds, probes, numbers of samples, or readouts of a layer.
-
-    Args:
-        rows: Rows of one quantity, as they are to be drawn.
-        quantity: The quantity.
-
-    Raises:
-        InputError: If the rows differ in one of these; it says which rows, and what to do.
-    """
+    """Refuse rows that must not share an axis: of several kinds, probes, sample sizes, or poolings of a layer."""
     if quantity == "accuracy":
         return
     for column, what, why, instead in (
-        ("kind", "kinds", "They do not compare.", "Keep one kind, or draw two figures"),
-        ("probe", "probes", "Another probe reads another amount.", "Trace all of them with one probe"),
-        ("n", "numbers of samples N", "What is read grows with N.", "Trace all of them on the same samples"),
+        ("kind", "kinds", "They are not comparable.", "Keep one kind, or draw two figures"),
+        ("probe", "probes", "The estimate depends on the probe.", "Trace all of them with one probe"),
+        ("n", "numbers of samples N", "The estimate grows with N.", "Trace all of them on the same samples"),
     ):
         found = rows[column].unique()
         if len(found) > 1:
             raise InputError(
-                f"The rows of {quantity} have {len(found)} {what}: {_told(rows, column)}. {why} {instead}; "
+                f"The rows of {quantity} have {len(found)} {what}: {_examples(rows, column)}. {why} {instead}; "
                 f'flow.frame[flow.frame["{column}"].eq(...)] keeps one.'
             )
     students = rows[rows["role"].eq("student")]
-    for layer, own in students.groupby("layer", sort=False):
-        if len(readouts := own["readout"].unique()) > 1:
+    for layer, group in students.groupby("layer", sort=False):
+        if len(readouts := group["readout"].unique()) > 1:
             raise InputError(
-                f"The rows of {quantity} at layer {layer!r} have {len(readouts)} readouts: "
-                f"{_told(own, 'readout')}. A layer read in another way is another layer. Record it under another name, "
-                'or keep one readout with flow.frame[flow.frame["readout"].eq(...)].'
+                f'The rows of {quantity} at layer "{layer}" have {len(readouts)} readouts: '
+                f"{_examples(group, 'readout')}. A layer with another pooling is another layer. Record it under "
+                "another "
+                'name, or keep one readout with flow.frame[flow.frame["readout"].eq(...)].'
             )
 
 
-def _told(rows: pd.DataFrame, column: str, most: int = 3) -> str:
-    """Return which values a column has, and for each the first row that has it."""
+def _examples(rows: pd.DataFrame, column: str, most: int = 3) -> str:
+    """Return the values of a column, each with the first row that has it."""
     firsts = rows.drop_duplicates(column)
-    said = []
+    found = []
     for row in firsts.head(most).to_dict("records"):
-        value = f"{row[column]:,}" if column == "n" else repr(row[column])
-        said.append(f"{value} ({row['network']}, seed {row['seed']}, phase {row['phase']}, layer {row['layer']})")
-    return ", ".join(said) + (f" and {len(firsts) - most} more" if len(firsts) > most else "")
+        value = f"{row[column]:,}" if column == "n" else f'"{row[column]}"'
+        found.append(f"{value} ({row['network']}, seed {row['seed']}, phase {row['phase']}, layer {row['layer']})")
+    return ", ".join(found) + (f" and {len(firsts) - most} more" if len(firsts) > most else "")
 
 
 def _chosen_noise(levels: tuple[float, ...], noise: float | None, quantity: str) -> float | None:
@@ -249,7 +231,7 @@ def _refuse_repeats(students: pd.DataFrame, quantity: str) -> None:
 
 
 def layers_of(table: pd.DataFrame, network: str | None = None) -> list[str]:
-    """Layer names of a network (or of all networks in the table) in network order."""
+    """Return the layer names of a network (or of all networks in the table) in network order."""
     rows = table if network is None else table[table["network"].eq(network)]
     if network is None:
         found: dict[str, None] = {}
@@ -260,38 +242,21 @@ def layers_of(table: pd.DataFrame, network: str | None = None) -> list[str]:
 
 
 def teacher_layers(rows: Rows) -> list[str]:
-    """Teacher layers named in a comparison, in network order."""
+    """Return the teacher layers of a comparison, in network order."""
     ordered = rows.students.sort_values("teacher_layer_index", kind="stable")
     return [str(layer) for layer in ordered["teacher_layer"].unique() if layer]
 
 
 def matching(rows: Rows, network: str) -> dict[str, str]:
-    """The teacher layer at the same relative depth as each student layer: the pairing that the flow itself uses.
-
-    Args:
-        rows: Rows of a comparison with the teacher's layers.
-        network: The student network.
-
-    Returns:
-        Teacher layer by student layer, in network order.
-    """
-    own, theirs = layers_of(rows.students, network), teacher_layers(rows)
-    return {layer: theirs[depth_match(place, len(own), len(theirs))] for place, layer in enumerate(own)}
+    """Return the teacher layer at the same relative depth as each student layer, as the flow pairs them."""
+    layers, theirs = layers_of(rows.students, network), teacher_layers(rows)
+    return {layer: theirs[depth_match(place, len(layers), len(theirs))] for place, layer in enumerate(layers)}
 
 
 def choose_phases(available: Sequence[int], most: int, wanted: Sequence[int] | None = None) -> list[int]:
-    """At most ``most`` phases: the first, the last and, between them, equally spaced by rank.
+    """Return at most ``most`` phases in increasing order: the first, the last and others equally spaced by rank.
 
-    Args:
-        available: Phases there are.
-        most: How many the figure can show.
-        wanted: Phases asked for by name.
-
-    Returns:
-        The phases, ascending.
-
-    Raises:
-        InputError: If a wanted phase does not exist, or too many are wanted.
+    ``wanted`` selects phases instead; an ``InputError`` is raised if one does not exist or there are too many.
 
     Examples:
         >>> choose_phases([0, 1, 2, 4, 8, 16, 30], 4)
@@ -303,7 +268,7 @@ def choose_phases(available: Sequence[int], most: int, wanted: Sequence[int] | N
         if unknown or not wanted:
             raise InputError(f"The flow has no phase {unknown or '(none named)'}; it has {ordered}.")
         if len(set(wanted)) > most:
-            raise InputError(f"{len(set(wanted))} phases were asked for; this figure stays readable up to {most}.")
+            raise InputError(f"{len(set(wanted))} phases were requested; this figure is readable up to {most}.")
         return sorted(set(wanted))
     if len(ordered) <= most:
         return ordered
@@ -312,6 +277,6 @@ def choose_phases(available: Sequence[int], most: int, wanted: Sequence[int] | N
 
 
 def label_entropy(flow: Flow) -> float | None:
-    """H(Y) of the probe labels in nats, if the flow recorded it."""
+    """Return H(Y) of the probe labels in nats, if the flow recorded it."""
     value = flow.settings.get("label_entropy")
     return None if value is None or not np.isfinite(float(value)) else float(value)

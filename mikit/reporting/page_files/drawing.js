@@ -1,12 +1,13 @@
-// Builders of figures: each gives Plotly's traces and layout, and `cells`, the rows and columns the arrow keys walk.
+// Builders of figures. Each returns Plotly's traces and layout, and `cells`: the grid through which the arrow keys move.
 const TICK = 11;
 const suffix = (n) => (n === 0 ? "" : String(n + 1));
-const coarse = matchMedia("(pointer: coarse)").matches;
+// On a touch screen, dragging over a figure scrolls the page instead of zooming.
+const touch = matchMedia("(pointer: touch)").matches;
 
 function blank(ink, height, top) {
   return {
     paper_bgcolor: ink.paper, plot_bgcolor: ink.paper, height, autosize: true, hovermode: "closest",
-    dragmode: coarse ? false : "zoom", font: { color: ink.ink, size: 12, family: "system-ui, sans-serif" },
+    dragmode: touch ? false : "zoom", font: { color: ink.ink, size: 12, family: "system-ui, sans-serif" },
     margin: { l: 58, r: 14, t: top, b: 20 }, shapes: [], annotations: [],
     hoverlabel: { align: "left", bgcolor: ink.shade, bordercolor: ink.soft, font: { color: ink.ink, size: 12 } },
     legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", yref: "container", itemclick: false,
@@ -16,6 +17,7 @@ function blank(ink, height, top) {
 
 // Height of the legend above the panels, from the widths of its entries.
 function legendHeight(names, width) {
+  // Plotly places the legend only while drawing, and the height is needed before; 6.9 pixels is a mean letter.
   let lines = 1, used = 0;
   for (const name of names) {
     const own = 6.9 * name.length + 58;
@@ -25,7 +27,7 @@ function legendHeight(names, width) {
   return 12 + 21 * lines;
 }
 
-// Panels in rows that fit the width; sizes in pixels become Plotly's shares of the plot.
+// A grid of panels that fits the width. Sizes are in pixels here and fractions of the plot in Plotly.
 function panels(count, width, least, high, below, left = 58, between = 34) {
   const room = width - left - 14;
   const columns = Math.max(1, Math.min(count, Math.floor((room + between) / (least + between))));
@@ -46,7 +48,7 @@ const title = (text, place, ink, size) => ({ text: inert(clip(text, size)), show
 const axisOf = (ink, domain, more) => ({ domain, gridcolor: ink.line, linecolor: ink.soft, zeroline: false,
   ticks: "outside", ticklen: 3, tickcolor: ink.soft, tickfont: { size: TICK }, fixedrange: false, ...more });
 
-// A band, and the line with its points; hollow points were judged unreliable.
+// A band over the seeds, and the line with its points; hollow points have the verdict unreliable.
 function curve(traces, x, values, look) {
   const { color, axes, name, legend, texts } = look;
   const seen = x.map((_, i) => i).filter((i) => values.smallest[i] !== null);
@@ -56,6 +58,7 @@ function curve(traces, x, values, look) {
       y: [...seen.map((i) => values.smallest[i]), ...back.map((i) => values.largest[i])], fill: "toself",
       fillcolor: veil(color, look.dark ? 0.32 : 0.2), line: { width: 0 }, showlegend: false });
   }
+  // One seed has no spread: its sampling intervals are drawn as error bars instead of a band.
   const single = values.count.every((n) => n < 2) && values.low.some((low) => low !== null);
   traces.push({ type: "scatter", mode: "lines+markers", x, y: values.mean, ...axes, name, showlegend: legend,
     legendgroup: name, connectgaps: look.connect, hovertext: texts, hoverinfo: "text",
@@ -70,14 +73,14 @@ function curve(traces, x, values, look) {
 const plain = (x, y, color, dash, width, axes, name, legend) => ({ type: "scatter", mode: "lines", x, y, ...axes, name,
   showlegend: legend, line: { color, dash, width }, hoverinfo: "skip", connectgaps: true });
 
-// Every phase that fits under a panel, and always the last.
+// As many phases as fit under a panel, always with the last.
 function phaseTicks(data, wide) {
   const last = data.phases.length - 1, own = 8 + 6.5 * Math.max(...data.phases.map((phase) => String(phase).length));
   const every = Math.ceil((last + 1) / Math.max(2, Math.floor(wide / own)));
   return data.phases.map((_, i) => i).filter((i) => (last - i) % every === 0);
 }
 
-// Colours of the maps, dark to light, and what is legible on them.
+// Colors of the maps (viridis, dark to light), and the legible text color on each: the one with more contrast by WCAG.
 const STOPS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 const FIFTHS = [0, 0.2, 0.4, 0.6, 0.8];
 const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -89,7 +92,7 @@ const luminance = (rgb) => rgb.map((value) => value / 255).map((c) => (c <= 0.03
   .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
 const legible = (rgb) => (1.05 / (luminance(rgb) + 0.05) >= (luminance(rgb) + 0.05) / 0.05 ? "#ffffff" : "#000000");
 
-// Numbers printed in the cells of a map, each in the colour that stands out from its cell.
+// Numbers in the cells of a map, each in the color that is legible on its cell.
 const numbersOn = (n, rows, columns, text, color) => {
   const spots = rows.flatMap((i) => columns.map((j) => [i, j])).filter(([i, j]) => text(i, j));
   return { type: "scatter", mode: "text", x: spots.map(([, j]) => j), y: spots.map(([i]) => i), xaxis: `x${suffix(n)}`, yaxis: `y${suffix(n)}`, hoverinfo: "skip",
@@ -101,7 +104,7 @@ const pick = (part, spots) => Object.fromEntries(FIELDS.map((name) => [name, spo
 const spotOf = (part, phase, i, j) => (phase * part.layers.length + i) * part.others.length + j;
 const unitOf = (data, chart) => ({ nats: "nats", bits: "bits", share: "0 to 1", fraction: "fraction" })[data.quantities[chart.quantity].unit];
 
-// What data processing forbids: a cross where any seed is impossible, a triangle where every seed rises with depth.
+// Data-processing flags: a cross if any seed is impossible, a triangle if every seed rises with depth.
 const symbolOf = (part, spot) => (part.impossible[spot] > 0 ? "x" : part.rises[spot] > 0 && part.rises[spot] >= part.count[spot] ? "triangle-up" : "circle");
 
 function alongLayers(data, chart, level, parts, state, width, ink) {
@@ -111,7 +114,7 @@ function alongLayers(data, chart, level, parts, state, width, ink) {
   for (const [k, part] of parts.entries()) {
     const color = ink.network(data.networks[part.network].color);
     const spots = part.layers.map((_, i) => spotOf(part, state.phase, i, 0));
-    const lines = spots.map((spot, i) => said(data, chart.quantity, level, part, spot, state.phase, part.layers[i], ""));
+    const lines = spots.map((spot, i) => pointText(data, chart.quantity, level, part, spot, state.phase, part.layers[i], ""));
     const floor = spots.map((spot) => part.untrained[spot]);
     if (floor.some((value) => value !== null)) traces.push(plain(part.x, floor, color, "dot", 1.2, axes, "", false));
     const symbols = chart.quantity === "label_information" ? spots.map((spot) => symbolOf(part, spot)) : undefined;
@@ -126,10 +129,10 @@ function alongLayers(data, chart, level, parts, state, width, ink) {
     keys.push("untrained");
   }
   if (level.teacher && chart.quantity === "label_information") {
-    traces.push({ ...plain(level.teacher.x, level.teacher.mean, ink.ink, "dash", 1.8, axes, inert(level.teacher.said), true),
+    traces.push({ ...plain(level.teacher.x, level.teacher.mean, ink.ink, "dash", 1.8, axes, inert(level.teacher.label), true),
       mode: "lines", hoverinfo: "text", hovertext: level.teacher.mean.map((value, i) =>
-        hover([level.teacher.said, `layer ${level.teacher.layers[i]}`, `${digits(value)} ${data.quantities[chart.quantity].unit}`])) });
-    keys.push(level.teacher.said);
+        hover([level.teacher.label, `layer ${level.teacher.layers[i]}`, `${digits(value)} ${data.quantities[chart.quantity].unit}`])) });
+    keys.push(level.teacher.label);
   }
   const limits = [...level.range];
   if (chart.quantity === "label_information") {
@@ -144,12 +147,12 @@ function alongLayers(data, chart, level, parts, state, width, ink) {
       return own.length ? own.reduce((a, b) => a + b) / own.length : null;
     });
     if (nulls.some((value) => value !== null)) {
-      traces.push(plain(nulls.map((_, i) => i), nulls, ink.soft, "dashdot", 1.2, axes, "labels permuted (null)", true));
+      traces.push(plain(nulls.map((_, i) => i), nulls, ink.soft, "dashdot", 1.2, axes, "permuted labels (null)", true));
       limits[0] = Math.min(limits[0], ...nulls.filter((value) => value !== null)) - 0.02 * (limits[1] - limits[0]);
-      keys.push("labels permuted (null)");
+      keys.push("permuted labels (null)");
     }
   }
-  for (const [symbol, words] of [["triangle-up", "reads more than the layer before"], ["x", "impossible"]]) {
+  for (const [symbol, words] of [["triangle-up", "above the previous layer"], ["x", "impossible"]]) {
     if (!flagged.has(symbol)) continue;
     traces.push({ type: "scatter", mode: "markers", x: [null], y: [null], ...axes, name: words, hoverinfo: "skip", marker: { symbol, size: 9, color: ink.soft } });
     keys.push(words);
@@ -187,7 +190,7 @@ function alongPhases(data, chart, level, parts, state, width, ink) {
       if (i < 0) continue;
       const color = ink.network(data.networks[part.network].color), j = part.match[i];
       const spots = phases.map((phase) => spotOf(part, phase, i, j));
-      const lines = spots.map((spot, phase) => said(data, chart.quantity, level, part, spot, phase, part.layers[i], part.others[j]));
+      const lines = spots.map((spot, phase) => pointText(data, chart.quantity, level, part, spot, phase, part.layers[i], part.others[j]));
       const floor = part.untrained[spots.find((spot) => part.untrained[spot] !== null)];
       if (floor !== undefined && chart.quantity !== "accuracy") {
         traces.push(plain([0, phases.length - 1], [floor, floor], color, "dot", 1.2, axes, "", false));
@@ -200,11 +203,11 @@ function alongPhases(data, chart, level, parts, state, width, ink) {
     const place = level.teacher ? level.teacher.x.findIndex((x) => Math.abs(x - n) < 0.5) : -1;
     if (place >= 0 && !share) {
       const value = level.teacher.mean[place];
-      traces.push(plain([0, phases.length - 1], [value, value], ink.ink, "dash", 1.5, axes, inert(level.teacher.said), !taught));
+      traces.push(plain([0, phases.length - 1], [value, value], ink.ink, "dash", 1.5, axes, inert(level.teacher.label), !taught));
       taught = true;
     }
   }
-  if (taught) keys.push(level.teacher.said);
+  if (taught) keys.push(level.teacher.label);
   if (floors) {
     traces.push(plain([null], [null], ink.soft, "dot", 1.2, { xaxis: "x", yaxis: "y" }, "untrained", true));
     keys.push("untrained");

@@ -1,8 +1,8 @@
-// The figures follow one state: phase, noise, hidden networks, the network that maps are compared with.
+// All figures share one state: phase, noise, hidden networks, and the network that maps are compared with.
 const DRAW = { layers: alongLayers, phases: alongPhases, map: layerMaps };
 
-// A table below a reading: cells are words, lines of words, or words with a mark.
-function tell(table, caption, content) {
+// The table below a reading: a cell is a text, a list of texts, or a text with a mark.
+function fillTable(table, caption, content) {
   table.parentElement.hidden = caption.hidden = content === null;
   if (content === null) return;
   const fill = (cell, lines) => {
@@ -34,7 +34,7 @@ function setUpFigures(data) {
   const state = { phase: last, noise: data.quantities.recovered_share?.start ?? 0, hidden: new Set(), base: null };
   const figures = [...document.querySelectorAll("section[data-figure]")].map((section) => ({
     section, box: section.querySelector(".chart"), strip: section.querySelector(".strip"), facts: section.querySelector(".facts"),
-    reading: section.querySelector(".reading"), choices: section.querySelector(".choices"), told: section.querySelector(".told"), caption: section.querySelector(".caption"), choice: {},
+    reading: section.querySelector(".reading"), choices: section.querySelector(".choices"), summary: section.querySelector(".summary"), caption: section.querySelector(".caption"), choice: {},
     chart: { ...section.dataset }, near: false, stale: true, at: [0, 0], made: null,
   }));
   const levelOf = ({ chart }) => {
@@ -82,12 +82,13 @@ function setUpFigures(data) {
 
   function drawReading(figure, moved) {
     figure.stale = false;
+    // A reading shows all phases, so the slider does not change it.
     if (moved && figure.made) return;
     const { figure: name } = figure.chart;
     figure.made = READ[name](data, data.readings[name], figure.choice, state, figure.box.clientWidth, colors());
     figure.facts.textContent = figure.made.facts;
     show(figure);
-    tell(figure.told, figure.caption, figure.made.table);
+    fillTable(figure.summary, figure.caption, figure.made.table);
   }
 
   function draw(figure, moved) {
@@ -97,6 +98,7 @@ function setUpFigures(data) {
     strip(figure, level, parts);
     figure.stale = false;
     figure.section.dataset.phase = data.phases[state.phase];
+    // Only the marker of the phase moves here: relayout is cheap, while react would redraw every trace.
     if (moved && figure.made?.moves) {
       Plotly.relayout(figure.box, { shapes: figure.made.moves(state.phase) });
       return;
@@ -107,6 +109,7 @@ function setUpFigures(data) {
     show(figure);
   }
 
+  // Drawing all figures takes seconds for large flows. Those in view are drawn now, the others when they come into view.
   function refresh(moved = false) {
     for (const figure of figures) {
       if (figure.near) draw(figure, moved && !figure.stale);
@@ -115,12 +118,13 @@ function setUpFigures(data) {
   }
   const all = () => figures.forEach((figure) => { if (figure.stale) draw(figure, false); });
 
-  // Arrow keys walk the values of the figure that holds the focus.
+  // Arrow keys move through the values of the focused figure, so that they are accessible without a pointer.
   function walk(figure, event) {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
     const cells = figure.made?.cells.filter((row) => row.length);
     if (!step || !cells?.length) return;
     event.preventDefault();
+    // Maps draw their first row at the bottom, and lists of curves at the top.
     const rows = cells.length, down = figure.chart.kind === "map" ? 1 : -1;
     if (figure.walked) figure.at = [Math.min(rows - 1, Math.max(0, figure.at[0] + down * step[0])), figure.at[1] + step[1]];
     figure.walked = true;
@@ -137,9 +141,9 @@ function setUpFigures(data) {
   function move(phase) {
     state.phase = Math.min(last, Math.max(0, phase));
     slider.value = state.phase;
-    const said = `phase ${data.phases[state.phase]}`;
-    slider.setAttribute("aria-valuetext", `${said}, ${state.phase + 1} of ${last + 1}`);
-    find("phase-said").textContent = `${data.phases[state.phase]} (${state.phase + 1} of ${last + 1})`;
+    const text = `phase ${data.phases[state.phase]}`;
+    slider.setAttribute("aria-valuetext", `${text}, ${state.phase + 1} of ${last + 1}`);
+    find("phase-text").textContent = `${data.phases[state.phase]} (${state.phase + 1} of ${last + 1})`;
     refresh(true);
   }
 
@@ -159,7 +163,7 @@ function setUpFigures(data) {
       find("noise").addEventListener("change", (event) => { state.noise = Number(event.target.value); refresh(); });
     } else find("noise").parentElement.hidden = true;
     if (data.networks.length > 1) {
-      find("base").append(new Option("values", ""), ...data.networks.map(({ name }, i) => new Option(`difference to ${name}`, i)));
+      find("base").append(new Option("values", ""), ...data.networks.map(({ name }, i) => new Option(`difference from ${name}`, i)));
       find("base").addEventListener("change", (event) => {
         state.base = event.target.value === "" ? null : Number(event.target.value);
         refresh();
@@ -202,12 +206,13 @@ function setUpFigures(data) {
   figures.forEach(({ section }) => watch.observe(section));
   move(last);
 
+  // Mobile browsers fire resize when the address bar hides; only a new width changes the layout.
   let width = innerWidth;
   addEventListener("resize", () => {
     if (innerWidth === width) return;
     width = innerWidth;
     refresh();
   });
-  addEventListener("beforeprint", all);
+  addEventListener("beforeprint", all); // figures that were never in view are not drawn yet
   return { restyle: () => { paint(); refresh(); } };
 }

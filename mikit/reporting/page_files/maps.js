@@ -1,6 +1,7 @@
-// Maps of student layers against teacher layers: one panel per network at the chosen phase, or its difference to another.
+// Maps of student layers against teacher layers: one panel per network at the chosen phase, or its difference from another.
 function layerMaps(data, chart, level, parts, state, width, ink) {
   const base = state.base === null ? undefined : level.parts.find((part) => part.network === state.base);
+  // A difference needs the same layers on both sides.
   const same = (part) => part !== base && String(part.layers) === String(base.layers);
   const shown = base === undefined ? parts : parts.filter(same);
   const left = 24 + 6.6 * Math.max(...level.parts.flatMap((part) => part.short.map((name) => name.length)), 5);
@@ -8,6 +9,7 @@ function layerMaps(data, chart, level, parts, state, width, ink) {
   const across = level.others.length;
   const long = 6.2 * Math.max(...level.others.map((name) => name.length));
   const least = Math.max(210, across * 30);
+  // Placed without a height first: the width of a cell decides its height and whether tick labels fit horizontally.
   const roomy = panels(Math.max(shown.length, 1), width - 70, least, 60, 0, left, left);
   const cell = Math.min(38, Math.max(13, Math.floor(roomy.wide / across)));
   const upright = long > roomy.wide / across - 4;
@@ -31,20 +33,23 @@ function layerMaps(data, chart, level, parts, state, width, ink) {
       const [own, other] = [part.mean[spot(i, j)], base.mean[spot(i, j)]];
       return own === null || other === null ? null : own - other;
     };
+    // The SD of a single run is null, so one seed never counts as clear.
     const clear = (i, j) => {
       const [a, b] = [part.sd[spot(i, j)], base.sd[spot(i, j)]];
       return a !== null && b !== null && Math.abs(gain(i, j)) > 3 * Math.sqrt((a * a + b * b) / 2);
     };
     const value = base === undefined ? (i, j) => part.mean[spot(i, j)] : gain;
     const lines = rows.map((i) => columns.map((j) => {
-      const words = said(data, chart.quantity, level, part, spot(i, j), state.phase, part.layers[i], part.others[j]);
-      if (base !== undefined) words.splice(2, 0, `${value(i, j) === null ? "no difference" : `difference ${value(i, j) > 0 ? "+" : ""}${digits(value(i, j))}`} to ${data.networks[base.network].name}`
+      const words = pointText(data, chart.quantity, level, part, spot(i, j), state.phase, part.layers[i], part.others[j]);
+      if (base !== undefined) words.splice(2, 0, `${value(i, j) === null ? "no difference" : `difference ${value(i, j) > 0 ? "+" : ""}${digits(value(i, j))}`} from ${data.networks[base.network].name}`
         + `${clear(i, j) ? ", above 3 seed SD" : ""}`);
       return words;
     }));
     traces.push({ type: "heatmap", z: rows.map((i) => columns.map((j) => value(i, j))), x: columns, y: rows, xaxis: `x${suffix(n)}`,
       yaxis: `y${suffix(n)}`, coloraxis: "coloraxis", xgap: 1, ygap: 1, hovertext: lines.map((row) => row.map(hover)), hoverinfo: "text", hoverongaps: true });
     if (print) texts.push(numbersOn(n, rows, columns, (i, j) => (base === undefined || clear(i, j) ? two(value(i, j)) : ""), (i, j) => legible(blend(stops, share(value(i, j))))));
+    // Every row of cells spans all panels, so that the arrow keys move from one panel to the next; networks with fewer
+    // layers leave gaps.
     for (const i of rows) (cells[i] ??= [])[n * across + across - 1] = undefined;
     lines.forEach((row, i) => row.forEach((words, j) => {
       cells[i][n * across + j] = { curve: n, point: [i, j], subplot: `x${suffix(n)}y${suffix(n)}`, words };
@@ -64,7 +69,7 @@ function layerMaps(data, chart, level, parts, state, width, ink) {
     if (n + plan.columns >= shown.length) layout.annotations.push({ text: "teacher layer", showarrow: false, xref: "paper", yref: "paper",
       x: (place.x[0] + place.x[1]) / 2, y: place.y[0], yanchor: "bottom", yshift: 6 - below, font: { size: 11.5, color: ink.ink } });
   }
-  const note = base === undefined ? `Student layers upward, teacher layers to the right. Outlined: the student layer ${chart.quantity === "cka" ? "most similar to" : "that recovers most of"} a teacher layer.`
-    : "Numbers are printed only where the difference exceeds three seed SD: a screen, not a test. Networks whose layers have other names are left out.";
+  const note = base === undefined ? `Rows are student layers, columns are teacher layers. Outlined: the student layer ${chart.quantity === "cka" ? "most similar to" : "that recovers most of"} a teacher layer.`
+    : "Numbers are printed only if the difference exceeds three seed SD: an exploratory criterion, not a test. Networks with other layer names are left out.";
   return { traces: [...traces, ...texts], layout, cells, note };
 }

@@ -1,4 +1,4 @@
-// Which teacher layer each rule picks: one map for each rule, and the picks in a table.
+// Matching layers: one map for each rule, and the selected teacher layers in a table.
 function askMatch(data, read, figure, redraw) {
   ask(figure, "Student", read.students.map(({ network }, i) => [i, data.networks[network].name]), "student", redraw);
 }
@@ -8,6 +8,8 @@ const two = (number) => (number === null ? "" : number.toFixed(2).replace(/^(-?)
 function readMatch(data, read, choice, state, width, ink) {
   const student = read.students[choice.student], { panels: shown } = student, name = data.networks[student.network].name;
   const left = 24 + 6.6 * Math.max(...shown.flatMap((panel) => panel.short.map((one) => one.length)), 5);
+  // Panels are placed twice: the first time without a height, to learn the width of a cell, on which the height of the
+  // cells and of the tick labels depends.
   const across = Math.max(...shown.map((panel) => panel.others.length)), high = Math.max(...shown.map((panel) => panel.layers.length));
   const long = 6.2 * Math.max(...shown.flatMap((panel) => panel.shortOthers.map((one) => one.length)));
   const least = Math.max(210, across * 30), roomy = panels(shown.length, width - 70, least, 60, 0, left, left);
@@ -15,12 +17,12 @@ function readMatch(data, read, choice, state, width, ink) {
   const below = (upright ? long * 0.72 + 16 : 20) + 26, plan = panels(shown.length, width - 70, least, Math.max(110, high * cell * 0.86), below, left, left);
   const layout = blank(ink, plan.total + below + 36, 30), traces = [], texts = [], cells = [];
   layout.margin = { l: left, r: 84, t: 30, b: below + 2 };
-  const print = plan.wide / across >= 25;
+  const print = plan.wide / across >= 25; // narrower cells cannot hold a number
   let scaled = false;
   shown.forEach((panel, n) => {
     const place = plan.places[n], rows = panel.layers.map((_, i) => i), columns = panel.others.map((_, j) => j), nats = panel.unit === "nats";
     const most = nats ? Math.max(...panel.values.flat().filter((value) => value !== null), 1e-9) : 1;
-    const words = rows.map((i) => columns.map((j) => matchSaid(name, student, data, panel, i, j)));
+    const words = rows.map((i) => columns.map((j) => matchText(name, student, data, panel, i, j)));
     traces.push({ type: "heatmap", z: panel.values, x: columns, y: rows, xaxis: `x${suffix(n)}`, yaxis: `y${suffix(n)}`, colorscale: STOPS.map((color, i) => [i / (STOPS.length - 1), color]),
       zmin: 0, zmax: most, xgap: 1, ygap: 1, hovertext: words.map((row) => row.map(hover)), hoverinfo: "text", hoverongaps: true, showscale: !scaled && !nats,
       colorbar: { thickness: 12, len: Math.min(1, 220 / plan.total), lenmode: "fraction", y: 1, yanchor: "top", x: 1.01, outlinewidth: 0, tickvals: FIFTHS, tickfont: { size: TICK }, title: { text: "share<br>or CKA<br>\u00a0", font: { size: 11 } } } });
@@ -39,31 +41,31 @@ function readMatch(data, read, choice, state, width, ink) {
   });
   const layers = [...new Set(shown.flatMap((panel) => panel.layers))];
   return { traces: [...traces, ...texts], layout, cells: cells.map((row) => row.filter(Boolean)), table: {
-    caption: `What each rule picks for the layers of ${name} at phase ${student.phase}, with the margin over the runner-up`,
+    caption: `The teacher layer that each rule selects for the layers of ${name} at phase ${student.phase}, with the margin over the runner-up`,
     head: ["student layer", ...shown.map((panel) => panel.title)],
-    rows: layers.map((layer) => [layer, ...shown.map((panel) => pickSaid(panel, panel.picks.find((pick) => pick.layer === layer)))]) },
-    facts: `${name} at phase ${student.phase}, ${shown[0].seeds > 1 ? `${shown[0].seeds} seeds` : "1 run"}. Student layers upward, teacher layers to the right. Dotted outline: a tie, or a partner by convention. `
-      + `${shown.map((panel) => `${panel.title}: ${panel.said} (numbers: ${panel.unit})`).join("; ")}. Errors of margins: ${shown[0].basis}.` };
+    rows: layers.map((layer) => [layer, ...shown.map((panel) => pickText(panel, panel.picks.find((pick) => pick.layer === layer)))]) },
+    facts: `${name} at phase ${student.phase}, ${shown[0].seeds > 1 ? `${shown[0].seeds} seeds` : "1 run"}. Rows are student layers, columns are teacher layers. Dotted outline: a tie, or a partner by convention. `
+      + `${shown.map((panel) => `${panel.title}: ${panel.description} (numbers: ${panel.unit})`).join("; ")}. Errors of margins: ${shown[0].basis}.` };
 }
 
-// A margin with as many decimals as its error can bear.
+// A margin with the decimals of the second digit of its error.
 function within(margin, error) {
   const decimals = error > 0 ? Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(error)))) : 3;
-  return `${margin.toFixed(decimals)} ± ${error === null ? "not known" : error.toFixed(decimals)}`;
+  return `${margin.toFixed(decimals)} ± ${error === null ? "unknown" : error.toFixed(decimals)}`;
 }
 const plainUnit = (unit) => (unit.startsWith("nats") ? ` ${unit}` : "");
 
-function pickSaid(panel, pick) {
+function pickText(panel, pick) {
   if (!pick) return "not matched";
   const strength = pick.share === null ? `${two(pick.value)}${plainUnit(pick.unit)}` : `share ${two(pick.share)}`;
   const after = pick.runner_up ? `${within(pick.margin, pick.standard_error)}${plainUnit(pick.unit)} ahead of ${pick.runner_up}` : "";
   return [{ text: pick.teacher_layer, mark: pick.decision }, [strength, after].filter(Boolean).join("; ")];
 }
 
-function matchSaid(name, student, data, panel, i, j) {
+function matchText(name, student, data, panel, i, j) {
   const value = panel.values[i][j], pick = panel.picks[i], chosen = panel.chosen[i] === j;
   const behind = panel.behind[i][j];
   return [name, `layer ${panel.layers[i]}, teacher layer ${panel.others[j]}, phase ${student.phase}`, `${panel.title}: ${value === null ? "not measured" : small(value)} (${panel.unit})`,
-    chosen ? `picked: ${pick.decision}${pick.runner_up ? `, ${within(pick.margin, pick.standard_error)}${plainUnit(pick.unit)} ahead of ${pick.runner_up}` : ""}`
-      : behind === null ? "not compared" : `${within(behind, panel.errors[i][j])}${plainUnit(pick.unit)} behind the pick${panel.tied[i][j] ? ": a tie" : ""}`];
+    chosen ? `selected: ${pick.decision}${pick.runner_up ? `, ${within(pick.margin, pick.standard_error)}${plainUnit(pick.unit)} ahead of ${pick.runner_up}` : ""}`
+      : behind === null ? "not compared" : `${within(behind, panel.errors[i][j])}${plainUnit(pick.unit)} behind the selected layer${panel.tied[i][j] ? ": a tie" : ""}`];
 }

@@ -1,4 +1,4 @@
-// Names from files are data. Plotly reads a few tags in text, so every name is escaped before it is drawn.
+// Names come from files and are not trusted. Plotly interprets some HTML tags in text, so every name is escaped first.
 const find = (id) => document.getElementById(id);
 const inert = (name) => String(name).replace(/[\u0000-\u001f\u007f]/g, "\ufffd")
   .replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -28,7 +28,7 @@ function colors() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(`--${name}`).trim();
   const dark = read("scheme") === "dark";
-  // A colour that is legible on white is too dark for black: two fifths of the way to white.
+  // A color that is legible on white is too dark on black, so it is mixed with two fifths of white.
   const network = (hex) => {
     if (!dark) return hex;
     const parts = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -42,8 +42,8 @@ const veil = (hex, share) => `${hex}${Math.round(255 * share).toString(16).padSt
 
 const runs = (some, all) => (all > 1 ? `${some} of ${all} runs` : "this run");
 
-// What one point says, line by line: where, value, spread, references, verdict.
-function said(data, quantity, level, part, spot, phase, layer, other) {
+// The text of one point, line by line: place, value, spread, references, verdict.
+function pointText(data, quantity, level, part, spot, phase, layer, other) {
   const unit = { nats: " nats", bits: " bits" }[data.quantities[quantity].unit] ?? "";
   const at = (name) => part[name][spot];
   const lines = [data.networks[part.network].name, [layer && `layer ${layer}`, other && `teacher layer ${other}`,
@@ -55,10 +55,10 @@ function said(data, quantity, level, part, spot, phase, layer, other) {
   if (at("low") !== null && at("high") !== null) {
     lines.push(`95 % sampling interval ${digits(at("low"))} to ${digits(at("high"))}${at("count") > 1 ? " (mean of the seeds)" : ""}`);
   }
-  const beside = [["untrained", "untrained"], ["null", "rows permuted"]].filter(([name]) => at(name) !== null);
+  const beside = [["untrained", "untrained"], ["null", "permuted samples"]].filter(([name]) => at(name) !== null);
   if (beside.length) lines.push(beside.map(([name, words]) => `${words} ${digits(at(name))}`).join(", "));
   if (level.noise !== null) lines.push(`teacher noise σ = ${level.noise}`);
-  if (part.rises?.[spot]) lines.push(`reads more than the layer before in ${runs(part.rises[spot], at("count"))}: easier to read, no information added`);
+  if (part.rises?.[spot]) lines.push(`above the previous layer in ${runs(part.rises[spot], at("count"))}: easier to decode, no information added`);
   if (part.impossible?.[spot]) lines.push(`impossible in ${runs(part.impossible[spot], at("count"))}: more than H(Y)`);
   const reason = data.reasons[at("reason")];
   lines.push(`${data.verdicts[at("verdict")]}${reason ? `: ${reason}` : ""}${at("count") > 1 ? " (worst of the seeds)" : ""}`);
@@ -66,6 +66,7 @@ function said(data, quantity, level, part, spot, phase, layer, other) {
 }
 
 function hover(lines) {
+  // Plotly does not wrap hover text, and a long reason would leave the page.
   const wrapped = lines.flatMap((line) => {
     const rows = [""];
     for (const word of line.split(" ")) {

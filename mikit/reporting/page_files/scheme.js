@@ -1,4 +1,4 @@
-// Dark and light: as the system is set, until the reader chooses.
+// Dark or light: the setting of the system, until the reader chooses.
 function setUpScheme(restyle) {
   const root = document.documentElement, button = find("scheme"), system = matchMedia("(prefers-color-scheme: dark)");
   const dark = () => (root.dataset.scheme ?? (system.matches ? "dark" : "light")) === "dark";

@@ -1,4 +1,4 @@
-// The table of all rows: filters, sorting, pages, and the kept rows as CSV.
+// The table of all rows: filters, sorting, pages, and download of the filtered rows as CSV.
 const PAGE = 100;
 const collator = new Intl.Collator("en", { numeric: true });
 const field = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replace(/"/g, '""')}"` : cell);
@@ -8,6 +8,7 @@ function setUpTable(columns) {
   const rows = columns[0].values.map((_, i) => columns.map(({ values, words }) =>
     words === undefined ? values[i] : values[i] < 0 ? null : words[values[i]]));
   let joined = null;
+  // The text for the search takes time and memory for large flows, so it is made at the first search.
   const text = () => (joined ??= rows.map((row) => row.map((cell) => (cell === null ? "" : String(cell))).join(" ").toLowerCase()));
   const [head, body] = [find("table").tHead, find("table").tBodies[0]];
   const chosen = new Map();
@@ -58,7 +59,7 @@ function setUpTable(columns) {
     find("shown").textContent = kept.length
       ? `Rows ${count(first + 1)} to ${count(last)} of ${count(kept.length)}`
         + (kept.length < rows.length ? ` (${count(rows.length)} without filter)` : "")
-      : `None of the ${count(rows.length)} rows fits the filter`;
+      : `None of the ${count(rows.length)} rows matches the filter`;
     find("previous").disabled = everything || page === 0;
     find("next").disabled = everything || last >= kept.length;
   }

@@ -1,4 +1,4 @@
-"""Curves of a flow as a report shows them: where each changes, and from which phase two students part."""
+"""Curves of a flow in a report: change points, and the phase from which two students differ."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_STUDENTS", "changes_read", "curves_of", "paths_read"]
 
-QUANTITIES = {"recovered_share": "share recovered", "label_information": "label information"}
+QUANTITIES = {"recovered_share": "recovered share", "label_information": "label information"}
 MOST_STUDENTS = 8
-"""Up to so many students every two are compared; of more, each with the first."""
+"""Up to this number of students all pairs are compared; with more, each is compared with the first."""
 
 
 def curves_of(flow: Flow, quantity: str) -> Flow:
-    """The students' rows of one quantity, as a flow of their own: nothing else is then read along."""
+    """Return the students' rows of one quantity as a flow."""
     frame = flow.frame
     return type(flow)(frame[frame["role"].eq("student") & frame["quantity"].eq(quantity)], flow.settings)
 
 
 def changes_read(flow: Flow, networks: list[str], phases: list[int]) -> dict[str, Any]:
-    """Change points of the students' curves, for every quantity that has curves."""
-    drawn, absent, said = [], [], []
+    """Return the change points of the students' curves, for every quantity with curves."""
+    drawn, absent, findings = [], [], []
     for quantity, name in QUANTITIES.items():
         only = curves_of(flow, quantity)
         if only.frame.empty:
@@ -50,9 +50,9 @@ def changes_read(flow: Flow, networks: list[str], phases: list[int]) -> dict[str
         unit, spread = str(reading.curves["unit"].iloc[0]), reading.curves["standard_error"]
         edges = np.array([reading.curves["value"] - 2 * spread, reading.curves["value"] + 2 * spread])
         facts = (
-            f"Curves of {name}{_noise_said(only, quantity)}{_partner_said(quantity)}. A curve without a change gets "
-            f"one with probability {reading.settings['level']:g} at most, if its errors are right. Bars are two "
-            "standard errors and hold the sampling of probe rows, not the randomness of training."
+            f"Curves of {name}{_noise_text(only, quantity)}{_partner_text(quantity)}. The probability of a change "
+            f"point in a curve without one is at most {reading.settings['level']:g}, if its errors are correct. Error "
+            "bars are two standard errors; they cover the sampling of the data, not the randomness of training."
         )
         drawn.append(
             {
@@ -64,23 +64,23 @@ def changes_read(flow: Flow, networks: list[str], phases: list[int]) -> dict[str
             }
         )
         count = sum(len(run["curves"]) for run in runs)
-        said.append(f"{len(reading.changes):,} change points were found in {count:,} curves of {name}.")
+        findings.append(f"{len(reading.changes):,} change points were found in {count:,} curves of {name}.")
     if not drawn and not absent:
-        absent.append("No change points: the flow has no curves of label information or of the recovered share.")
-    return {"drawn": {"quantities": drawn} if drawn else None, "absent": absent, "said": said}
+        absent.append("No change points: the flow has no curves of label information or recovered share.")
+    return {"drawn": {"quantities": drawn} if drawn else None, "absent": absent, "findings": findings}
 
 
 def _run(
     curves: pd.DataFrame, changes: pd.DataFrame, networks: list[str], phases: list[int], network: str, seed: int
 ) -> dict[str, Any]:
-    told: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
     changes = changes[changes["network"].eq(network) & changes["seed"].eq(seed)]
     for (_, layer, other), own in curves.groupby(["layer_index", "layer", "teacher_layer"]):
         ordered = own.sort_values("phase")
         at = [phases.index(int(phase)) for phase in ordered["phase"]]
         mine = changes[changes["layer"].eq(str(layer))]
         recorded = ordered["phase"].tolist()
-        told.append(
+        drawn.append(
             {
                 "layer": str(layer),
                 "other": str(other),
@@ -92,14 +92,15 @@ def _run(
                 "changes": [_change(row, recorded, at) for row in mine.to_dict("records")],
             }
         )
-    short = short_names([one["layer"] for one in told])
-    for one, name in zip(told, short, strict=True):
+    short = short_names([one["layer"] for one in drawn])
+    for one, name in zip(drawn, short, strict=True):
         one["short"] = name
-    return {"network": networks.index(network), "seed": seed, "curves": told}
+    return {"network": networks.index(network), "seed": seed, "curves": drawn}
 
 
 def _change(row: dict[Any, Any], recorded: list[int], at: list[int]) -> dict[str, Any]:
-    """A change lies between a recording and the one before; so does the lower end of its interval."""
+    """Return a change point with positions of phases."""
+    # A change lies between a recording and the one before it, and so does the lower end of its interval.
     low = max(recorded.index(row["low"]) - 1, 0)
     return {
         "before": at[recorded.index(row["before"])],
@@ -112,17 +113,17 @@ def _change(row: dict[Any, Any], recorded: list[int], at: list[int]) -> dict[str
 
 
 def paths_read(flow: Flow, networks: list[str], phases: list[int]) -> dict[str, Any]:
-    """Differences of two students' curves, for every two of them and every quantity that has curves."""
+    """Return the differences between the curves of two students, for all pairs and every quantity with curves."""
     drawn: list[dict[str, Any]] = []
     absent: list[str] = []
     if len(networks) < 2:
-        return {"drawn": None, "absent": ["No comparison: it takes two students."], "said": []}
+        return {"drawn": None, "absent": ["No comparison: the flow has fewer than two students."], "findings": []}
     every = len(networks) <= MOST_STUDENTS
     two = list(combinations(networks, 2)) if every else [(name, networks[0]) for name in networks[1:]]
     if not every:
         absent.append(
-            f"Of {len(networks)} students, each is compared with {networks[0]} only; mikit.flow.compare_paths compares "
-            "any two."
+            f"With {len(networks)} students, each is compared with {networks[0]} only; use mikit.flow.compare_paths "
+            "for other pairs."
         )
     for quantity, name in QUANTITIES.items():
         only = curves_of(flow, quantity)
@@ -130,20 +131,20 @@ def paths_read(flow: Flow, networks: list[str], phases: list[int]) -> dict[str, 
             continue
         pairs = []
         for first, second in two:
-            # The later network less the earlier one, which is more often the baseline.
+            # The later network minus the earlier one, which is more often the baseline.
             ahead, behind = (second, first) if every else (first, second)
             try:
                 pairs.append(_pair(only, quantity, ahead, behind, networks, phases))
             except InputError as cause:
-                absent.append(f"{ahead} less {behind} is not compared in {name}: {cause}")
+                absent.append(f"{ahead} minus {behind} is not compared in {name}: {cause}")
         if not pairs:
             continue
-        facts = f"Curves of {name}{_noise_said(only, quantity)}{_partner_said(quantity)}."
+        facts = f"Curves of {name}{_noise_text(only, quantity)}{_partner_text(quantity)}."
         unit = str(only.frame["unit"].iloc[0])
         drawn.append({"name": name, "unit": unit, "facts": facts, "pairs": pairs})
     if not drawn and not absent:
-        absent.append("No comparison: the flow has no curves of label information or of the recovered share.")
-    return {"drawn": {"quantities": drawn} if drawn else None, "absent": absent, "said": []}
+        absent.append("No comparison: the flow has no curves of label information or recovered share.")
+    return {"drawn": {"quantities": drawn} if drawn else None, "absent": absent, "findings": []}
 
 
 def _pair(only: Flow, quantity: str, first: str, second: str, networks: list[str], phases: list[int]) -> dict[str, Any]:
@@ -174,12 +175,12 @@ def _pair(only: Flow, quantity: str, first: str, second: str, networks: list[str
     }
 
 
-def _noise_said(flow: Flow, quantity: str) -> str:
+def _noise_text(flow: Flow, quantity: str) -> str:
     if quantity != "recovered_share":
         return ""
     levels = sorted(flow.frame["noise"].unique())
     return f" at teacher noise σ = {0.3 if 0.3 in levels else levels[len(levels) // 2]:g}"
 
 
-def _partner_said(quantity: str) -> str:
+def _partner_text(quantity: str) -> str:
     return ", each with the teacher layer of the same depth" if quantity == "recovered_share" else ""

@@ -1,4 +1,4 @@
-"""D_F of a flow, and what data processing forbids, as a report shows them."""
+"""D_F and data-processing flags in a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mikit.reporting.columns import short_numbers
 if TYPE_CHECKING:
     from mikit.flow import Flow
 
-__all__ = ["divergences_read", "flags_told", "marks_of"]
+__all__ = ["divergences_read", "flag_table", "marks_of"]
 
 _SHOWN = ("same depth", "nearest")
 _QUANTITY = {"label_information": "label information", "recovered_share": "recovered share"}
@@ -22,11 +22,11 @@ _MOST_IMPOSSIBLE = 20
 
 
 def divergences_read(flow: Flow, networks: list[str], phases: list[int]) -> dict[str, Any]:
-    """D_F by the same depth and by the nearest value, with the last term apart and the step of the largest fall."""
+    """Return D_F by the same depth and by the nearest value, the term of the last layer and the largest fall."""
     try:
         table = flow_divergences(flow)
     except InputError as cause:
-        return {"drawn": None, "absent": [f"No D_F: {cause}"], "said": []}
+        return {"drawn": None, "absent": [f"No D_F: {cause}"], "findings": []}
     try:
         critical, absent = critical_phases(table), []
     except InputError as cause:
@@ -36,19 +36,19 @@ def divergences_read(flow: Flow, networks: list[str], phases: list[int]) -> dict
         for name in _SHOWN
         for own in [table[table["matching"].eq(name)].groupby("network", sort=False)]
     ]
-    said = []
+    findings = []
     for network, rows in critical.groupby("network", sort=False) if len(critical) else ():
         own = rows[rows["matching"].eq("same depth")]
         steps = _steps(own)
         clear = [one for one in steps if one["decision"] == "clear"]
         if clear:
             most = max(clear, key=lambda one: int(one["seeds"]))
-            said.append(
-                f"The label information of {network} nears the teacher's most between phases {most['from']} and "
+            findings.append(
+                f"The label information of {network} approaches the teacher's most between phases {most['from']} and "
                 f"{most['to']} (largest fall of D_F at the same depth, clear in {most['seeds']} of {len(own)} "
                 f"run{'s' if len(own) > 1 else ''})."
             )
-    return {"drawn": {"matchings": drawn}, "absent": absent, "said": said}
+    return {"drawn": {"matchings": drawn}, "absent": absent, "findings": findings}
 
 
 def _part(
@@ -76,7 +76,7 @@ def _part(
 
 
 def _steps(own: pd.DataFrame) -> list[dict[str, Any]]:
-    """The steps of the largest fall, one for each that some run has, with how many runs and the mean fall."""
+    """Return the steps with the largest fall, the most frequent first, with the number of runs and the mean fall."""
     groups = own.groupby(["from_phase", "to_phase", "decision"], sort=False)
     counted = groups.agg(seeds=("seed", "size"), fall=("fall", "mean")).reset_index()
     counted = counted.sort_values("seeds", ascending=False, kind="stable")
@@ -93,7 +93,7 @@ def _steps(own: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def marks_of(flags: pd.DataFrame) -> dict[tuple[str, int, str], tuple[int, int]]:
-    """Flags of label information by network, phase and layer: in how many runs it rises with depth or is impossible."""
+    """Count the runs in which label information rises with depth or is impossible, by network, phase and layer."""
     own = flags[flags["quantity"].eq("label_information")]
     counts: dict[tuple[str, int, str], tuple[int, int]] = {}
     for network, phase, layer, kind in zip(own["network"], own["phase"], own["layer"], own["kind"], strict=True):
@@ -103,8 +103,8 @@ def marks_of(flags: pd.DataFrame) -> dict[tuple[str, int, str], tuple[int, int]]
     return counts
 
 
-def flags_told(flow: Flow, flags: pd.DataFrame) -> dict[str, Any]:
-    """The flags in words: counts by network and quantity, the largest of each, and the impossible rows one by one."""
+def flag_table(flow: Flow, flags: pd.DataFrame) -> dict[str, Any]:
+    """Return the flags as a table of counts with the largest of each, and the impossible rows as sentences."""
     rows = []
     checked = flow.frame[flow.frame["quantity"].isin(list(_QUANTITY))].groupby(["network", "quantity"]).size()
     order = {str(name): place for place, name in enumerate(flow.frame["network"].unique())}
@@ -133,5 +133,5 @@ def flags_told(flow: Flow, flags: pd.DataFrame) -> dict[str, Any]:
     ]
     more = len(impossible) - _MOST_IMPOSSIBLE
     if more > 0:
-        listed.append(f"and {more:,} more, which mikit.flow.data_processing_flags lists")
+        listed.append(f"and {more:,} more; see mikit.flow.data_processing_flags")
     return {"rows": rows, "impossible": listed, "count": len(impossible)}

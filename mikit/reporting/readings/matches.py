@@ -1,4 +1,4 @@
-"""Matching of layers as a report and the command line show it: what each rule picks, how clearly, and the runner-up."""
+"""Layer matching in a report and on the command line: the selected layer of each rule, margin, and runner-up."""
 
 from __future__ import annotations
 
@@ -17,24 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["SHOWN_RULES", "matches_read", "picks"]
 
-SHOWN_RULES = {"directional": "most recoverable from", "cka": "linear CKA", "share": "largest share recovered"}
+SHOWN_RULES = {"directional": "most recoverable from", "cka": "linear CKA", "share": "largest recovered share"}
 _MAPPED = {
     "directional": "share of the student layer that is recoverable",
     "cka": "linear CKA",
-    "share": "share of the teacher layer recovered",
+    "share": "recovered share of the teacher layer",
 }
 
 
 def picks(pooled: Pooled) -> list[dict[str, Any]]:
-    """One entry a student layer: the pick of a rule, the runner-up, the margin with its error, and the decision.
+    """Return the choice of a rule for every student layer, with the runner-up, the margin and the decision.
 
-    Args:
-        pooled: What :meth:`mikit.flow.LayerMatch.pooled` returned.
-
-    Returns:
-        Dictionaries with ``layer``, ``teacher_layer``, ``value``, ``unit``, ``share``, ``runner_up`` (empty where the
-        partner is declared or alone), ``margin``, ``standard_error`` and ``decision``: ``"clear"``, ``"tie"``,
-        ``"declared"`` or ``"only one"``.
+    ``runner_up`` is empty if the partner is a convention or the only layer.
 
     Examples:
         >>> from mikit.flow import match_flow
@@ -42,7 +36,7 @@ def picks(pooled: Pooled) -> list[dict[str, Any]]:
         >>> found[0]["layer"], found[0]["teacher_layer"], found[0]["decision"]
         ('stem', 'stem', 'clear')
     """
-    told = []
+    found = []
     columns = len(pooled.teacher_layers)
     for row, layer in enumerate(pooled.layers):
         best = int(pooled.chosen[row])
@@ -52,7 +46,7 @@ def picks(pooled: Pooled) -> list[dict[str, Any]]:
         decision = "declared" if declared else "only one" if not others else "clear"
         if decision == "clear" and pooled.undecided[row]:
             decision = "tie"
-        told.append(
+        found.append(
             {
                 "layer": layer,
                 "teacher_layer": pooled.teacher_layers[best],
@@ -65,13 +59,13 @@ def picks(pooled: Pooled) -> list[dict[str, Any]]:
                 "decision": decision,
             }
         )
-    return told
+    return found
 
 
 def matches_read(flow: Flow, networks: list[str]) -> dict[str, Any]:
-    """Every student's layers at its last phase, by the directional rule, by CKA and by the share."""
+    """Match every student's layers at its last phase, by the directional rule, by CKA and by the share."""
     found: dict[str, LayerMatch] = {}
-    absent, said = [], []
+    absent, findings = [], []
     for rule in SHOWN_RULES:
         try:
             found[rule] = match_flow(flow, rules=[rule])
@@ -89,31 +83,31 @@ def matches_read(flow: Flow, networks: list[str]) -> dict[str, Any]:
                 absent.append(f"{network} is not matched by {SHOWN_RULES[rule]}: {cause}")
         if panels:
             drawn.append({"network": place, "phase": panels[0].pop("phase"), "panels": panels})
-            said += [_told(network, panel) for panel in panels if panel["rule"] == "directional"]
-    return {"drawn": {"students": drawn} if drawn else None, "absent": absent, "said": said}
+            findings += [_finding(network, panel) for panel in panels if panel["rule"] == "directional"]
+    return {"drawn": {"students": drawn} if drawn else None, "absent": absent, "findings": findings}
 
 
-def _told(network: str, panel: dict[str, Any]) -> str:
+def _finding(network: str, panel: dict[str, Any]) -> str:
     ties = sum(pick["decision"] == "tie" for pick in panel["picks"])
     text = ", ".join(
         f"{pick['layer']} from {pick['teacher_layer']}" for pick in panel["picks"] if pick["decision"] == "clear"
     )
-    clear = f"clearly most recoverable: {text}" if text else "no layer has a clear pick"
+    clear = f"clearly most recoverable: {text}" if text else "no selection is clear"
     return f"Layers of {network} by the directional rule: {clear}; {ties} of {len(panel['picks'])} are ties."
 
 
 def _panel(rule: str, pooled: Pooled) -> dict[str, Any]:
     shares = rule == "directional" and bool(np.isfinite(pooled.shares).any())
     mapped = pooled.shares if shares else pooled.measured
-    told = picks(pooled)
-    for pick in told:
+    chosen = picks(pooled)
+    for pick in chosen:
         for name in ("value", "share", "margin", "standard_error"):
             (pick[name],) = short_numbers([pick[name]])
     return {
         "rule": rule,
         "phase": pooled.phase,
         "title": SHOWN_RULES[rule],
-        "said": RULES[rule],
+        "description": RULES[rule],
         "unit": _MAPPED[rule] if shares or rule != "directional" else "nats",
         "layers": list(pooled.layers),
         "short": short_names(list(pooled.layers)),
@@ -126,5 +120,5 @@ def _panel(rule: str, pooled: Pooled) -> dict[str, Any]:
         "chosen": [int(one) for one in pooled.chosen],
         "basis": pooled.basis,
         "seeds": pooled.seeds,
-        "picks": told,
+        "picks": chosen,
     }

@@ -1,11 +1,9 @@
-"""Readings of a flow as a report shows them: changes, D_F, data processing, students side by side, matching layers."""
+"""The readings of a flow in a report: change points, D_F, two students compared, matching layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
-
-import pandas as pd
 
 from mikit.flow.matching.result import NOT_A_FINDING
 from mikit.reporting.readings.curves import changes_read, paths_read
@@ -21,21 +19,17 @@ __all__ = ["READINGS", "ReadingOfReport", "readings"]
 @final
 @dataclass(frozen=True)
 class ReadingOfReport:
-    """One reading on the page: a figure with choices of its own, and a table below.
+    """One reading on the page: a figure with its own menus, and a table below.
 
-    Attributes:
-        name: Its name in the page's addresses.
-        heading: Its heading.
-        kind: ``"phases"`` if the phases lie along the axis, else ``"map"``.
-        reading: How to read it.
-        is_not: What it is not.
+    ``kind`` is ``"phases"`` if the axis shows the phases, else ``"map"``; ``reading`` explains the figure and
+    ``caveat`` its limits.
     """
 
     name: str
     heading: str
     kind: str
     reading: str
-    is_not: str
+    caveat: str
 
 
 READINGS = (
@@ -43,72 +37,51 @@ READINGS = (
         "changes",
         "Where the curves change",
         "phases",
-        "Each curve is cut into as few straight pieces as its errors allow. A dashed line is the likeliest place of a "
-        "change, and the shade around it holds 95 % of its probability. Choose another seed: a change that several "
-        "seeds share belongs to the method.",
+        "Each curve is divided into as few straight pieces as its errors allow. A dashed line is the most likely place "
+        "of a change, and the shaded region contains 95 % of its probability. Compare seeds: only a change that "
+        "several seeds share is a property of the method.",
         "A change point is not the moment at which something was learned. It lies between two recordings, and a smooth "
-        "curve is cut where straight pieces happen to follow it best.",
+        "curve is divided where straight pieces happen to fit it best.",
     ),
     ReadingOfReport(
         "divergence",
-        "How far each student's flow is from the teacher's",
+        "Divergence from the teacher",
         "phases",
-        "D_F adds up, over the layers, the squared differences of label information between the student and the final "
-        "teacher. Dotted is the term of the last layer alone. Read “same depth” first. A thick piece is the step in "
-        "which D_F falls most, where that is clear in every seed.",
-        "D_F compares amounts and not contents: two networks can tell equally much about the labels and share no "
-        "feature. By the nearest value the other layers find a teacher layer of a value like their own, and the last "
-        "term, whose partner is a convention, weighs more.",
+        "D_F is the sum over the layers of the squared differences in label information between the student and the "
+        "final teacher. The dotted line is the term of the last layer alone. Start with “same depth”. A thick segment "
+        "is the step with the largest fall of D_F, if that is clear in every seed.",
+        "D_F compares amounts of information, not contents: two networks can have equal information about the labels "
+        "and share no feature. With the nearest value, the other layers find a teacher layer with a similar value, and "
+        "the last term, whose partner is a convention, has more weight.",
     ),
     ReadingOfReport(
         "paths",
-        "Two students side by side",
+        "Two students compared",
         "phases",
-        "The line is the first student less the second, mean over the seeds that both have. It counts where it leaves "
-        "the shaded band, which holds for all layers and phases together (5 %); those points are filled.",
+        "The line is the first student minus the second, averaged over the seeds that both have. A difference is "
+        "significant (5 %, corrected for all layers and phases) outside the shaded band; those points are filled.",
         "A line inside the band does not show that two students are equal: with two or three seeds the band is wide, "
-        "and with one seed it knows nothing of training.",
+        "and with one seed it does not cover the randomness of training.",
     ),
     ReadingOfReport(
         "match",
-        "Which teacher layer goes with which student layer",
+        "Matching layers",
         "map",
-        "Read along a row: outlined is the teacher layer that a rule picks for this student layer, and ≈ marks layers "
-        "less than two standard errors behind it. Where there is one, the pick is a tie and not a choice.",
+        "Each row is a student layer: the outline is the teacher layer that a rule selects, and ≈ marks layers less "
+        "than two standard errors behind it. If a row has such a mark, the selection is a tie.",
         NOT_A_FINDING,
     ),
 )
 
 
-def readings(flow: Flow, networks: list[str], phases: list[int], flags: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """What every reading shows, ready for JSON, and a sentence for what the flow does not carry.
+def readings(flow: Flow, networks: list[str], phases: list[int]) -> dict[str, dict[str, Any]]:
+    """Return every reading, ready for JSON: ``drawn``, ``absent`` and ``findings`` by its name.
 
-    Args:
-        flow: The flow.
-        networks: The page's students, in order.
-        phases: The page's phases, ascending.
-        flags: What :func:`mikit.flow.data_processing_flags` returned.
-
-    Returns:
-        By name of the reading: ``drawn`` (None where there is nothing to draw), ``absent`` (sentences) and ``said``
-        (findings in words).
-
-    Unit: those of the flow.
-
-    Raises:
-        Nothing: what cannot be read becomes a sentence.
-
-    Cost:
-        About ten seconds for 75,000 rows.
-
-    Source:
-        :mod:`mikit.flow`.
+    ``drawn`` is None if there is nothing to draw, ``absent`` are the reasons, and ``findings`` are sentences.
 
     Example:
-        >>> from mikit.flow import data_processing_flags
-        >>> students, phases = ["student alone", "student + VID"], [0, 1, 2, 4, 8, 16, 30]
-        >>> found = readings(run, students, phases, data_processing_flags(run))
-        >>> found["match"]["absent"][0].startswith('This flow does not have what the rule "directional" compares.')
+        >>> found = readings(run, ["student alone", "student + VID"], [0, 1, 2, 4, 8, 16, 30])
+        >>> found["match"]["absent"][0].startswith("This flow does not contain the values that the rule")
         True
     """
     return {

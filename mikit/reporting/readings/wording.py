@@ -1,4 +1,4 @@
-"""What a report says in words: computed from the frame, never canned."""
+"""The sentences of a report, computed from the frame."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
 __all__ = ["LIMITS", "VERDICT_ORDER", "findings", "listed", "reasons_counted", "verdicts_counted"]
 
 VERDICT_ORDER = ("trustworthy", "caution", "unreliable")
-"""Verdicts in the order of trust."""
+"""Verdicts, from the best to the worst."""
 
 LIMITS = (
-    "“The student has learned the teacher's layer.” A share above 0 is no transfer: it must lie above the untrained "
-    "floor, above a student trained without the teacher, and above one taught with broken pairing.",
+    "“The student has learned the teacher's layer.” A share above 0 does not show transfer: it must exceed the "
+    "untrained baseline, a student trained without the teacher, and a student trained with broken pairing.",
     "“This student layer corresponds to that teacher layer.” Early layers and narrow logits are easy to recover from "
-    "anything; say “the layer that recovers most”, with the distance to the runner-up.",
-    "“Information was lost” or “compressed”. A falling share says that less can be recovered linearly at this noise.",
-    "“The loss transfers information”, from the layers it was trained on: there the share only checks that training "
+    "any layer; write “the layer that recovers most”, with the margin over the runner-up.",
+    "“Information was lost” or “compressed”. A falling share means that less can be recovered linearly at this noise.",
+    "“The loss transfers information”, from the layers it was trained on: there the share only shows that training "
     "worked.",
-    "“Method A is better”, from one teacher or from few seeds: no band holds the teacher's own spread, and three seeds "
-    "are a screen, not a test.",
-    "Any comparison across readouts, numbers of rows, probes or noise levels: each is part of the definition.",
+    "“Method A is better”, from one teacher or from few seeds: no band covers the spread over teachers, and three "
+    "seeds are exploratory, not a test.",
+    "Any comparison across pooling methods, numbers of samples, probes or noise levels: each is part of the "
+    "definition.",
 )
-"""What a flow cannot show, whatever its numbers."""
+"""Claims that no flow supports, whatever its values."""
 
 
 def listed(items: Sequence[object], most: int = 12) -> str:
-    """Items as a phrase; semicolons part items that hold commas themselves.
+    """Return the items as a phrase; items that contain commas are separated by semicolons.
 
     Examples:
         >>> listed(["a", "b", "c"])
@@ -51,19 +52,19 @@ def listed(items: Sequence[object], most: int = 12) -> str:
 
 
 def findings(flow: Flow) -> list[str]:
-    """What came out, one sentence per finding, with its spread over seeds where there is one."""
-    said: list[str] = []
+    """Return one sentence per finding, with its spread over seeds if there are several."""
+    sentences: list[str] = []
     if present(flow, "label_information"):
-        said += _label_findings(flow, select(flow, "label_information"))
+        sentences += _label_findings(flow, select(flow, "label_information"))
     if present(flow, "recovered_share"):
-        said += _share_findings(select(flow, "recovered_share"))
+        sentences += _share_findings(select(flow, "recovered_share"))
     if present(flow, "accuracy"):
-        said += _accuracy_findings(select(flow, "accuracy"))
-    return said
+        sentences += _accuracy_findings(select(flow, "accuracy"))
+    return sentences
 
 
 def _at_end(rows: Rows, network: str) -> tuple[list[dict[str, Any]], int]:
-    """The places of a network at its last measured phase, in network order, and that phase."""
+    """Return the averages of a network at its last measured phase, in network order, and that phase."""
     table = rows.averages()
     own = table[table["network"].eq(network) & table["mean"].notna()]
     if own.empty:
@@ -80,7 +81,7 @@ def _span(place: dict[str, Any], form: str = ".2f") -> str:
 
 
 def _label_findings(flow: Flow, rows: Rows) -> list[str]:
-    said = []
+    sentences = []
     entropy = label_entropy(flow) if rows.unit == "nats" else None
     best = float(rows.teacher_averages()["mean"].max()) if not rows.teacher.empty else math.nan
     for network in rows.networks:
@@ -89,18 +90,18 @@ def _label_findings(flow: Flow, rows: Rows) -> list[str]:
             continue
         top = max(places, key=lambda place: float(place["mean"]))
         text = (
-            f"{network} tells most about the labels in layer {top['layer']} at phase {phase}: "
+            f"{network} has the most label information in layer {top['layer']} at phase {phase}: "
             f"{top['mean']:.2f} {rows.unit}{_span(top)}"
         )
         shares = [f"{top['mean'] / best:.0%} of the teacher's best layer ({best:.2f} {rows.unit})"] if best > 0 else []
         if entropy:
             shares.append(f"{top['mean'] / entropy:.0%} of H(Y) = {entropy:.2f} {rows.unit}")
-        said.append(f"{text}{', ' if shares else ''}{' and '.join(shares)}.")
-    return said
+        sentences.append(f"{text}{', ' if shares else ''}{' and '.join(shares)}.")
+    return sentences
 
 
 def _share_findings(rows: Rows) -> list[str]:
-    said, ends = [], {}
+    sentences, ends = [], {}
     noise = "" if rows.noise is None else f", at teacher noise σ = {rows.noise:g}"
     for network in rows.networks:
         places, phase = _at_end(rows, network)
@@ -112,23 +113,23 @@ def _share_findings(rows: Rows) -> list[str]:
         high, low = (pick(matched, key=lambda place: float(place["mean"])) for pick in (max, min))
         floors = [place["untrained"] for place in matched if math.isfinite(place["untrained"])]
         average = statistics.fmean(place["mean"] for place in matched)
-        text = f"{network} recovers on average {average:.2f} of the matching teacher layer at phase {phase}"
+        text = f"{network} recovers a share of {average:.2f} of the matching teacher layer on average at phase {phase}"
         if floors:
             text += f" (untrained: {statistics.fmean(floors):.2f})"
         if len(matched) > 1:
-            text += f": most in {high['layer']} ({high['mean']:.2f}), least in {low['layer']} ({low['mean']:.2f})"
-        said.append(f"{text}{noise}.")
-    said += _contrasts(ends)
+            text += f": largest in {high['layer']} ({high['mean']:.2f}), smallest in {low['layer']} ({low['mean']:.2f})"
+        sentences.append(f"{text}{noise}.")
+    sentences += _contrasts(ends)
     null = rows.students["null"].dropna()
     if not null.empty:
         average = round(float(null.mean()), 3) + 0.0  # Never "-0.000".
-        said.append(f"With the rows permuted the recovered share is {average:.3f} on average: the null.")
-    return said
+        sentences.append(f"With permuted samples (null) the average recovered share is {average:.3f}.")
+    return sentences
 
 
 def _contrasts(ends: dict[str, tuple[dict[str, dict[str, Any]], int]]) -> list[str]:
-    """Where each network differs most from the first, against the spread over seeds."""
-    said: list[str] = []
+    """Return where each network differs most from the first, relative to the spread over seeds."""
+    sentences: list[str] = []
     names = list(ends)
     for other in names[1:]:
         (base, phase), (own, own_phase) = ends[names[0]], ends[other]
@@ -140,11 +141,11 @@ def _contrasts(ends: dict[str, tuple[dict[str, dict[str, Any]], int]]) -> list[s
         seeds = min(own[layer]["seeds"], base[layer]["seeds"])
         text = f"{other} differs most from {names[0]} in {layer} at phase {phase}: {gaps[layer]:+.2f} recovered share"
         if seeds > 1 and spread > 0:
-            text += f", {abs(gaps[layer]) / spread:.1f} pooled seed SD ({seeds} seeds: a screen, not a test)"
+            text += f", {abs(gaps[layer]) / spread:.1f} pooled seed SD ({seeds} seeds: exploratory, not a test)"
         elif seeds < 2:
-            text += "; one run has no seed SD, so this is a hint only"
-        said.append(f"{text}.")
-    return said
+            text += "; with one run there is no seed SD, so this is only an indication"
+        sentences.append(f"{text}.")
+    return sentences
 
 
 def _accuracy_findings(rows: Rows) -> list[str]:
@@ -159,14 +160,14 @@ def _accuracy_findings(rows: Rows) -> list[str]:
 
 
 def verdicts_counted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows per quantity and verdict, with the verdicts in the order of trust."""
+    """Count rows by quantity and verdict, from the best verdict to the worst."""
     counts = pd.crosstab(frame["quantity"], frame["verdict"].replace("", "not judged").fillna("not judged"))
     known = [name for name in VERDICT_ORDER if name in counts.columns]
     return counts[[*known, *(name for name in counts.columns if name not in VERDICT_ORDER)]]
 
 
 def reasons_counted(frame: pd.DataFrame) -> list[tuple[str, str, int]]:
-    """Reason, verdict and number of rows, the most frequent first."""
+    """Count rows by reason and verdict, the most frequent first."""
     judged = frame[frame["reasons"].fillna("").ne("")]
     if judged.empty:
         return []
