@@ -110,7 +110,7 @@ def test_groups_count_as_one_row() -> None:
     few, why = _choice(x, y, torch.arange(10).repeat_interleave(40))
     assert isinstance(few, GaussianMI)
     assert few.held_out
-    assert why.startswith("10 groups are fewer than 5 for each of the 4 columns")
+    assert why.startswith("10 groups are fewer than 5 for each of the 4 features")
 
 
 def test_copies_of_a_row_do_not_look_like_dependence() -> None:
