@@ -94,6 +94,10 @@ def test_commands_and_options() -> None:
         assert not added, f"{command} now requires {added}"
 
 
+def test_measure_is_still_imported_from_its_old_place() -> None:
+    assert importlib.import_module("mikit.measuring").measure is mikit.measure
+
+
 def test_the_list_is_that_of_0_1() -> None:
     assert OLD["version"] == "0.1.0"
     assert len(OLD["names"]["mikit"]) == 72
